@@ -1,0 +1,1 @@
+"""What must be the same for every model: images, runs, randomness, timing, metrics, plots, report."""

@@ -1,0 +1,133 @@
+"""Command lines: one-sentence errors, types with ranges, the options that every training script shares.
+
+Standard library only, so that a wrong flag is answered before torch is imported.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend, told in one sentence; `run` turns it into exit status 2."""
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The docstring as it stands, and the default behind each option."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser described by a script's docstring, strict about names and brief about errors."""
+    return _Parser(description=(doc or "").strip(), allow_abbrev=False, formatter_class=_Formatter)
+
+
+def run(main: Callable[[], Any]) -> NoReturn:
+    """Call `main` and leave with its status: 2 and one sentence after a UserError, 130 after Ctrl-C."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status or 0)
+
+
+def str2bool(text: str | bool) -> bool:
+    """Read a published flag value such as `True`, `true`, `yes` or `0`."""
+    if isinstance(text, bool):
+        return text
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+
+
+def _number(kind: type, accepts: Callable[[Any], bool], words: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {words}, not {text!r}") from None
+        if not math.isfinite(value) or not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
+        return value
+
+    return read
+
+
+positive_int = _number(int, lambda v: v > 0, "a whole number above 0")
+non_negative_int = _number(int, lambda v: v >= 0, "a whole number, 0 or more")
+positive_float = _number(float, lambda v: v > 0, "a number above 0")
+non_negative_float = _number(float, lambda v: v >= 0, "a number, 0 or more")
+fraction = _number(float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add --device, --precision and --threads."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", default="auto", help="auto (CUDA, MPS, CPU in this order), cpu, cuda, cuda:N or mps")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "float32", "bf16"],
+        help="of the network passes; auto is bf16 where the hardware computes in it",
+    )
+    group.add_argument(
+        "--threads", type=non_negative_int, default=0, help="CPU threads, 0 divides the cores among local processes"
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every training script takes: seed, budget, checkpoints, device."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, data order and noise")
+    group.add_argument(
+        "--max_steps", type=non_negative_int, default=0, help="stop after so many updates, 0 for no bound"
+    )
+    group.add_argument(
+        "--max_images", type=non_negative_int, default=0, help="stop after so many training images, 0 for no bound"
+    )
+    group.add_argument(
+        "--max_seconds",
+        type=non_negative_float,
+        default=0,
+        help="stop after so many seconds of training, restarts included; 0 for no bound",
+    )
+    group.add_argument(
+        "--save_minutes", type=positive_float, default=5, help="minutes after which a checkpoint is written anyway"
+    )
+    group.add_argument("--keep", type=non_negative_int, default=3, help="checkpoints kept, the newest; 0 keeps all")
+    group.add_argument(
+        "--fresh", action="store_true", help="start over, deleting what the run folder holds of this model"
+    )
+    add_device_options(parser)
+
+
+def repo_root() -> Path:
+    """Return the folder that holds `results/`."""
+    return Path(__file__).resolve().parents[2]
+
+
+def data_root() -> Path:
+    """Return the one data root: the environment variable DATA_ROOT, or `data/` in the repository."""
+    return Path(os.environ.get("DATA_ROOT") or repo_root() / "data")
+
+
+def default_run_folder(model: str, run_name: str) -> Path:
+    """Return results/runs/<model>/<run_name>."""
+    return repo_root() / "results" / "runs" / model / run_name

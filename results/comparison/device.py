@@ -1,0 +1,104 @@
+"""Where and in which precision the networks compute."""
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from comparison.cli import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that --device names; `auto` takes CUDA, MPS or the CPU, in this order.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not usable on this machine ({reason})") from None
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return device
+
+
+def set_threads(threads: int, local_world_size: int = 1) -> None:
+    """Give this process `threads` CPU threads; 0 divides the usable cores among the processes of this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = int(os.environ.get("OMP_NUM_THREADS", usable))
+    torch.set_num_threads(threads or max(1, min(limit, usable // local_world_size)))
+
+
+def _cpu_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return set()
+    line = next((text for text in cpuinfo.read_text().splitlines() if text.startswith("flags")), "")
+    return set(line.split())
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 in hardware, so that it is faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(_cpu_flags() & {"amx_bf16", "avx512_bf16"})
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast type for --precision: bfloat16, or None for float32."""
+    if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
+        return torch.bfloat16
+    return None
+
+
+def precision_name(dtype: torch.dtype | None) -> str:
+    """Return `float32` for None, else the type's name."""
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device in words: the GPU's name, or the processor with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{platform.processor() or platform.machine()} GPU (MPS)"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    model = next(
+        (text.partition(":")[2].strip() for text in lines if text.startswith("model name")), platform.machine()
+    )
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak on a GPU; the peak of a process on the CPU cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak of allocated GPU memory, or on a CPU of the resident process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

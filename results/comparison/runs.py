@@ -1,0 +1,322 @@
+"""Run folders: config.json, progress.csv, log.txt, checkpoints. Imports torch only where a tensor is touched."""
+
+import contextlib
+import csv
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from comparison.cli import UserError, repo_root
+
+# Options that may differ when a run is continued: they decide how long and where it runs, not what it computes.
+MAY_CHANGE = frozenset(
+    {
+        *("device", "threads", "fresh", "keep", "run_dir"),
+        *("max_steps", "max_images", "max_seconds", "save_minutes", "save_interval", "log_interval", "grid_every"),
+        *("num_samples", "sample_batch_size"),
+    }
+)
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically, indented, with a newline at the end."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the project's commit, marked `+` when tracked source files differ from it, or None outside git."""
+    try:
+        git = ["git", "-C", str(repo_root())]
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno", "--", "*.py"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+class Run:
+    """One training run in its folder.
+
+    Attributes:
+        folder: where everything is written.
+        config: the content of config.json.
+        resumed: whether the folder held this run already.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], resumed: bool, stale: list[Path]):
+        self.folder, self.config, self.resumed = folder, config, resumed
+        self._stale = stale
+
+    @classmethod
+    def open(
+        cls, folder: Path, options: dict[str, Any], *, model: str, may_change: Iterable[str] = (), fresh: bool = False
+    ) -> "Run":
+        """Open a run folder for training; nothing is written or deleted before `start`.
+
+        Args:
+            folder: of the run; need not exist.
+            options: every flag with its value.
+            model: name of the family, e.g. `gans`.
+            may_change: further options that may differ from the folder's.
+            fresh: start over.
+
+        Raises:
+            UserError: the folder holds another run; the sentence names each difference.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: not a folder")
+        options = json.loads(json.dumps(options, default=str))
+        config = {"model": model, "options": options, "git_commit": git_commit(), "versions": versions()}
+        config["created"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        path = folder / "config.json"
+        if fresh:
+            stale = [p for pattern in _OWN_FILES for p in folder.glob(pattern)] if path.is_file() else []
+            return cls(folder, config, False, stale)
+        if not path.is_file():
+            if any(folder.glob("*.pt")):
+                raise UserError(f"{folder}: holds checkpoints but no config.json; name another folder")
+            return cls(folder, config, False, [])
+        known = read_json(path)
+        if not isinstance(known, dict) or "options" not in known:
+            raise UserError(f"{path}: not the config.json of a training run")
+        if known.get("model") != model:
+            raise UserError(f"{folder} holds a run of {known.get('model')}, not of {model}")
+        _refuse_differences(folder, known["options"], options, MAY_CHANGE | set(may_change))
+        config = {**known, "options": {**known["options"], **options}}
+        return cls(folder, config, True, [])
+
+    def finished_reason(self, budget: Any = None) -> str | None:
+        """Return why the run has ended, or None if it has not or `budget` (a Budget) now allows more."""
+        done = self.config.get("finished")
+        if not done:
+            return None
+        if budget is None:
+            return done["reason"]
+        if not done["reason"].startswith("max_"):
+            return done["reason"]
+        return budget.exhausted(done["steps"], done["images_seen"], done["wall_seconds"])
+
+    def start(self, step: int = 0) -> None:
+        """Make the folder ready for training from `step`: old files of a fresh start go, later rows are trimmed."""
+        for path in self._stale:
+            path.unlink(missing_ok=True)
+        self._stale = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.pop("finished", None)
+        self._write_config()
+        path = self.folder / "progress.csv"
+        if path.is_file():
+            rows = [row for row in read_progress(path) if row["step"] <= step]
+            _write_rows(path, rows)
+
+    def describe(self, **facts: Any) -> None:
+        """Add facts to config.json: parameters, data, device, precision."""
+        self.config.update(facts)
+        self._write_config()
+
+    def log(self, message: str) -> None:
+        """Print a line on the console and append it to log.txt."""
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(sys.stdout):
+            print(message, flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            file.write(message + "\n")
+
+    def log_row(self, step: int, images_seen: int, wall_seconds: float, **values: float) -> None:
+        """Append a row to progress.csv; new columns are added to the file, missing ones left empty."""
+        row = {"step": step, "images_seen": images_seen, "wall_seconds": round(wall_seconds, 3)}
+        row.update({name: float(f"{float(value):.7g}") for name, value in values.items()})
+        path = self.folder / "progress.csv"
+        header = _header(path)
+        if header is not None and set(row) <= set(header):
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, header).writerow(row)
+        else:
+            rows = [*read_progress(path), row] if header is not None else [row]
+            _write_rows(path, rows)
+
+    def finish(self, reason: str, *, steps: int, images_seen: int, wall_seconds: float, **facts: Any) -> None:
+        """Mark the run as ended in config.json."""
+        self.config["finished"] = {
+            "reason": reason,
+            "steps": steps,
+            "images_seen": images_seen,
+            "wall_seconds": round(wall_seconds, 3),
+            **facts,
+        }
+        self._write_config()
+
+    def draw_loss(self) -> None:
+        """Draw loss.png from progress.csv."""
+        from comparison.curves import draw_run_loss
+
+        draw_run_loss(self.folder)
+
+    def _write_config(self) -> None:
+        write_json(self.folder / "config.json", self.config)
+
+
+# What a run writes, and --fresh deletes.
+_OWN_FILES = (
+    "*.pt",
+    "config.json",
+    "progress.*",
+    "log.txt",
+    "loss.png",
+    "grid*.png",
+    "samples*",
+    "sampling.json",
+    "metrics.json",
+    "timing.json",
+)
+
+
+def _refuse_differences(
+    folder: Path, there: dict[str, Any], here: dict[str, Any], may_change: set[str] | frozenset[str]
+) -> None:
+    names = sorted((set(there) | set(here)) - set(may_change))
+    differences = [f"{n} {there.get(n)} there, {here.get(n)} here" for n in names if there.get(n) != here.get(n)]
+    if differences:
+        raise UserError(
+            f"{folder} holds another run: {'; '.join(differences)}; use the same options, another folder or --fresh"
+        )
+
+
+def _header(path: Path) -> list[str] | None:
+    if not path.is_file():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), None)
+
+
+def read_progress(path: Path) -> list[dict[str, float]]:
+    """Read progress.csv as one dictionary per row; empty cells are left out, a half-written last row too."""
+    rows = []
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            with contextlib.suppress(TypeError, ValueError):
+                values = {name: float(value) for name, value in row.items() if value not in ("", None)}
+                if {"step", "images_seen", "wall_seconds"} <= set(values):
+                    rows.append(values)
+    return rows
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, header or ["step", "images_seen", "wall_seconds"])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: int(v) if k in ("step", "images_seen") else v for k, v in row.items()})
+    os.replace(temporary, path)
+
+
+def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: of the file; it appears under this name only when whole.
+        payload: plain types and tensors, so that it loads with weights_only=True.
+        model: family name; `load_checkpoint` refuses another one.
+    """
+    import torch
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save({**payload, "model": model}, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({error.strerror or error})") from None
+
+
+def load_torch(path: Path) -> Any:
+    """Load a file of plain types and tensors to the CPU.
+
+    Raises:
+        UserError: missing, truncated, or not such a file.
+    """
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch raise each their own on a damaged file
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not readable as a checkpoint, perhaps truncated ({reason})") from None
+
+
+def load_checkpoint(path: Path, *, model: str) -> dict[str, Any]:
+    """Load a checkpoint that `save_checkpoint` wrote.
+
+    Raises:
+        UserError: missing, truncated, or of another model.
+    """
+    payload = load_torch(path)
+    found = payload.get("model") if isinstance(payload, dict) else None
+    if found != model:
+        what = f"of {found}" if isinstance(found, str) else "without a model name"
+        raise UserError(f"{path}: a checkpoint {what}, not of {model}")
+    return payload
+
+
+def newest(folder: Path, pattern: str) -> Path | None:
+    """Return the file of `folder` matching `pattern` with the highest number in its name, or None."""
+    found = sorted(folder.glob(pattern), key=_number_in_name)
+    return found[-1] if found else None
+
+
+def prune(folder: Path, pattern: str, keep: int) -> None:
+    """Delete all but the newest `keep` files that match `pattern`; 0 keeps all."""
+    found = sorted(folder.glob(pattern), key=_number_in_name)
+    for path in found[:-keep] if keep else []:
+        path.unlink(missing_ok=True)
+
+
+def _number_in_name(path: Path) -> tuple[int, str]:
+    numbers = re.findall(r"\d+", path.stem)
+    return (int(numbers[-1]) if numbers else -1, path.name)

@@ -1,0 +1,238 @@
+"""`shapes`: the embedded data set, drawn by code, with modes that can be counted.
+
+Each picture shows one flat figure with a soft shadow on a bright background. Its mode is the combination of shape,
+colour, position and size; small shifts of place, size and brightness are left free. `count_modes` fits every mode to
+an image and takes the best one, or none when the fit explains too little: noise and mixtures count for nothing.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NAME = "shapes"
+COUNTS = {"train": 20_000, "test": 5_000}
+SHAPES = ("disc", "square", "triangle", "ring", "cross")
+COLOURS = {  # RGB in [0, 1]; the first five are the farthest apart
+    "red": (0.86, 0.20, 0.18),
+    "blue": (0.13, 0.36, 0.78),
+    "green": (0.10, 0.60, 0.32),
+    "yellow": (0.98, 0.75, 0.10),
+    "violet": (0.49, 0.22, 0.65),
+    "black": (0.12, 0.13, 0.16),
+    "orange": (0.96, 0.46, 0.10),
+    "turquoise": (0.10, 0.70, 0.72),
+    "pink": (0.95, 0.45, 0.65),
+    "brown": (0.48, 0.30, 0.18),
+}
+POSITIONS = {  # centre as a fraction of the image, x then y
+    "upper left": (0.28, 0.28),
+    "upper right": (0.72, 0.28),
+    "lower left": (0.28, 0.72),
+    "lower right": (0.72, 0.72),
+    "centre": (0.5, 0.5),
+}
+RADII = {1: (0.19,), 2: (0.13, 0.21), 4: (0.09, 0.13, 0.17, 0.22)}  # fractions of the image
+FACTORS = {10: (2, 1, 1), 100: (5, 4, 1), 200: (5, 4, 2), 1000: (10, 5, 4)}  # colours, positions, sizes; times 5 shapes
+TINT = np.array([1.0, 0.985, 0.955])  # of the background: a warm white
+SHIFT, STRETCH, BRIGHTNESS = 0.03, 0.06, (0.78, 1.0)  # the free part: centre, relative radius, background level
+ACCEPT = 0.35  # a fit must leave less than this part of what sets the figure apart from an empty picture
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One combination of the factors; lengths are fractions of the image."""
+
+    shape: str
+    colour: str
+    position: str
+    size: int
+    centre: tuple[float, float]
+    radius: float
+
+
+@lru_cache
+def modes(count: int = 200) -> tuple[Mode, ...]:
+    """Return the modes of `shapes:count` in label order.
+
+    Raises:
+        ValueError: count is none of 10, 100, 200, 1000.
+    """
+    if count not in FACTORS:
+        raise ValueError(f"count must be one of {sorted(FACTORS)}, not {count}")
+    colours, positions, sizes = FACTORS[count]
+    names = list(POSITIONS)[:positions] if positions > 1 else ["centre"]
+    return tuple(
+        Mode(shape, colour, position, size, POSITIONS[position], radius)
+        for shape in SHAPES
+        for colour in list(COLOURS)[:colours]
+        for position in names
+        for size, radius in enumerate(RADII[sizes])
+    )
+
+
+def mode_names(count: int = 200) -> tuple[str, ...]:
+    """Return a readable name for each mode, in label order."""
+    return tuple(f"{m.colour} {m.shape}, {m.position}, size {m.size}" for m in modes(count))
+
+
+def _distance(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Signed distance to the outline, negative inside; y points down."""
+    if shape == "disc":
+        return np.hypot(x, y) - r
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) - 0.88 * r
+    if shape == "triangle":
+        y = y - 0.12 * r
+        return np.maximum(y, 0.866 * abs(x) - 0.5 * y) - 0.6 * r
+    if shape == "ring":
+        return abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r
+    bar_x = np.maximum(abs(x) - r, abs(y) - 0.36 * r)
+    bar_y = np.maximum(abs(y) - r, abs(x) - 0.36 * r)
+    return np.minimum(bar_x, bar_y)
+
+
+def _layers(
+    shape: str, cx: np.ndarray, cy: np.ndarray, r: np.ndarray, image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N, S, S) coverage of the figure and weight of the background, both in [0, 1]."""
+    grid = (np.arange(image_size) + 0.5) / image_size
+    x = grid[None, None, :] - cx[:, None, None]
+    y = grid[None, :, None] - cy[:, None, None]
+    r = r[:, None, None]
+    cover = np.clip(0.5 - _distance(shape, x, y, r) * image_size, 0, 1)
+    shadow = 0.22 * np.clip(0.5 - _distance(shape, x - 0.02, y - 0.04, r) / 0.08, 0, 1)
+    light = 1 - 0.14 * grid[None, :, None] ** 2  # a little darker towards the ground
+    return cover, (1 - cover) * (1 - shadow) * light
+
+
+def render(labels: np.ndarray, image_size: int, generator: np.random.Generator, count: int = 200) -> np.ndarray:
+    """Draw one picture per label.
+
+    Args:
+        labels: (N,) mode indices below `count`.
+        image_size: pixels.
+        generator: of the free part.
+        count: of the modes.
+
+    Returns:
+        (N, 3, S, S) uint8.
+    """
+    table = modes(count)
+    free = generator.uniform(-1, 1, (len(labels), 4))
+    images = np.empty((len(labels), 3, image_size, image_size), np.uint8)
+    for shape in SHAPES:
+        (where,) = np.nonzero([table[label].shape == shape for label in labels])
+        for part in np.array_split(where, max(1, len(where) * image_size**2 // 2_000_000)):
+            chosen = [table[label] for label in labels[part]]
+            centre = np.array([m.centre for m in chosen]).reshape(-1, 2) + SHIFT * free[part, :2]
+            radius = np.array([m.radius for m in chosen]) * (1 + STRETCH * free[part, 2])
+            cover, back = _layers(shape, centre[:, 0], centre[:, 1], radius, image_size)
+            colour = np.array([COLOURS[m.colour] for m in chosen]).reshape(-1, 3, 1, 1)
+            low, high = BRIGHTNESS
+            level = low + (high - low) * (free[part, 3, None, None, None] + 1) / 2
+            picture = cover[:, None] * colour + level * TINT[:, None, None] * back[:, None]
+            images[part] = np.rint(picture * 255)
+    return images
+
+
+def dataset(count: int, image_size: int, *, split: str = "train", limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the data set, or its first `limit` pictures: (N, 3, S, S) uint8 and (N,) int64 modes.
+
+    The whole set holds equally many pictures of each mode, in random order.
+    """
+    generator = np.random.Generator(np.random.PCG64([count, split == "train"]))
+    labels = generator.permutation(np.arange(COUNTS[split]) % count)[:limit]
+    return torch.from_numpy(render(labels, image_size, generator, count)), torch.from_numpy(labels.astype(np.int64))
+
+
+class _Fit:
+    """Least squares of every mode to images, over the free part, in closed form where it is linear."""
+
+    SIZE = 32  # images of other sizes are brought to it by area
+
+    def __init__(self, count: int):
+        table = modes(count)
+        self.colours = list(dict.fromkeys(m.colour for m in table))
+        places = list(dict.fromkeys((m.shape, m.centre, m.radius) for m in table))
+        steps = [(dx, dy, dr) for dx in (-0.02, 0, 0.02) for dy in (-0.02, 0, 0.02) for dr in (-0.035, 0.035)]
+        cover, back = [], []
+        for shape, (cx, cy), radius in places:
+            dx, dy, dr = np.array(steps).T
+            layers = _layers(shape, cx + dx, cy + dy, radius * (1 + dr), self.SIZE)
+            cover.append(layers[0].reshape(len(steps), -1))
+            back.append(layers[1].reshape(len(steps), -1))
+        self.variants = len(steps)
+        self.cover = torch.from_numpy(np.concatenate(cover)).float()  # (G, P)
+        self.back = torch.from_numpy(np.concatenate(back)).float()
+        empty = 1 - 0.14 * ((np.arange(self.SIZE) + 0.5) / self.SIZE) ** 2
+        self.empty = torch.from_numpy(np.repeat(empty, self.SIZE)).float()  # (P,)
+        place_index = {place: i for i, place in enumerate(places)}
+        self.mode = torch.tensor(
+            [[place_index[(m.shape, m.centre, m.radius)], self.colours.index(m.colour)] for m in table]
+        )
+        self.rgb = torch.tensor([COLOURS[c] for c in self.colours])  # (K, 3)
+        self.tint = torch.from_numpy(TINT).float()
+
+    def _level(self, fit: Tensor, norm: Tensor) -> Tensor:
+        return (fit / norm).clamp(BRIGHTNESS[0] - 0.05, BRIGHTNESS[1] + 0.05)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the (N,) best mode of (N, 3, 32, 32) float images in [0, 1], -1 where none fits."""
+        x = images.flatten(2)  # (N, 3, P)
+        x_cover, x_back = x @ self.cover.T, x @ self.back.T  # (N, 3, G)
+        power = x.square().sum((1, 2))[:, None]
+        cc, bb = self.cover.square().sum(1), self.back.square().sum(1)
+        cb = (self.cover * self.back).sum(1)
+        tt = self.tint.square().sum()
+        best = torch.full((len(x), len(self.mode)), float("inf"))
+        for k, rgb in enumerate(self.rgb):
+            tinted = torch.einsum("c,ncg->ng", self.tint, x_back) - (rgb @ self.tint) * cb
+            level = self._level(tinted, tt * bb)
+            error = power + rgb.square().sum() * cc - 2 * torch.einsum("c,ncg->ng", rgb, x_cover)
+            error = error + level.square() * tt * bb - 2 * level * tinted
+            # what the figure adds to an empty picture: the yardstick of the fit
+            gain = cc * rgb.square().sum() + level.square() * tt * ((self.back - self.empty).square().sum(1))
+            gain = gain + 2 * level * (rgb @ self.tint) * (self.cover * (self.back - self.empty)).sum(1)
+            score = (error / gain).unflatten(1, (-1, self.variants)).amin(2)  # (N, places)
+            columns = (self.mode[:, 1] == k).nonzero()[:, 0]
+            best[:, columns] = score[:, self.mode[columns, 0]]
+        score, mode = best.min(1)
+        return torch.where(score < ACCEPT, mode, -1)
+
+
+@lru_cache
+def _fit(count: int) -> _Fit:
+    return _Fit(count)
+
+
+def match_modes(images: Tensor, count: int = 200) -> Tensor:
+    """Return the (N,) int64 mode that each of (N, 3, S, S) uint8 images shows, -1 where it shows none."""
+    found = []
+    for part in images.split(500):
+        x = part.float() / 255
+        if x.shape[-1] != _Fit.SIZE:
+            x = torch.nn.functional.interpolate(x, size=(_Fit.SIZE, _Fit.SIZE), mode="area")
+        found.append(_fit(count)(x))
+    return torch.cat(found)
+
+
+def count_modes(images: Tensor, count: int = 200) -> dict[str, float]:
+    """Count the modes that (N, 3, S, S) uint8 images cover.
+
+    Returns:
+        covered: modes with at least one image; total: modes there are; matched: share of the images that show any
+        mode; kl: Kullback-Leibler divergence in nats of the modes' frequencies from uniform (inf if none matches).
+    """
+    found = match_modes(images, count)
+    frequency = torch.bincount(found[found >= 0], minlength=count).double()
+    share = frequency / frequency.sum().clamp(min=1)
+    kl = (share[share > 0] * (share[share > 0] * count).log()).sum().item() if frequency.sum() else float("inf")
+    return {
+        "covered": int((frequency > 0).sum()),
+        "total": count,
+        "matched": (found >= 0).double().mean().item(),
+        "kl": kl,
+    }

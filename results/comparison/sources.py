@@ -1,0 +1,69 @@
+"""Which pictures a data source means: a known name or a path. Standard library only, so that it answers at once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from comparison.cli import UserError, data_root
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+SHAPES_MODES = (10, 100, 200, 1000)  # the data set `shapes:N`; plain `shapes` has 200
+CIFAR_BATCHES = "cifar-10-batches-py"
+
+
+def find_images(folder: Path) -> Iterator[Path]:
+    """Yield the image files below `folder`, in no fixed order, hidden files left out."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def shapes_modes(source: str) -> int | None:
+    """Return the number of modes that `shapes` or `shapes:N` asks for, None for any other source."""
+    name, _, modes = source.partition(":")
+    if name != "shapes" or Path(source).exists():
+        return None
+    if not modes:
+        return 200
+    if modes not in {str(m) for m in SHAPES_MODES}:
+        raise UserError(f"data source {source!r}: shapes comes with {', '.join(map(str, SHAPES_MODES))} modes")
+    return int(modes)
+
+
+def is_cifar_batches(folder: Path) -> bool:
+    """Tell whether `folder` holds the Python batches of CIFAR-10."""
+    return (folder / "data_batch_1").is_file()
+
+
+def check_source(source: str, flag: str = "data source") -> None:
+    """Refuse a source that cannot be loaded: an unknown name, a missing folder, a folder without images.
+
+    Looks for the first image only, so it takes no time on large folders.
+
+    Raises:
+        UserError: one sentence that names `flag` and what is accepted.
+    """
+    if shapes_modes(source) or source == "cifar10":
+        return
+    path = Path(source)
+    if path.suffix == ".npz" and path.is_file():
+        return
+    if not path.exists():
+        raise UserError(f"{flag} {source}: neither shapes, cifar10 nor an existing folder or .npz file")
+    if not path.is_dir():
+        raise UserError(f"{flag} {source}: not a folder of images and not an .npz file")
+    if not is_cifar_batches(path) and next(find_images(path), None) is None:
+        raise UserError(f"{flag} {source}: no image found in this folder")
+
+
+def source_name(source: str) -> str:
+    """Return a short name for run folders: the source's name, or its last path component."""
+    path = Path(source)
+    if shapes_modes(source) or source == "cifar10":
+        return source.replace(":", "-")
+    name = path.resolve().stem
+    return f"{path.resolve().parent.name}-{name}" if name in ("train", "test", "val", "images") else name
+
+
+def cifar10_folder() -> Path:
+    """Return where torchvision keeps CIFAR-10 below the data root."""
+    return data_root() / CIFAR_BATCHES
