@@ -50,7 +50,7 @@ class BatchStream:
         self._order: tuple[int, Tensor] | None = None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return the batch of update `step` (0, 1, ...): (n, 3, S, S) float32 in [-1, 1] and (n,) int64 labels or None."""
+        """Return the batch of update `step` (0, 1, ...): (n, 3, S, S) float32 in [-1, 1], (n,) int64 labels or None."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             order = torch.randperm(len(self.images), generator=rng.generator("cpu", self.seed, epoch, "order"))

@@ -145,7 +145,8 @@ def _read_cifar(folder: Path | None, split: str) -> tuple[Tensor, Tensor]:
             data = CIFAR10(str(data_root()), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"cifar10: not in {data_root()} and the download failed ({error}); put cifar-10-batches-py there, or name a folder of images"
+                f"cifar10: not in {data_root()} and the download failed ({error}); "
+                "put cifar-10-batches-py there, or name a folder of images"
             ) from None
         return torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]

@@ -52,7 +52,7 @@ def draw_samples(
     labels: np.ndarray | None = None,
     warm_up: bool = True,
 ) -> Path:
-    """Draw a sample set to disk; a call that was cut short is continued by the same call.
+    """Draw a sample set to disk; a call cut short is continued by the same call, a finished one costs nothing.
 
     Args:
         draw: maps image numbers to (n, 3, S, S) float in [-1, 1]; a pure function of them.
@@ -73,6 +73,9 @@ def draw_samples(
         UserError: the network gives values that are not finite.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    if _is_drawn(out, {"file": out.name, "images": num_samples, **facts, "batch_size": batch_size}):
+        print(f"{out}: drawn already", flush=True)
+        return out
     part = _Part(out, num_samples, image_size, {**facts, "batch_size": batch_size})
     counter = EvaluationCounter(networks)
     done, seconds, evaluations = part.done, part.seconds, part.evaluations
@@ -118,6 +121,14 @@ def draw_samples(
     )
     part.remove()
     return out
+
+
+def _is_drawn(out: Path, wanted: dict[str, Any]) -> bool:
+    record = out.parent / "sampling.json"
+    if not (out.is_file() and record.is_file()):
+        return False
+    there = read_json(record)
+    return all(there.get(name) == value for name, value in json.loads(json.dumps(wanted, default=str)).items())
 
 
 class _Part:

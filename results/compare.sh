@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# The main job: data -> train -> sample -> evaluate -> report, the same budget and protocol for every model.
+#
+#   bash results/compare.sh --data shapes --preset quick --name quick
+#   bash results/compare.sh --data path/to/images --preset cpu --budget seconds=1200 --name mine
+#
+# Writes results/runs/<model>/<name>/ for each model and results/reports/<name>/. What is finished is reused: call it
+# again after an interruption and it goes on where it stopped; --fresh starts over.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: bash results/compare.sh [options]
+
+  --data D           shapes, cifar10, a folder of images or an .npz file      (shapes)
+  --preset P         quick, cpu, gpu or paper: sizes and settings, flags.sh   (quick)
+  --budget B         of training, per model: seconds=N of wall time, images=N,
+                     or recipe (each model's own length; unequal)             (quick seconds=150, cpu seconds=1200,
+                                                                               gpu images=2500000, paper recipe)
+  --models M,M       which of gans,improved-diffusion,denoising-diffusion-gan (all three)
+  --name NAME        of the runs and the report                               (<data>-<preset>)
+  --num_samples N    images drawn from and scored for each model              (quick 1000, cpu 5000, else 50000)
+  --image_size S     pixels of all models                                     (32)
+  --seed S           of training and sampling                                 (0)
+  --data_note TEXT   a sentence on the data for the report
+  --device D         auto, cpu, cuda, cuda:N, mps                             (auto)
+  --fresh            train and sample anew
+HELP
+}
+
+die() {
+  echo "compare.sh: error: $1" >&2
+  exit 2
+}
+
+data=shapes preset=quick budget="" models=gans,improved-diffusion,denoising-diffusion-gan name="" num_samples=""
+image_size=32 seed=0 data_note="" device=auto fresh=""
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --data | --preset | --budget | --models | --name | --num_samples | --image_size | --seed | --data_note | --device)
+      [ $# -ge 2 ] || die "$1: a value is missing"
+      printf -v "${1#--}" %s "$2"
+      shift 2
+      ;;
+    --fresh) fresh=--fresh && shift ;;
+    -h | --help) usage && exit 0 ;;
+    *) die "$1: no such option; see --help" ;;
+  esac
+done
+
+# ---- judge everything before the first second is over
+case "$preset" in
+  quick) : "${budget:=seconds=150}" "${num_samples:=1000}" ;;
+  cpu) : "${budget:=seconds=1200}" "${num_samples:=5000}" ;;
+  gpu) : "${budget:=images=2500000}" "${num_samples:=50000}" ;;
+  paper) : "${budget:=recipe}" "${num_samples:=50000}" ;;
+  *) die "--preset $preset: must be quick, cpu, gpu or paper" ;;
+esac
+whole() { [[ "$2" =~ ^[0-9]+$ ]] || die "$1 $2: must be a whole number"; }
+whole --num_samples "$num_samples"
+whole --image_size "$image_size"
+whole --seed "$seed"
+[ "$num_samples" -ge 64 ] || die "--num_samples $num_samples: at least 64 are needed for a score"
+limit=()
+case "$budget" in
+  seconds=*) whole "--budget seconds=" "${budget#seconds=}" && limit=(--max_seconds "${budget#seconds=}") ;;
+  images=*) whole "--budget images=" "${budget#images=}" && limit=(--max_images "${budget#images=}") ;;
+  recipe) ;;
+  *) die "--budget $budget: must be seconds=N, images=N or recipe" ;;
+esac
+IFS=, read -r -a chosen <<<"$models"
+for model in "${chosen[@]}"; do
+  case "$model" in
+    gans | improved-diffusion | denoising-diffusion-gan) ;;
+    *) die "--models $model: must be among gans,improved-diffusion,denoising-diffusion-gan" ;;
+  esac
+done
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=python3
+  [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
+fi
+name=$("$PYTHON" - "$data" "$preset" "$name" <<'CHECK'
+import sys
+
+try:
+    from comparison.cli import UserError
+    from comparison.sources import check_source, source_name
+except ImportError:
+    sys.exit("compare.sh: error: the package `comparison` is missing: pip install -r requirements.txt")
+data, preset, name = sys.argv[1:]
+try:
+    check_source(data, "--data")
+except UserError as error:
+    sys.exit(f"compare.sh: error: {error}")
+print(name or f"{source_name(data)}-{preset}")
+CHECK
+) || exit 2
+[[ "$name" =~ ^[A-Za-z0-9._-]+$ ]] || die "--name $name: letters, digits, '.', '_' and '-' only"
+
+case "$data" in /*) ;; *) [ ! -e "$data" ] || data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data") ;; esac
+case "$PYTHON" in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
+cd "$root"
+PRESET=$preset
+# shellcheck source=../flags.sh
+source ./flags.sh
+common=(--seed "$seed" --device "$device")
+train=("${limit[@]}" "${common[@]}" $fresh)
+draw=(--num_samples "$num_samples" --seed "$seed" --device "$device")
+
+say() { printf '\n== %s (%s)\n' "$1" "$(date +%H:%M:%S)"; }
+newest() { # the file with the highest number among those that match
+  local found
+  found=$(ls -v -- $1 2>/dev/null | tail -n 1) || true
+  [ -n "$found" ] || die "$2: the training left no checkpoint"
+  echo "$found"
+}
+
+# unquoted on purpose below: the flags of flags.sh split at spaces
+runs=()
+for model in "${chosen[@]}"; do
+  run=results/runs/$model/$name
+  runs+=("$run")
+  say "$model: train, budget $budget"
+  case "$model" in
+    gans)
+      "$PYTHON" -u gans/cifar_gan.py --data "$data" --run_dir "$run" $GAN_FLAGS --image_size "$image_size" \
+        --num_samples 0 "${train[@]}"
+      say "$model: sample"
+      checkpoint=$(newest "$run/checkpoint_*.pt" "$run")
+      "$PYTHON" -u gans/sample_gan.py --checkpoint "$checkpoint" "${draw[@]}"
+      ;;
+    improved-diffusion)
+      OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_train.py --data_dir "$data" \
+        $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --image_size "$image_size" "${train[@]}"
+      say "$model: sample"
+      checkpoint=$(newest "$run/ema_*.pt" "$run")
+      OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_sample.py --model_path "$checkpoint" \
+        $MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS --image_size "$image_size" "${draw[@]}"
+      ;;
+    denoising-diffusion-gan)
+      "$PYTHON" -u denoising-diffusion-gan/train_ddgan.py --dataset "$data" --exp "$run" \
+        $DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --image_size "$image_size" "${train[@]}"
+      say "$model: sample"
+      checkpoint=$(newest "$run/netG_*.pth" "$run")
+      epoch=${checkpoint##*netG_} && epoch=${epoch%.pth}
+      "$PYTHON" -u denoising-diffusion-gan/test_ddgan.py --dataset "$data" --exp "$run" --epoch_id "$epoch" \
+        $DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --image_size "$image_size" "${draw[@]}"
+      ;;
+  esac
+done
+
+say "evaluate"
+report=results/reports/$name
+mkdir -p "$report"
+"$PYTHON" -u results/evaluate.py "${runs[@]}" --reference "$data" --image_size "$image_size" \
+  --num_images "$num_samples" --seed "$seed" --device "$device" --anchors "$report/anchors.json"
+say "report"
+"$PYTHON" -u results/report.py --name "$name" --anchors "$report/anchors.json" --budget "$budget" \
+  --data_note "$data_note" "${runs[@]}"

@@ -1,0 +1,243 @@
+"""Run folders, budgets, randomness, command lines and the drawing of samples."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from comparison import cli, rng
+from comparison.budget import Budget, Clock, StopSignal
+from comparison.cli import UserError
+from comparison.device import autocast_dtype, pick_device
+from comparison.runs import Run, load_checkpoint, newest, prune, read_json, read_progress, save_checkpoint
+from comparison.sampling import draw_samples
+
+
+def open_run(folder, **options):
+    run = Run.open(folder, {"lr": 0.1, "batch_size": 4, **options}, model="gans")
+    run.start()
+    return run
+
+
+class TestRun:
+    def test_opening_writes_nothing(self, tmp_path):
+        Run.open(tmp_path / "run", {"lr": 1}, model="gans")
+        assert not (tmp_path / "run").exists()
+
+    def test_other_options_are_refused_and_named(self, tmp_path):
+        open_run(tmp_path)
+        with pytest.raises(UserError, match=r"holds another run: batch_size 4 there, 8 here; lr 0\.1 there, 0\.2 here"):
+            Run.open(tmp_path, {"lr": 0.2, "batch_size": 8}, model="gans")
+
+    def test_another_model_is_refused(self, tmp_path):
+        open_run(tmp_path)
+        with pytest.raises(UserError, match="holds a run of gans, not of ddgan"):
+            Run.open(tmp_path, {"lr": 0.1, "batch_size": 4}, model="ddgan")
+
+    def test_budget_may_grow(self, tmp_path):
+        run = open_run(tmp_path, max_steps=10)
+        run.finish("max_steps 10", steps=10, images_seen=40, wall_seconds=1.0)
+        again = Run.open(tmp_path, {"lr": 0.1, "batch_size": 4, "max_steps": 20}, model="gans")
+        assert again.finished_reason(Budget(max_steps=10)) == "max_steps 10"
+        assert again.finished_reason(Budget(max_steps=20)) is None
+
+    def test_fresh_deletes_the_run_only_when_the_new_one_starts(self, tmp_path):
+        open_run(tmp_path)
+        (tmp_path / "checkpoint_000001.pt").write_bytes(b"x")
+        (tmp_path / "thesis.txt").write_text("mine")
+        run = Run.open(tmp_path, {"lr": 9}, model="gans", fresh=True)
+        assert (tmp_path / "checkpoint_000001.pt").exists()
+        run.start()
+        assert not (tmp_path / "checkpoint_000001.pt").exists()
+        assert (tmp_path / "thesis.txt").exists()
+
+    def test_fresh_deletes_nothing_in_a_folder_that_is_no_run(self, tmp_path):
+        (tmp_path / "samples.npz").write_bytes(b"x")
+        Run.open(tmp_path, {"lr": 9}, model="gans", fresh=True).start()
+        assert (tmp_path / "samples.npz").exists()
+
+    def test_checkpoints_without_config_are_not_overwritten(self, tmp_path):
+        (tmp_path / "model.pt").write_bytes(b"x")
+        with pytest.raises(UserError, match=r"no config\.json"):
+            Run.open(tmp_path, {"lr": 9}, model="gans")
+
+    def test_resumed_progress_continues_from_the_checkpoint(self, tmp_path):
+        run = open_run(tmp_path)
+        for step in range(1, 6):
+            run.log_row(step, step * 4, step * 0.5, loss=1 / step)
+        with open(tmp_path / "progress.csv", "a") as file:
+            file.write("6,24,")
+        run.start(3)
+        run.log_row(4, 16, 9.0, loss=0.5, fd=2.0)
+        rows = read_progress(tmp_path / "progress.csv")
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert rows[-1] == {"step": 4, "images_seen": 16, "wall_seconds": 9.0, "loss": 0.5, "fd": 2.0}
+
+    def test_loss_picture_is_drawn(self, tmp_path):
+        run = open_run(tmp_path)
+        for step in range(1, 80):
+            run.log_row(step, step * 4, step * 0.5, loss_d=1 / step, loss_g=2.0)
+        run.draw_loss()
+        assert (tmp_path / "loss.png").stat().st_size > 2000
+
+
+class TestCheckpoints:
+    def test_damaged_foreign_and_missing_files_are_one_sentence(self, tmp_path):
+        path = tmp_path / "checkpoint_000010.pt"
+        save_checkpoint(path, {"weights": torch.ones(1000)}, model="gans")
+        assert torch.equal(load_checkpoint(path, model="gans")["weights"], torch.ones(1000))
+        with pytest.raises(UserError, match="a checkpoint of gans, not of ddgan"):
+            load_checkpoint(path, model="ddgan")
+        with pytest.raises(UserError, match="no such checkpoint"):
+            load_checkpoint(tmp_path / "none.pt", model="gans")
+        path.write_bytes(path.read_bytes()[:900])
+        with pytest.raises(UserError, match="perhaps truncated"):
+            load_checkpoint(path, model="gans")
+
+    def test_failed_write_leaves_the_old_checkpoint(self, tmp_path):
+        path = tmp_path / "c.pt"
+        save_checkpoint(path, {"step": 1}, model="gans")
+        with pytest.raises(Exception, match="pickle"):
+            save_checkpoint(path, {"step": lambda: 2}, model="gans")
+        assert load_checkpoint(path, model="gans")["step"] == 1
+
+    def test_retention_goes_by_number_not_by_name(self, tmp_path):
+        for step in (9, 10, 100, 20):
+            (tmp_path / f"model{step}.pt").touch()
+        assert newest(tmp_path, "model*.pt").name == "model100.pt"
+        prune(tmp_path, "model*.pt", keep=2)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["model100.pt", "model20.pt"]
+
+
+class TestBudget:
+    def test_each_bound_ends_the_run_at_its_value(self):
+        budget = Budget(max_steps=10, max_images=100, max_seconds=5)
+        assert budget.exhausted(9, 99, 4.9) is None
+        assert budget.exhausted(10, 0, 0) == "max_steps 10"
+        assert budget.exhausted(0, 100, 0) == "max_images 100"
+        assert budget.exhausted(0, 0, 5) == "max_seconds 5"
+        assert budget.total_steps(8) == 10
+
+    def test_clock_continues_from_earlier_starts(self):
+        assert 100 <= Clock(100.0).seconds() < 101
+
+    def test_first_interrupt_is_a_request_the_second_raises(self):
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+class TestRandomness:
+    def test_draws_depend_on_the_key_alone(self):
+        assert torch.equal(rng.normal((3, 2), 1, 5, "noise"), rng.normal((3, 2), 1, 5, "noise"))
+        assert not torch.equal(rng.normal((3, 2), 1, 5, "noise"), rng.normal((3, 2), 1, 5, "t"))
+
+    def test_rows_are_a_slice_of_the_global_draw(self):
+        assert torch.equal(rng.normal((8, 2), 0, rows=slice(4, 8)), rng.normal((8, 2), 0)[4:])
+
+    def test_an_image_has_its_noise_whatever_the_batch_size(self):
+        whole = rng.SampleNoise(0, range(50), "cpu").normal((3,), 1)
+        for size in (1, 7, 16, 32):
+            parts = [rng.SampleNoise(0, range(i, min(i + size, 50)), "cpu").normal((3,), 1) for i in range(0, 50, size)]
+            assert torch.equal(torch.cat(parts), whole)
+
+    def test_sample_noise_is_standard_normal_and_differs_between_images(self):
+        noise = rng.SampleNoise(0, range(1000), "cpu").normal((50,), 0)
+        assert abs(noise.mean()) < 0.02
+        assert noise.std() == pytest.approx(1, abs=0.02)
+        assert len(noise[:, 0].unique()) == 1000
+
+
+class TestSampling:
+    network = torch.nn.Identity()
+
+    def draw(self, indices):
+        noise = rng.SampleNoise(0, indices, "cpu").normal((3, 8, 8), 0)
+        return self.network(self.network(noise)).clamp(-1, 1)
+
+    def sample(self, out, draw=None, batch_size=4, **facts):
+        return draw_samples(
+            draw or self.draw,
+            [self.network],
+            num_samples=10,
+            batch_size=batch_size,
+            out=out,
+            image_size=8,
+            device=torch.device("cpu"),
+            facts={"sampler": "none", **facts},
+        )
+
+    def test_exact_number_files_and_evaluations(self, tmp_path):
+        self.sample(tmp_path / "samples.npz")
+        assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (10, 8, 8, 3)
+        record = read_json(tmp_path / "sampling.json")
+        assert record["nfe"] == 2
+        assert record["images"] == 10
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.npz", "samples.png", "sampling.json"]
+
+    def test_killed_drawing_continues_without_loss_or_repetition(self, tmp_path):
+        self.sample(tmp_path / "a.npz")
+        drawn = []
+
+        def killed(indices):
+            if len(drawn) == 3:  # the warm-up and two batches
+                raise KeyboardInterrupt
+            drawn.append(indices)
+            return self.draw(indices)
+
+        with pytest.raises(KeyboardInterrupt):
+            self.sample(tmp_path / "b.npz", killed)
+        again = []
+        self.sample(tmp_path / "b.npz", lambda indices: (again.append(indices), self.draw(indices))[1])
+        assert again == [range(8, 10), range(8, 10)]
+        assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], np.load(tmp_path / "b.npz")["arr_0"])
+
+    def test_finished_drawing_costs_nothing_and_other_facts_draw_anew(self, tmp_path):
+        self.sample(tmp_path / "a.npz", step=1)
+        self.sample(tmp_path / "a.npz", draw=None, step=1)
+        with pytest.raises(ZeroDivisionError):
+            self.sample(tmp_path / "a.npz", draw=lambda indices: 1 / 0, step=2)
+
+    def test_diverged_network_is_told_apart(self, tmp_path):
+        with pytest.raises(UserError, match="not finite"):
+            self.sample(tmp_path / "a.npz", lambda i: torch.full((len(i), 3, 8, 8), torch.nan))
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("0", False), ("yes", True)])
+    def test_published_booleans_mean_what_they_say(self, text, value):
+        assert cli.str2bool(text) is value
+
+    @pytest.mark.parametrize("words", ["--lr -1", "--lr nan", "--lr fast", "--l 1", "--batch 3"])
+    def test_wrong_flags_are_one_line_and_status_two(self, words, capsys):
+        parser = cli.make_parser("Do a thing.")
+        parser.add_argument("--lr", type=cli.positive_float, default=1.0, help="rate")
+        with pytest.raises(SystemExit) as error:
+            parser.parse_args(words.split())
+        assert error.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_user_error_leaves_with_status_two_and_one_sentence(self):
+        code = "from comparison import cli\ndef main(): raise cli.UserError('the thing is wrong')\ncli.run(main)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, "-c: error: the thing is wrong\n")
+
+    def test_shared_modules_that_judge_flags_do_not_import_torch(self):
+        modules = "comparison.cli, comparison.sources, comparison.runs, comparison.budget"
+        code = f"import sys, {modules}\nassert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_device_is_refused():
+    with pytest.raises(UserError, match="--device quantum"):
+        pick_device("quantum")
+
+
+def test_float32_can_be_asked_for():
+    assert autocast_dtype("float32", torch.device("cpu")) is None
+    assert autocast_dtype("bf16", torch.device("cpu")) is torch.bfloat16

@@ -1,0 +1,71 @@
+"""The embedded data set and the counting of its modes."""
+
+import numpy as np
+import pytest
+import torch
+from comparison import shapes
+from torchvision.transforms.functional import gaussian_blur
+
+
+@pytest.mark.parametrize("count", [10, 100, 200, 1000])
+def test_every_picture_is_matched_to_its_own_mode(count):
+    images, labels = shapes.dataset(count, 32, split="test", limit=600)
+    assert torch.equal(shapes.match_modes(images, count), labels)
+
+
+def test_pictures_of_another_size_are_matched_too():
+    images, labels = shapes.dataset(200, 64, limit=200)
+    assert (shapes.match_modes(images) == labels).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("level", [0, 128, 220, 255])
+def test_empty_pictures_show_no_mode(level):
+    assert shapes.count_modes(torch.full((4, 3, 32, 32), level, dtype=torch.uint8))["matched"] == 0
+
+
+def test_noise_covers_no_mode():
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.integers(0, 256, (500, 3, 32, 32), dtype=np.uint8))
+    assert shapes.count_modes(noise) == {"covered": 0, "total": 200, "matched": 0.0, "kl": float("inf")}
+
+
+def test_noisy_and_blurred_pictures_lose_modes_gradually():
+    images, _ = shapes.dataset(200, 32, limit=800)
+    rng = np.random.default_rng(0)
+    covered = []
+    for deviation in (0, 25, 60):
+        noisy = images.double() + torch.from_numpy(rng.normal(0, deviation + 1e-9, images.shape))
+        covered.append(shapes.count_modes(noisy.clamp(0, 255).round().to(torch.uint8))["covered"])
+    assert covered[0] > 190
+    assert covered[0] > covered[1] > covered[2]
+    assert shapes.count_modes(gaussian_blur(images, [9, 9], [2.5, 2.5]))["covered"] < covered[0]
+
+
+def test_dropped_modes_are_missed_and_counted():
+    images, labels = shapes.dataset(200, 32, limit=2000)
+    found = shapes.count_modes(images[labels < 100])
+    assert found["covered"] == 100
+    assert found["kl"] == pytest.approx(np.log(2), abs=0.05)
+
+
+def test_whole_set_holds_each_mode_equally_often():
+    _, labels = shapes.dataset(200, 8)
+    assert torch.bincount(labels).tolist() == [100] * 200
+
+
+def test_a_limit_takes_the_first_pictures_and_splits_differ():
+    whole, _ = shapes.dataset(10, 16, limit=60)
+    part, _ = shapes.dataset(10, 16, limit=20)
+    other, _ = shapes.dataset(10, 16, limit=20, split="test")
+    assert torch.equal(whole[:20], part)
+    assert not torch.equal(part, other)
+
+
+def test_modes_have_readable_names():
+    assert shapes.mode_names(200)[0] == "red disc, upper left, size 0"
+    assert len(set(shapes.mode_names(1000))) == 1000
+
+
+def test_unknown_number_of_modes_is_refused():
+    with pytest.raises(ValueError, match="count must be one of"):
+        shapes.modes(7)
