@@ -1,0 +1,163 @@
+"""Claims about the repository as a whole: independent folders, the flag sets, errors before torch is imported."""
+
+import ast
+import importlib.util
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    "gans": {"comparison", "gan"},
+    "denoising-diffusion-gan": {"comparison", "ddgan"},
+    "improved-diffusion": {"comparison", "improved_diffusion"},
+    "results": {"comparison"},
+}
+LOCAL = {"comparison", "gan", "ddgan", "improved_diffusion"}
+PRESETS = ["seed", "paper", "gpu", "cpu", "quick"]
+SCRIPTS = {
+    "gans/cifar_gan.py": "$GAN_FLAGS",
+    "improved-diffusion/scripts/image_train.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS",
+    "improved-diffusion/scripts/image_sample.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS --model_path x.pt",
+    "denoising-diffusion-gan/train_ddgan.py": "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --dataset shapes --exp e",
+    "denoising-diffusion-gan/test_ddgan.py": "$DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --dataset shapes --exp e",
+}
+ALL_SCRIPTS = [
+    *SCRIPTS,
+    "gans/sample_gan.py",
+    "improved-diffusion/scripts/npztodir.py",
+    "improved-diffusion/datasets/cifar10.py",
+    "denoising-diffusion-gan/loss_graph.py",
+    "results/evaluate.py",
+    "results/report.py",
+]
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_model_folders_never_import_each_other_and_results_imports_no_model(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        foreign = set(imports_of(path)) & LOCAL - FOLDERS[folder]
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_package_improved_diffusion_stands_alone():
+    for path in (ROOT / "improved-diffusion" / "improved_diffusion").rglob("*.py"):
+        assert "comparison" not in set(imports_of(path)), path
+
+
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
+def test_scripts_name_torch_in_functions_only(script):
+    heavy = {"torch", "torchvision", "scipy", "matplotlib", "mpi4py", "blobfile", "pytorch_fid"}
+    tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            assert not {name.split(".")[0] for name in names} & heavy
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_flag_set_is_accepted_by_its_scripts(preset, shell, checkout):
+    for script, flags in SCRIPTS.items():
+        words = shell(f'source ./flags.sh && printf "%s\\n" {flags}', PRESET=preset).stdout.split()
+        spec = importlib.util.spec_from_file_location("script", checkout / script)
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str((checkout / script).parent))
+        try:
+            spec.loader.exec_module(module)
+            assert module.parse_args(words) is not None
+        finally:
+            sys.path.pop(0)
+
+
+def test_seed_preset_is_the_documented_one(shell):
+    done = shell('source improved-diffusion/flags.sh && printf "%s\\n" "$MODEL_FLAGS" "$DIFFUSION_FLAGS" "$TRAIN_FLAGS"')
+    assert done.stdout.splitlines() == [
+        "--image_size 32 --num_channels 128 --num_res_blocks 2 --learn_sigma True --dropout 0.3",
+        "--diffusion_steps 4000 --noise_schedule linear",
+        "--lr 1e-4 --batch_size 128 --microbatch 64 --use_fp16 true --max_steps 5000 --save_interval 2500",
+    ]
+
+
+def test_unknown_preset_is_said(shell):
+    assert "PRESET=big: must be seed" in shell("source ./flags.sh", PRESET="big").stderr
+
+
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
+def test_help_and_wrong_flags_need_no_torch(script, checkout, environment, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = environment | {"PYTHONPATH": f"{tmp_path}:{environment['PYTHONPATH']}"}
+    command = [sys.executable, str(checkout / script)]
+    shown = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "usage:" in shown.stdout
+    wrong = subprocess.run([*command, "--no_such_flag", "1"], env=environment, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert "error:" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gans/cifar_gan.py --data {missing}", "missing"),
+        ("gans/cifar_gan.py --data {empty}", "no image found"),
+        ("gans/sample_gan.py --checkpoint {missing}.pt", "missing.pt"),
+        ("improved-diffusion/scripts/image_train.py --data_dir {missing}", "missing"),
+        ("improved-diffusion/scripts/image_train.py --data_dir {empty}", "no image found"),
+        ("improved-diffusion/scripts/image_sample.py --model_path {missing}.pt", "missing.pt"),
+        ("denoising-diffusion-gan/train_ddgan.py --dataset {missing} --exp e --ch_mult 1 2", "missing"),
+        ("denoising-diffusion-gan/train_ddgan.py --dataset {empty} --exp e --ch_mult 1 2", "no image found"),
+        ("denoising-diffusion-gan/test_ddgan.py --dataset shapes --exp {missing}", "missing"),
+        ("results/evaluate.py {missing} --reference shapes", "missing"),
+        ("results/evaluate.py {empty} --reference {missing}", "missing"),
+        ("results/report.py --name x {missing}", "missing"),
+    ],
+)
+def test_unusable_paths_are_judged_before_torch_is_imported(line, message, checkout, environment, tmp_path):
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "torch.py").write_text("raise SystemExit('torch was imported')")
+    (tmp_path / "empty").mkdir()
+    environment = environment | {"PYTHONPATH": f"{tmp_path / 'stub'}:{environment['PYTHONPATH']}"}
+    words = shlex.split(line.format(missing=tmp_path / "missing", empty=tmp_path / "empty"))
+    done = subprocess.run([sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--preset big", "must be quick, cpu, gpu or paper"),
+        ("--budget hours=3", "must be seconds=N, images=N or recipe"),
+        ("--models gans,vae", "must be among"),
+        ("--data /no/such/folder", "neither shapes, cifar10 nor"),
+        ("--num_samples many", "must be a whole number"),
+        ("--frobnicate", "no such option"),
+        ("--seed", "a value is missing"),
+        ("--name a/b", "letters, digits"),
+    ],
+)
+def test_wrong_options_of_the_main_job_are_one_sentence(shell, options, message):
+    done = shell(f"bash results/compare.sh {options}")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_make_targets_run_the_documented_scripts(shell):
+    assert "results/compare.sh --data shapes --preset quick --name quick" in shell("make -n compare").stdout
+    assert "--fresh" in shell("make -n compare FRESH=1").stdout
+    assert "pytest" in shell("make -n test").stdout
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
