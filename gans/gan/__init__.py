@@ -1,0 +1,1 @@
+"""DCGAN: networks, losses, training step and sampling; used by the scripts beside this folder."""

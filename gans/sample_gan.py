@@ -1,0 +1,70 @@
+"""Draw images from a checkpoint of cifar_gan.py.
+
+    python gans/sample_gan.py --checkpoint results/runs/gans/cifar10-64 --num_samples 50000
+
+Writes samples.npz (arr_0 uint8 (N, H, W, 3)), samples.png (the first 64) and sampling.json (time per image and how it
+was measured) beside the checkpoint or to --out; with --out_dir also one PNG per image. The network is rebuilt from the
+options inside the checkpoint. Image i of a seed is the same whatever the batch size.
+"""
+
+import argparse
+from pathlib import Path
+
+from comparison import cli
+from comparison.runs import newest
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="a checkpoint_<step>.pt, or a run folder for its newest one")
+    add("--num_samples", type=cli.positive_int, default=50_000, help="images to draw")
+    add("--batch_size", type=cli.positive_int, default=128, help="images drawn at a time")
+    add("--seed", type=cli.non_negative_int, default=0, help="of the noise")
+    ema_help = "true for the moving average, false for the raw generator; the average where there is one unless given"
+    add("--use_ema", type=cli.str2bool, help=ema_help)
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--out", type=Path, help="the .npz to write, samples.npz beside the checkpoint unless given")
+    target.add_argument("--out_dir", type=Path, help="folder for one PNG per image, with samples.npz inside it")
+    cli.add_device_options(parser)
+    args = parser.parse_args(argv)
+    if args.out and args.out.suffix != ".npz":
+        parser.error(f"argument --out: {args.out} does not end in .npz")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Find the checkpoint, draw, and write the images."""
+    checkpoint = find_checkpoint(args.checkpoint)
+    out = args.out_dir / "samples.npz" if args.out_dir else args.out or checkpoint.parent / "samples.npz"
+
+    from gan.sampling import sample_checkpoint, write_pngs
+
+    sample_checkpoint(
+        checkpoint, out, num_samples=args.num_samples, batch_size=args.batch_size, seed=args.seed,
+        use_ema=args.use_ema, device=args.device, precision=args.precision, threads=args.threads,
+    )  # fmt: skip
+    if args.out_dir:
+        write_pngs(out, args.out_dir)
+    print(f"{args.num_samples} images in {args.out_dir or out}")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the file that --checkpoint means.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise cli.UserError(f"--checkpoint {path}: no such file or run folder")
+    found = newest(path, "checkpoint_*.pt")
+    if found is None:
+        raise cli.UserError(f"--checkpoint {path}: no checkpoint_<step>.pt in this folder")
+    return found
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(parse_args()))

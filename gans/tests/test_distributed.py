@@ -1,0 +1,55 @@
+"""Two processes are one: what they agree on, and the step they take together."""
+
+import pytest
+import torch
+from gan.distributed import agree, average_buffers, average_gradients, in_group, mean_values
+from gan.networks import Discriminator
+
+
+def test_alone_nothing_is_exchanged():
+    network = Discriminator(16, ndf=2)
+    network(torch.randn(4, 3, 16, 16)).sum().backward()
+    before = [p.grad.clone() for p in network.parameters()] + [b.clone() for b in network.buffers()]
+    average_gradients(network)
+    average_buffers(network)
+    after = [p.grad for p in network.parameters()] + list(network.buffers())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not in_group()
+    assert agree([1.0, 0.0]) == [1.0, 0.0]
+    assert mean_values({"a": torch.tensor(2.0)}) == {"a": 2.0}
+
+
+def _pair(rank, port, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    layer = torch.nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    x = torch.arange(12.0).reshape(4, 3)[2 * rank : 2 * rank + 2]
+    layer(x).square().mean().backward()
+    average_gradients(layer)
+    norm = torch.nn.BatchNorm1d(1, momentum=1.0)
+    norm(torch.full((2, 1), float(rank)) + torch.tensor([[-1.0], [1.0]]))
+    average_buffers(norm)
+    results[rank] = {
+        "gradient": layer.weight.grad.flatten().tolist(),
+        "running_mean": norm.running_mean.tolist(),
+        "agreed": agree([float(rank), 5.0 - rank]),
+        "mean": mean_values({"loss": torch.tensor(float(rank))}),
+    }
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_compute_the_gradient_of_the_whole_batch():
+    port = 29_500 + torch.randint(1000, ()).item()
+    with torch.multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_pair, args=(port, results), nprocs=2)
+        first, second = results[0], results[1]
+    x = torch.arange(12.0).reshape(4, 3)
+    whole = (2 * x.sum(1, keepdim=True) * x).mean(0)
+    assert first == second
+    assert first["gradient"] == pytest.approx(whole.tolist())
+    assert first["running_mean"] == [0.5]
+    assert first["agreed"] == [1.0, 5.0]
+    assert first["mean"] == {"loss": 0.5}

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from gan.ema import EMA
+from gan.networks import Discriminator, Generator, count_parameters, init_weights, stage_widths
+
+
+def test_parameter_counts_are_those_of_dcgan_at_64_pixels():
+    assert count_parameters(Generator(64)) == 3_576_704
+    assert count_parameters(Discriminator(64)) == 2_765_568
+
+
+@pytest.mark.parametrize("image_size", [16, 32, 64, 128])
+def test_images_and_logits_have_the_asked_size(image_size):
+    generator, discriminator = Generator(image_size, nz=5, ngf=2, nc=3), Discriminator(image_size, ndf=2, nc=3)
+    images = generator(torch.randn(3, 5))
+    assert images.shape == (3, 3, image_size, image_size)
+    assert discriminator(images).shape == (3,)
+
+
+@pytest.mark.parametrize("image_size", [8, 0, 48, 100])
+def test_other_image_sizes_are_refused(image_size):
+    with pytest.raises(ValueError, match="power of two"):
+        stage_widths(image_size, 64)
+
+
+def test_one_channel_is_enough():
+    images = Generator(16, nz=4, ngf=2, nc=1)(torch.randn(2, 4))
+    assert images.shape == (2, 1, 16, 16)
+    assert Discriminator(16, ndf=2, nc=1)(images).shape == (2,)
+
+
+def test_generator_can_reach_black_and_white():
+    generator = Generator(16, nz=4, ngf=4)
+    last = generator.layers[-2]
+    z = torch.randn(2, 4)
+    with torch.no_grad():
+        last.weight.fill_(100.0)
+        white = generator(z).amax()
+        last.weight.fill_(-100.0)
+        black = generator(z).amin()
+    assert white > 0.999
+    assert black < -0.999
+
+
+def test_initial_weights_follow_the_paper_and_the_seed():
+    first, second = Generator(32), Generator(32)
+    init_weights(first, torch.Generator().manual_seed(3))
+    init_weights(second, torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert first.layers[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert first.layers[1].weight.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert not first.layers[1].bias.any()
+
+
+def test_in_eval_mode_an_image_depends_on_its_own_noise_alone():
+    generator = Generator(16, nz=4, ngf=4)
+    z = torch.randn(6, 4)
+    generator(z)
+    assert not torch.allclose(generator(z)[:2], generator(z[:2]), atol=1e-3)
+    generator.eval()
+    assert torch.allclose(generator(z)[:2], generator(z[:2]), atol=1e-6)
+
+
+def test_average_follows_weights_and_running_statistics():
+    network = Generator(16, nz=4, ngf=2)
+    ema = EMA(network, decay=0.9)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    network(torch.randn(8, 4) * 5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    ema.update(network, step=10_000)
+    for name, average in ema.network.state_dict().items():
+        now = network.state_dict()[name]
+        expected = start[name] * 0.9 + now * 0.1 if now.is_floating_point() else now
+        assert torch.allclose(average, expected, atol=1e-6), name
+
+
+def test_average_of_a_young_run_forgets_its_start():
+    network = Generator(16, nz=4, ngf=2)
+    ema = EMA(network, decay=0.999)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+    for step in range(100):
+        ema.update(network, step)
+    weight = ema.network.layers[0].weight
+    assert (weight - 1.0).abs().max() < 1e-3

@@ -1,0 +1,313 @@
+"""The scripts as a user runs them, on tiny networks and a few images."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cifar_gan
+import numpy as np
+import pytest
+import torch
+from comparison.cli import UserError
+from comparison.runs import load_checkpoint, read_progress, save_checkpoint
+from gan.sampling import load_generator, sample_checkpoint
+from PIL import Image
+
+GANS = Path(__file__).resolve().parents[1]
+
+NETWORKS = [
+    "--image_size",
+    16,
+    "--ngf",
+    4,
+    "--ndf",
+    4,
+    "--nz",
+    8,
+    "--ema_decay",
+    0.9,
+    "--batch_size",
+    8,
+    "--flip",
+    "true",
+]
+TINY = [*NETWORKS, "--device", "cpu", "--precision", "float32", "--threads", 1, "--log_interval", 2]
+TINY += ["--num_samples", 0, "--max_steps", 100]
+
+
+def command(script, *arguments):
+    return [sys.executable, "-u", str(GANS / script), *map(str, arguments)]
+
+
+def call(script, *arguments, env=None, ok=0):
+    done = subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})}
+    )
+    assert done.returncode == ok, done.stdout + done.stderr
+    return done
+
+
+def refused(script, *arguments, **options):
+    """Return the one sentence of a refusal."""
+    done = call(script, *arguments, ok=2, **options)
+    assert done.stderr.startswith(f"{script}: error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def train_here(*arguments):
+    """Run cifar_gan.py in this process, which has torch already."""
+    return cifar_gan.main(cifar_gan.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """A run of 100 updates (50 epochs) that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    call("cifar_gan.py", "--data", images, "--run_dir", folder, *TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def no_torch(tmp_path_factory):
+    """An environment in which importing torch fails."""
+    folder = tmp_path_factory.mktemp("stub")
+    (folder / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def newest_step(folder):
+    return max(int(path.stem.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_*.pt"))
+
+
+def interrupt(images, folder, number):
+    """Start the run, saving after every update, and send it a signal once a checkpoint is there; return its status."""
+    process = subprocess.Popen(
+        command("cifar_gan.py", "--data", images, "--run_dir", folder, *TINY, "--save_minutes", 1e-9),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not list(folder.glob("checkpoint_*.pt")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    status = process.wait(timeout=60)
+    assert newest_step(folder) < 100
+    return status
+
+
+def assert_continues_to_the_same_weights(images, folder, finished):
+    call("cifar_gan.py", "--data", images, "--run_dir", folder, *TINY)
+    ours, theirs = (load_checkpoint(f / "checkpoint_000100.pt", model="gans") for f in (folder, finished))
+    for part in ("generator", "discriminator", "ema"):
+        assert ours[part].keys() == theirs[part].keys()
+        for name, value in ours[part].items():
+            assert torch.equal(value, theirs[part][name]), f"{part} {name}"
+    losses = [[{**row, "wall_seconds": 0} for row in read_progress(f / "progress.csv")] for f in (folder, finished)]
+    assert losses[0] == losses[1]
+
+
+def test_run_writes_what_it_promises(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "progress.csv", "log.txt", "loss.png", "grid_000010.png", "grid_000100.png"} <= names
+    assert {n for n in names if n.endswith((".pt", ".npz"))} == {f"checkpoint_{n:06d}.pt" for n in (80, 90, 100)}
+    rows = read_progress(finished / "progress.csv")
+    assert [row["step"] for row in rows] == list(range(2, 101, 2))
+    assert all(row["images_seen"] == 8 * row["step"] for row in rows)
+    assert list(rows[0])[3:] == ["loss_d", "loss_g", "d_real", "d_fake", "d_fake_after"]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["finished"]["steps"] == 100
+    assert config["parameters"]["generator"] > 0
+    payload = load_checkpoint(finished / "checkpoint_000100.pt", model="gans")
+    assert (payload["config"]["ngf"], payload["images_seen"]) == (4, 800)
+    assert payload["wall_seconds"] > 0
+
+
+def test_finished_run_says_so_without_torch(finished, images, no_torch):
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    done = call("cifar_gan.py", "--data", images, "--run_dir", finished, *TINY, env=no_torch)
+    assert "finished (max_steps 100)" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+
+
+def test_killed_run_continues_to_the_weights_of_an_unbroken_one(images, finished, tmp_path):
+    assert interrupt(images, tmp_path / "run", signal.SIGKILL) == -signal.SIGKILL
+    assert_continues_to_the_same_weights(images, tmp_path / "run", finished)
+
+
+def test_ctrl_c_saves_and_the_run_continues_to_the_same_weights(images, finished, tmp_path):
+    assert interrupt(images, tmp_path / "run", signal.SIGINT) == 130
+    assert_continues_to_the_same_weights(images, tmp_path / "run", finished)
+
+
+def test_other_options_in_the_same_folder_are_refused_by_name(images, finished, no_torch):
+    message = refused(
+        "cifar_gan.py", "--data", images, "--run_dir", finished, *TINY, "--nz", 9, "--g_lr", 0.5, env=no_torch
+    )
+    assert "nz 8 there, 9 here" in message
+    assert "g_lr 0.00016 there, 0.5 here" in message
+
+
+def test_larger_budget_continues_a_finished_run_and_fresh_starts_over(images, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    train_here("--data", images, "--run_dir", folder, *TINY, "--max_steps", 103)
+    assert newest_step(folder) == 103
+    train_here("--data", images, "--run_dir", folder, *TINY, "--max_steps", 3, "--fresh")
+    assert [path.name for path in folder.glob("checkpoint_*.pt")] == ["checkpoint_000003.pt"]
+    assert [row["step"] for row in read_progress(folder / "progress.csv")] == [2, 3]
+
+
+def test_training_ends_at_the_first_budget_that_is_reached(images, tmp_path):
+    train_here("--data", images, "--run_dir", tmp_path, *TINY, "--num_epochs", 0, "--max_images", 48)
+    assert newest_step(tmp_path) == 6
+
+
+WRONG = [
+    (["--g_lr", "fast"], "argument --g_lr: must be a number above 0, not 'fast'"),
+    (["--image_size", "48"], "argument --image_size: must be a power of two of at least 16, not 48"),
+    (["--image_siz", "32"], "unrecognized arguments: --image_siz 32"),
+    (["--num_epochs", "0"], "argument --num_epochs: 0 needs one of --max_steps, --max_images and --max_seconds"),
+    (["--batch_size", "9", "--ngpu", "2"], "argument --batch_size: 9 images do not divide among 2 processes"),
+    (["--ema_decay", "1"], "argument --ema_decay: must be below 1, or nothing ever moves"),
+    (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10 nor an existing folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
+def test_wrong_flags_and_paths_are_refused_before_torch_is_imported(arguments, sentence, no_torch, tmp_path):
+    assert sentence in refused("cifar_gan.py", "--run_dir", tmp_path / "run", *arguments, env=no_torch)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_without_images_is_refused_before_torch_is_imported(no_torch, tmp_path):
+    message = refused("cifar_gan.py", "--data", tmp_path, "--run_dir", tmp_path / "run", env=no_torch)
+    assert "no image found" in message
+
+
+def test_sample_script_refuses_before_torch_is_imported(no_torch, tmp_path):
+    assert "no such file or run folder" in refused("sample_gan.py", "--checkpoint", tmp_path / "none", env=no_torch)
+    assert "no checkpoint_<step>.pt in this" in refused("sample_gan.py", "--checkpoint", tmp_path, env=no_torch)
+    assert "does not end in .npz" in refused("sample_gan.py", "--checkpoint", tmp_path, "--out", "a.png", env=no_torch)
+
+
+def test_help_needs_no_torch(no_torch):
+    assert "--g_lr" in call("cifar_gan.py", "--help", env=no_torch).stdout
+    assert "--checkpoint" in call("sample_gan.py", "--help", env=no_torch).stdout
+
+
+@pytest.mark.parametrize("damage", ["truncated", "of another model", "of another shape"])
+def test_damaged_checkpoint_stops_the_run_and_nothing_is_overwritten(damage, images, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    checkpoint = folder / "checkpoint_000100.pt"
+    if damage == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    elif damage == "of another model":
+        save_checkpoint(checkpoint, {"step": 100}, model="denoising-diffusion-gan")
+    else:
+        payload = load_checkpoint(checkpoint, model="gans")
+        payload["generator"]["layers.0.weight"] = torch.zeros(3)
+        save_checkpoint(checkpoint, payload, model="gans")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    arguments = ["--data", images, "--run_dir", folder, *TINY, "--max_steps", 104]
+    if damage == "truncated":
+        assert str(checkpoint) in refused("cifar_gan.py", *arguments)
+    else:
+        with pytest.raises(UserError, match=re.escape(str(checkpoint))):
+            train_here(*arguments)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_corrupt_image_is_named(images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "images")
+    (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"05\.png"):
+        train_here("--data", folder, "--run_dir", tmp_path / "run", *TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_do_not_depend_on_the_batch_size(finished, tmp_path):
+    sets = []
+    for batch_size in (7, 50):
+        sample_checkpoint(
+            finished / "checkpoint_000100.pt", tmp_path / "samples.npz", num_samples=50, batch_size=batch_size, seed=3,
+            device="cpu", precision="float32", threads=1,
+        )  # fmt: skip
+        sets.append(np.load(tmp_path / "samples.npz")["arr_0"].astype(int))
+    assert sets[0].shape == (50, 16, 16, 3)
+    assert np.mean(np.abs(sets[0] - sets[1]) <= 1) >= 0.999
+    facts = json.loads((tmp_path / "sampling.json").read_text())
+    assert (facts["nfe"], facts["images"], facts["network"]) == (1, 50, "ema")
+
+
+def test_first_samples_are_the_last_grid(finished, tmp_path):
+    sample_checkpoint(
+        finished / "checkpoint_000100.pt", tmp_path / "samples.npz", num_samples=64, batch_size=64, seed=0,
+        device="cpu", precision="float32", threads=1,
+    )  # fmt: skip
+    with Image.open(tmp_path / "samples.png") as samples, Image.open(finished / "grid_000100.png") as grid:
+        assert np.mean(np.abs(np.asarray(samples, int) - np.asarray(grid, int)) <= 1) >= 0.999
+
+
+def test_raw_generator_and_its_average_differ(finished):
+    average, is_average, _ = load_generator(finished / "checkpoint_000100.pt")
+    raw, is_raw_average, _ = load_generator(finished / "checkpoint_000100.pt", use_ema=False)
+    assert (is_average, is_raw_average) == (True, False)
+    assert not torch.equal(average.layers[0].weight, raw.layers[0].weight)
+
+
+def test_average_that_was_not_kept_is_refused(finished, tmp_path):
+    payload = load_checkpoint(finished / "checkpoint_000100.pt", model="gans")
+    save_checkpoint(tmp_path / "checkpoint_000100.pt", {**payload, "ema": None}, model="gans")
+    with pytest.raises(UserError, match="holds no moving average"):
+        load_generator(tmp_path / "checkpoint_000100.pt", use_ema=True)
+
+
+def test_one_png_per_image(finished, tmp_path):
+    call("sample_gan.py", "--checkpoint", finished, "--out_dir", tmp_path / "png", "--num_samples", 5, "--threads", 1)
+    assert sorted(path.name for path in (tmp_path / "png").glob("0*.png")) == [f"{n:06d}.png" for n in range(5)]
+    with Image.open(tmp_path / "png" / "000004.png") as image:
+        assert np.array_equal(np.asarray(image), np.load(tmp_path / "png" / "samples.npz")["arr_0"][4])
+
+
+def test_training_then_sampling_in_one_command(images, tmp_path, no_torch):
+    arguments = ["--data", images, "--run_dir", tmp_path, *TINY, "--max_steps", 2, "--num_samples", 20]
+    train_here(*arguments)
+    assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (20, 16, 16, 3)
+    call("cifar_gan.py", *arguments, env=no_torch)  # nothing is left to do
+
+
+def test_grey_networks_train_and_draw_grey_images(images, tmp_path):
+    train_here("--data", images, "--run_dir", tmp_path, *TINY, "--nc", 1, "--max_steps", 2, "--num_samples", 4)
+    drawn = np.load(tmp_path / "samples.npz")["arr_0"]
+    assert (drawn == drawn[..., :1]).all()
+
+
+def test_divergence_is_caught_in_its_step_and_not_saved(images, tmp_path):
+    reckless = ["--g_lr", 1e38, "--d_lr", 1e38, "--save_minutes", 1e-9]
+    with pytest.raises(UserError, match=r"step \d+: .* the training has diverged") as caught:
+        train_here("--data", images, "--run_dir", tmp_path, *TINY, *reckless)
+    step = int(str(caught.value).split(":")[0].removeprefix("step "))
+    for path in tmp_path.glob("checkpoint_*.pt"):
+        assert load_checkpoint(path, model="gans")["step"] < step
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_resume(images, tmp_path):
+    arguments = ["--data", images, "--run_dir", tmp_path, *TINY, "--ngpu", 2]
+    call("cifar_gan.py", *arguments, "--max_steps", 4)
+    call("cifar_gan.py", *arguments, "--max_steps", 6)
+    payload = load_checkpoint(tmp_path / "checkpoint_000006.pt", model="gans")
+    assert (payload["step"], payload["images_seen"]) == (6, 48)

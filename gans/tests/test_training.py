@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+from gan.losses import bce_discriminator_loss, bce_generator_loss
+from gan.training import build_gan, to_channels
+
+OPTIONS = {
+    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0},
+    **{"g_lr": 1e-3, "d_lr": 1e-3, "beta1": 0.5, "ema_decay": 0.0, "label_smoothing": "none"},
+}
+
+
+def make_gan(dtype=None, **options):
+    return build_gan({**OPTIONS, **options}, "cpu", dtype)
+
+
+def play(gan, first, last):
+    rows = []
+    for step in range(first, last):
+        seeds = torch.Generator().manual_seed(100 + step)
+        real = torch.rand(16, 3, 16, 16, generator=seeds) * 2 - 1
+        rows.append(gan.train_step(real, torch.randn(16, 8, generator=seeds), step))
+    return rows
+
+
+def test_undecided_discriminator_pays_two_bits():
+    zeros = torch.zeros(7)
+    assert bce_discriminator_loss(zeros, zeros).item() == pytest.approx(2 * math.log(2))
+    assert bce_generator_loss(zeros).item() == pytest.approx(math.log(2))
+
+
+def test_smoothed_labels_are_where_the_loss_is_smallest():
+    best = {
+        "none": (math.inf, -math.inf),
+        "one_sided": (math.log(9), -math.inf),
+        "two_sided": (math.log(9), -math.log(9)),
+    }
+    for smoothing, (real, fake) in best.items():
+        logits = torch.linspace(-4, 4, 4001).double()
+        on_real = torch.stack([bce_discriminator_loss(v[None], torch.zeros(1), smoothing) for v in logits])
+        on_fake = torch.stack([bce_discriminator_loss(torch.zeros(1), v[None], smoothing) for v in logits])
+        assert logits[on_real.argmin()].item() == pytest.approx(max(min(real, 4), -4), abs=0.01)
+        assert logits[on_fake.argmin()].item() == pytest.approx(max(min(fake, 4), -4), abs=0.01)
+
+
+def test_unknown_smoothing_is_refused():
+    with pytest.raises(ValueError, match="label_smoothing must be one of none, one_sided, two_sided"):
+        bce_generator_loss(torch.zeros(1), "both")
+
+
+def test_losses_after_five_steps_are_the_golden_ones():
+    row = play(make_gan(), 0, 5)[-1]
+    golden = {"loss_d": 1.3430893, "loss_g": 0.6717107, "d_real": 0.5367140}
+    assert {name: row[name].item() for name in golden} == pytest.approx(golden, rel=1e-4)
+
+
+def test_restored_gan_goes_on_bit_for_bit():
+    unbroken, first = make_gan(ema_decay=0.9), make_gan(ema_decay=0.9)
+    play(unbroken, 0, 4)
+    play(first, 0, 2)
+    second = make_gan(seed=1, ema_decay=0.9)
+    second.load_state_dict(first.state_dict())
+    play(second, 2, 4)
+    for ours, theirs in ((unbroken.generator, second.generator), (unbroken.ema.network, second.ema.network)):
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_each_player_moves_only_in_its_own_update():
+    gan = make_gan()
+    gan.optimizer_g.param_groups[0]["lr"] = 0.0
+    before = [p.clone() for p in gan.generator.parameters()]
+    scores = [p.clone() for p in gan.discriminator.parameters()]
+    play(gan, 0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(scores, gan.discriminator.parameters(), strict=True))
+    assert all(p.requires_grad for p in gan.discriminator.parameters())
+
+
+def test_bfloat16_stays_close_to_float32():
+    exact = play(make_gan(), 0, 3)[-1]
+    rounded = play(make_gan(dtype=torch.bfloat16), 0, 3)[-1]
+    assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.05)
+    assert rounded["loss_d"].dtype == torch.float32
+
+
+def test_grey_is_the_luma_of_the_colours():
+    colours = torch.tensor([[1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])[:, :, None, None]
+    assert to_channels(colours, 1).flatten().tolist() == pytest.approx([2 * 0.299 - 1, 1.0])
+    assert to_channels(colours, 3) is colours
