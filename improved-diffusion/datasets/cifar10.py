@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Write CIFAR-10 as folders of PNG files: cifar_train (50,000) and cifar_test (10,000), {class}_{index:05d}.png.
+
+    python improved-diffusion/datasets/cifar10.py
+
+By default torchvision downloads the set. --source names one that is there already: a folder with CIFAR-10's Python
+batches (cifar-10-batches-py), or one with train/ and test/ folders of images by class. The folders are written below
+data/ (environment variable DATA_ROOT, or --out_dir); each appears when it is complete, and a call that was cut short
+is continued by the same call.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from comparison.cli import UserError, data_root, make_parser, run
+from comparison.progress import bar
+from comparison.sources import check_source, find_images
+
+# OpenAI's file names say plane and car.
+SHORT_NAMES = {"airplane": "plane", "automobile": "car"}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--source", default="cifar10", help="cifar10 to download, or a folder as above")
+    parser.add_argument("--out_dir", type=Path, default=data_root(), help="where cifar_train and cifar_test go")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write both folders."""
+    sources = {split: split_source(args.source, split) for split in ("train", "test")}
+    for split, source in sources.items():
+        write_split(source, split, args.out_dir / f"cifar_{split}")
+    return 0
+
+
+def split_source(source: str, split: str) -> str:
+    """Return the data source of a split: the folder's own subfolder where it has one.
+
+    Raises:
+        UserError: nothing there.
+    """
+    folder = Path(source) / split
+    if source != "cifar10" and folder.is_dir():
+        source = str(folder)
+    elif source != "cifar10" and not (Path(source) / "data_batch_1").is_file():
+        raise UserError(f"--source {source}: holds neither data_batch_1 nor the folder {split}")
+    check_source(source, "--source")
+    return source
+
+
+def write_split(source: str, split: str, folder: Path) -> None:
+    """Write one folder, unless it is complete already.
+
+    Raises:
+        UserError: the folder holds another number of images, or cannot be written.
+    """
+    from comparison.images import load_images
+    from improved_diffusion.png_folder import write_png_folder
+
+    there = sum(1 for _ in find_images(folder)) if folder.is_dir() else 0
+    image_set = load_images(source, 32, split=split)
+    if there == len(image_set):
+        print(f"{folder}: {there} images are there already")
+        return
+    if there:
+        raise UserError(f"{folder} holds {there} images, not {len(image_set)}: remove it or name another --out_dir")
+    if image_set.labels is None:
+        raise UserError(f"--source {source}: its images have no classes")
+    classes = [SHORT_NAMES.get(name, name) for name in image_set.class_names]
+    names = [f"{classes[label]}_{i:05d}.png" for i, label in enumerate(image_set.labels.tolist())]
+    try:
+        with bar(len(names), 0, folder.name, "images") as progress:
+            for _ in write_png_folder(folder, image_set.images.permute(0, 2, 3, 1).numpy(), names):
+                progress.update()
+    except OSError as error:
+        raise UserError(f"{folder}: not written ({error})") from None
+    print(f"{folder}: {len(names)} images")
+
+
+if __name__ == "__main__":
+    run(lambda: main(parse_args()))

@@ -1,0 +1,258 @@
+"""The Gaussian diffusion process: its coefficients, its forward side, and what a network's output says.
+
+Papers: Ho et al. 2020 (DDPM), Song et al. 2020 (DDIM), Nichol & Dhariwal 2021 (improved DDPM).
+Timesteps are 0-based: x_start is the image, t = 0 the least noisy step, and x_t has been noised t + 1 times.
+Images are (N, C, H, W) float32 in [-1, 1]; model_kwargs reach the network as keyword arguments.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Model = Callable[..., Tensor]
+Denoise = Callable[[Tensor], Tensor]
+
+
+class ModelMeanType(Enum):
+    """What the network predicts."""
+
+    PREVIOUS_X = auto()  # the mean of x_{t-1}
+    START_X = auto()  # x_0
+    EPSILON = auto()  # the noise in x_t
+
+
+class ModelVarType(Enum):
+    """Where the variance of a reverse step comes from."""
+
+    LEARNED = auto()  # the network's second half, as a log-variance
+    FIXED_SMALL = auto()  # the posterior's variance, beta tilde
+    FIXED_LARGE = auto()  # beta
+    LEARNED_RANGE = auto()  # the network interpolates between these two
+
+
+class LossType(Enum):
+    """What training minimises."""
+
+    MSE = auto()  # L_simple, plus the bound's term divided by T where the variance is learned
+    RESCALED_MSE = auto()  # the same with the bound's term divided by 1,000: L_hybrid
+    KL = auto()  # a term of the bound, in bits per dimension
+    RESCALED_KL = auto()  # the same times T, an estimate of the whole bound: L_vlb
+
+    def is_vb(self) -> bool:
+        """Tell whether this is the variational bound itself."""
+        return self in (LossType.KL, LossType.RESCALED_KL)
+
+
+class DiffusionProcess:
+    """T steps of Gaussian noise and their reversal, given the variances.
+
+    Every coefficient is a (T,) float64 attribute computed once; the device's float32 copies are made once too.
+
+    Args:
+        betas: (T,) variances in (0, 1].
+        model_mean_type: what the network predicts.
+        model_var_type: where variances come from.
+        loss_type: what `training_losses` returns.
+        rescale_timesteps: hand t * 1000 / T to the network, so that it sees the same range for every T.
+
+    Raises:
+        ValueError: betas are not (T,) in (0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        betas: np.ndarray | Sequence[float],
+        model_mean_type: ModelMeanType,
+        model_var_type: ModelVarType,
+        loss_type: LossType,
+        rescale_timesteps: bool = False,
+    ) -> None:
+        self.model_mean_type = model_mean_type
+        self.model_var_type = model_var_type
+        self.loss_type = loss_type
+        self.rescale_timesteps = rescale_timesteps
+
+        betas = np.array(betas, dtype=np.float64)
+        if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
+            raise ValueError("betas must be one-dimensional, each above 0 and at most 1")
+        self.betas = betas
+        self.num_timesteps = len(betas)
+        alphas = 1.0 - betas
+        self.alphas_cumprod = np.cumprod(alphas)
+        self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
+        self.alphas_cumprod_next = np.append(self.alphas_cumprod[1:], 0.0)
+
+        # q(x_t | x_0), Ho et al. 2020, Eq. 4
+        self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
+        self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - self.alphas_cumprod)
+        self.log_one_minus_alphas_cumprod = np.log(1.0 - self.alphas_cumprod)
+        self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod)
+        self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1.0)
+
+        # q(x_{t-1} | x_t, x_0), Ho et al. 2020, Eqs. 6 and 7
+        self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+        self.posterior_mean_coef1 = betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+        self.posterior_mean_coef2 = (1.0 - self.alphas_cumprod_prev) * np.sqrt(alphas) / (1.0 - self.alphas_cumprod)
+        # The posterior's variance is zero at t = 0; its logarithm borrows the next step's there. A process
+        # of a single step has no next one.
+        first = self.posterior_variance[1] if self.num_timesteps > 1 else betas[0]
+        self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
+        self.log_betas = np.log(betas)
+        # FIXED_LARGE: beta, but the posterior's value at t = 0 gives a better likelihood of the pixels.
+        self.fixed_large_variance = np.append(first, betas[1:])
+        self.fixed_large_log_variance = np.log(self.fixed_large_variance)
+        self.learns_variance = model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
+        """Look up a coefficient for each image: (N,) int64 -> (N, 1, 1, 1) float32."""
+        key = (table, t.device)
+        if key not in self._on_device:
+            with torch.inference_mode(False):
+                self._on_device[key] = torch.from_numpy(getattr(self, table).astype(np.float32)).to(t.device)
+        return self._on_device[key][t].view(-1, *[1] * (like.ndim - 1))
+
+    def _model_timesteps(self, t: Tensor) -> Tensor:
+        """Map timesteps of this process to what the network is told."""
+        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
+
+    # The forward process
+
+    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute mean, variance and log-variance of q(x_t | x_0) (Ho et al. 2020, Eq. 4).
+
+        Args:
+            x_start: (N, C, H, W).
+            t: (N,) int64 in [0, T).
+
+        Returns:
+            Mean like x_start; variance and log-variance (N, 1, 1, 1).
+        """
+        std = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
+        log_variance = self._at("log_one_minus_alphas_cumprod", t, x_start)
+        return self._at("sqrt_alphas_cumprod", t, x_start) * x_start, std**2, log_variance
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Draw x_t from q(x_t | x_0) (Ho et al. 2020, Eq. 4).
+
+        Args:
+            x_start: (N, C, H, W), clean images in [-1, 1].
+            t: (N,) int64 in [0, T).
+            noise: standard normal like x_start; drawn where None.
+
+        Returns:
+            Like x_start, unbounded.
+
+        Raises:
+            ValueError: noise and x_start differ in shape.
+        """
+        noise = torch.randn_like(x_start) if noise is None else noise
+        if noise.shape != x_start.shape:
+            raise ValueError(f"noise is {tuple(noise.shape)}, x_start {tuple(x_start.shape)}")
+        signal = self._at("sqrt_alphas_cumprod", t, x_start) * x_start
+        return signal + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+
+    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, Eqs. 6, 7).
+
+        Returns:
+            Mean like x_start; variance and log-variance (N, 1, 1, 1).
+        """
+        mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
+        log_variance = self._at("posterior_log_variance_clipped", t, x_t)
+        return mean, self._at("posterior_variance", t, x_t), log_variance
+
+    # What the network's output says
+
+    def _call(self, model: Model, x: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None) -> Tensor:
+        return model(x, self._model_timesteps(t), **(model_kwargs or {}))
+
+    def p_mean_variance(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute p(x_{t-1} | x_t) and the image it points to.
+
+        Args:
+            model: called as model(x, t, **model_kwargs); returns C channels, 2C where variances are learned.
+            x: (N, C, H, W), x_t.
+            t: (N,) int64 in [0, T).
+            clip_denoised: clip the predicted image to [-1, 1].
+            denoised_fn: applied to the predicted image before clipping.
+
+        Returns:
+            'mean', 'variance', 'log_variance' and 'pred_xstart', each like x.
+        """
+        output = self._call(model, x, t, model_kwargs)
+        return self._moments(output, x, t, clip_denoised, denoised_fn)
+
+    def _moments(
+        self, output: Tensor, x: Tensor, t: Tensor, clip_denoised: bool, denoised_fn: Denoise | None = None
+    ) -> dict[str, Tensor]:
+        prediction, variance, log_variance = self._split(output, x, t)
+
+        def process(x_start: Tensor) -> Tensor:
+            if denoised_fn is not None:
+                x_start = denoised_fn(x_start)
+            return x_start.clamp(-1, 1) if clip_denoised else x_start
+
+        if self.model_mean_type == ModelMeanType.PREVIOUS_X:
+            pred_xstart = process(self._xstart_from_previous(x, t, prediction))
+            mean = prediction
+        else:
+            if self.model_mean_type == ModelMeanType.EPSILON:
+                prediction = self._xstart_from_eps(x, t, prediction)
+            pred_xstart = process(prediction)
+            mean, _, _ = self.q_posterior_mean_variance(pred_xstart, x, t)
+        return {
+            "mean": mean,
+            "variance": variance.expand_as(x),
+            "log_variance": log_variance.expand_as(x),
+            "pred_xstart": pred_xstart,
+        }
+
+    def _split(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the prediction proper, the variance and the log-variance that the network's output means."""
+        channels = x.shape[1]
+        expected = (x.shape[0], channels * (2 if self.learns_variance else 1), *x.shape[2:])
+        if output.shape != expected:
+            raise ValueError(f"the network returned {tuple(output.shape)}, not {expected}: does learn_sigma fit?")
+        if self.model_var_type == ModelVarType.FIXED_SMALL:
+            return (
+                output,
+                self._at("posterior_variance", t, x),
+                self._at("posterior_log_variance_clipped", t, x),
+            )
+        if self.model_var_type == ModelVarType.FIXED_LARGE:
+            return output, self._at("fixed_large_variance", t, x), self._at("fixed_large_log_variance", t, x)
+        prediction, values = output.split(channels, dim=1)
+        if self.model_var_type == ModelVarType.LEARNED:
+            return prediction, values.exp(), values
+        # Nichol & Dhariwal 2021, Eq. 15, with v = (values + 1) / 2
+        low, high = self._at("posterior_log_variance_clipped", t, x), self._at("log_betas", t, x)
+        v = (values + 1) / 2
+        log_variance = v * high + (1 - v) * low
+        return prediction, log_variance.exp(), log_variance
+
+    def _xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        return (
+            self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
+        )
+
+    def _eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
+        return (self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - pred_xstart) / self._at(
+            "sqrt_recipm1_alphas_cumprod", t, x_t
+        )
+
+    def _xstart_from_previous(self, x_t: Tensor, t: Tensor, previous: Tensor) -> Tensor:
+        return (previous - self._at("posterior_mean_coef2", t, x_t) * x_t) / self._at("posterior_mean_coef1", t, x_t)

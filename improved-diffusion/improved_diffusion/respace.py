@@ -1,0 +1,45 @@
+"""A process that keeps only some timesteps of another one, for sampling in fewer steps."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .gaussian_diffusion import GaussianDiffusion
+from .schedules import space_timesteps
+
+__all__ = ["SpacedDiffusion", "space_timesteps"]
+
+
+class SpacedDiffusion(GaussianDiffusion):
+    """The process of the kept timesteps; the network is told the original ones.
+
+    Nichol & Dhariwal 2021, Eq. 19: the kept steps have the original alpha_bar, from which their betas follow.
+
+    Args:
+        use_timesteps: the original timesteps to keep.
+        kwargs: of the original process, see `GaussianDiffusion`.
+
+    Raises:
+        ValueError: a timestep lies outside the original process, or none is kept.
+    """
+
+    def __init__(self, use_timesteps: Iterable[int], **kwargs: Any) -> None:
+        betas = np.asarray(kwargs.pop("betas"), dtype=np.float64)
+        self.use_timesteps = set(use_timesteps)
+        self.original_num_steps = len(betas)
+        self.timestep_map = sorted(self.use_timesteps)
+        if not self.timestep_map or not 0 <= self.timestep_map[0] <= self.timestep_map[-1] < len(betas):
+            raise ValueError(f"use_timesteps must lie in [0, {len(betas)}), at least one of them")
+        alpha_bar = np.cumprod(1.0 - betas)[self.timestep_map]
+        super().__init__(betas=1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1]), **kwargs)
+        self._map_on_device: dict[torch.device, Tensor] = {}
+
+    def _model_timesteps(self, t: Tensor) -> Tensor:
+        if t.device not in self._map_on_device:
+            with torch.inference_mode(False):
+                self._map_on_device[t.device] = torch.tensor(self.timestep_map, device=t.device)
+        original = self._map_on_device[t.device][t]
+        return original.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else original

@@ -1,0 +1,268 @@
+"""Flags of the scripts, and the networks and processes that they mean.
+
+Importing this module does not import torch: a script can judge its flags first, with `check_flags`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .schedules import get_named_beta_schedule, space_timesteps
+
+if TYPE_CHECKING:
+    from .respace import SpacedDiffusion
+    from .unet import UNetModel
+
+NUM_CLASSES = 1000  # of class-conditional models unless the data says otherwise
+CHANNEL_MULT = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
+
+FLAG_HELP = {
+    "image_size": "height and width in pixels: 16, 32, 64, 128 or 256",
+    "num_channels": "width of the first level, a multiple of 32",
+    "num_res_blocks": "residual blocks per level",
+    "num_heads": "attention heads",
+    "num_heads_upsample": "attention heads on the way up, -1 for the same",
+    "attention_resolutions": "image sizes in pixels that have attention, separated by commas",
+    "dropout": "probability inside residual blocks while training",
+    "learn_sigma": "learn the variances of the reverse steps",
+    "sigma_small": "use the posterior's variances instead of beta (without learn_sigma)",
+    "class_cond": "condition on class labels",
+    "diffusion_steps": "T, the number of noising steps",
+    "noise_schedule": "linear or cosine",
+    "timestep_respacing": "steps kept for sampling: '250', '10,15,20' (by section) or 'ddim50'; '' for all",
+    "use_kl": "train on the variational bound itself (L_vlb)",
+    "predict_xstart": "predict the image instead of the noise",
+    "rescale_timesteps": "tell the network t * 1000 / T",
+    "rescale_learned_sigmas": "weight the bound by 0.001 whatever T (L_hybrid), not by 1 / T",
+    "use_checkpoint": "compute activations again in the backward pass: less memory, more time",
+    "use_scale_shift_norm": "condition by scale and shift after the norm, else by addition",
+}
+
+
+def model_and_diffusion_defaults() -> dict[str, Any]:
+    """Return the flags of a model and its process, with their defaults."""
+    return {
+        "image_size": 64,
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "num_heads": 4,
+        "num_heads_upsample": -1,
+        "attention_resolutions": "16,8",
+        "dropout": 0.0,
+        "learn_sigma": False,
+        "sigma_small": False,
+        "class_cond": False,
+        "diffusion_steps": 1000,
+        "noise_schedule": "linear",
+        "timestep_respacing": "",
+        "use_kl": False,
+        "predict_xstart": False,
+        "rescale_timesteps": True,
+        "rescale_learned_sigmas": True,
+        "use_checkpoint": False,
+        "use_scale_shift_norm": True,
+    }
+
+
+def check_flags(flags: dict[str, Any]) -> None:
+    """Judge the values of `model_and_diffusion_defaults`'s flags without torch.
+
+    Raises:
+        ValueError: one sentence that names the flag, its value and what is accepted.
+    """
+    _channel_mult(flags["image_size"])
+    if flags["num_channels"] < 32 or flags["num_channels"] % 32:
+        raise ValueError(f"num_channels must be a multiple of 32 (GroupNorm), not {flags['num_channels']}")
+    if flags["num_res_blocks"] < 1:
+        raise ValueError(f"num_res_blocks must be at least 1, not {flags['num_res_blocks']}")
+    _attention_factors(flags["image_size"], flags["attention_resolutions"])
+    for name in ("num_heads", "num_heads_upsample"):
+        heads = flags[name]
+        if not (heads == -1 and name == "num_heads_upsample") and (heads < 1 or flags["num_channels"] % heads):
+            raise ValueError(f"{name} must divide num_channels {flags['num_channels']}, which {heads} does not")
+    if not 0 <= flags["dropout"] < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {flags['dropout']}")
+    get_named_beta_schedule(flags["noise_schedule"], flags["diffusion_steps"])
+    if flags["timestep_respacing"]:
+        space_timesteps(flags["diffusion_steps"], flags["timestep_respacing"])
+
+
+def _channel_mult(image_size: int) -> tuple[int, ...]:
+    if image_size not in CHANNEL_MULT:
+        sizes = ", ".join(map(str, CHANNEL_MULT))
+        raise ValueError(f"image_size must be one of {sizes}, not {image_size}")
+    return CHANNEL_MULT[image_size]
+
+
+def _attention_factors(image_size: int, attention_resolutions: str) -> tuple[int, ...]:
+    """Turn "16,8" pixels into downsampling factors of an image of that size."""
+    levels = {image_size // 2**level: 2**level for level in range(len(_channel_mult(image_size)))}
+    factors = [levels.get(int(size)) if size.strip().isdecimal() else None for size in attention_resolutions.split(",")]
+    if attention_resolutions and None in factors:
+        sizes = ", ".join(map(str, levels))
+        raise ValueError(
+            f"attention_resolutions must be sizes among {sizes}, such as '16,8', not {attention_resolutions!r}"
+        )
+    return tuple(factor for factor in factors if factor)
+
+
+def create_model_and_diffusion(
+    image_size: int,
+    class_cond: bool,
+    learn_sigma: bool,
+    sigma_small: bool,
+    num_channels: int,
+    num_res_blocks: int,
+    num_heads: int,
+    num_heads_upsample: int,
+    attention_resolutions: str,
+    dropout: float,
+    diffusion_steps: int,
+    noise_schedule: str,
+    timestep_respacing: str,
+    use_kl: bool,
+    predict_xstart: bool,
+    rescale_timesteps: bool,
+    rescale_learned_sigmas: bool,
+    use_checkpoint: bool,
+    use_scale_shift_norm: bool,
+    num_classes: int = NUM_CLASSES,
+) -> tuple[UNetModel, SpacedDiffusion]:
+    """Make the network and the process of the flags, see `FLAG_HELP`.
+
+    Raises:
+        ValueError: a flag's value is not accepted.
+    """
+    model = create_model(
+        image_size,
+        num_channels,
+        num_res_blocks,
+        learn_sigma=learn_sigma,
+        class_cond=class_cond,
+        use_checkpoint=use_checkpoint,
+        attention_resolutions=attention_resolutions,
+        num_heads=num_heads,
+        num_heads_upsample=num_heads_upsample,
+        use_scale_shift_norm=use_scale_shift_norm,
+        dropout=dropout,
+        num_classes=num_classes,
+    )
+    diffusion = create_gaussian_diffusion(
+        steps=diffusion_steps,
+        learn_sigma=learn_sigma,
+        sigma_small=sigma_small,
+        noise_schedule=noise_schedule,
+        use_kl=use_kl,
+        predict_xstart=predict_xstart,
+        rescale_timesteps=rescale_timesteps,
+        rescale_learned_sigmas=rescale_learned_sigmas,
+        timestep_respacing=timestep_respacing,
+    )
+    return model, diffusion
+
+
+def create_model(
+    image_size: int,
+    num_channels: int,
+    num_res_blocks: int,
+    learn_sigma: bool,
+    class_cond: bool,
+    use_checkpoint: bool,
+    attention_resolutions: str,
+    num_heads: int,
+    num_heads_upsample: int,
+    use_scale_shift_norm: bool,
+    dropout: float,
+    num_classes: int = NUM_CLASSES,
+) -> UNetModel:
+    """Make the network of the flags for RGB images, see `FLAG_HELP`; `num_classes` counts where class_cond."""
+    from .unet import UNetModel
+
+    return UNetModel(
+        in_channels=3,
+        model_channels=num_channels,
+        out_channels=6 if learn_sigma else 3,
+        num_res_blocks=num_res_blocks,
+        attention_resolutions=_attention_factors(image_size, attention_resolutions),
+        dropout=dropout,
+        channel_mult=_channel_mult(image_size),
+        num_classes=num_classes if class_cond else None,
+        use_checkpoint=use_checkpoint,
+        num_heads=num_heads,
+        num_heads_upsample=num_heads_upsample,
+        use_scale_shift_norm=use_scale_shift_norm,
+    )
+
+
+def create_gaussian_diffusion(
+    *,
+    steps: int = 1000,
+    learn_sigma: bool = False,
+    sigma_small: bool = False,
+    noise_schedule: str = "linear",
+    use_kl: bool = False,
+    predict_xstart: bool = False,
+    rescale_timesteps: bool = False,
+    rescale_learned_sigmas: bool = False,
+    timestep_respacing: str = "",
+) -> SpacedDiffusion:
+    """Make the process of the flags, see `FLAG_HELP`; with respacing, of the kept steps only."""
+    from .gaussian_diffusion import LossType, ModelMeanType, ModelVarType
+    from .respace import SpacedDiffusion
+
+    if use_kl:
+        loss_type = LossType.RESCALED_KL
+    elif rescale_learned_sigmas:
+        loss_type = LossType.RESCALED_MSE
+    else:
+        loss_type = LossType.MSE
+    if learn_sigma:
+        model_var_type = ModelVarType.LEARNED_RANGE
+    else:
+        model_var_type = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
+    return SpacedDiffusion(
+        use_timesteps=space_timesteps(steps, timestep_respacing or [steps]),
+        betas=get_named_beta_schedule(noise_schedule, steps),
+        model_mean_type=ModelMeanType.START_X if predict_xstart else ModelMeanType.EPSILON,
+        model_var_type=model_var_type,
+        loss_type=loss_type,
+        rescale_timesteps=rescale_timesteps,
+    )
+
+
+def create_diffusion(flags: dict[str, Any]) -> SpacedDiffusion:
+    """Make the process of a dictionary of flags; the network's are passed over."""
+    names = [name for name in inspect.signature(create_gaussian_diffusion).parameters if name != "steps"]
+    return create_gaussian_diffusion(steps=flags["diffusion_steps"], **{name: flags[name] for name in names})
+
+
+def add_dict_to_argparser(parser: argparse._ActionsContainer, default_dict: dict[str, Any]) -> None:
+    """Add a flag for each entry, of its default's type; None takes a string, a bool takes true or false."""
+    for name, default in default_dict.items():
+        kind: Any = str if default is None else type(default)
+        if isinstance(default, bool):
+            kind = str2bool
+        parser.add_argument(f"--{name}", default=default, type=kind, help=FLAG_HELP.get(name, " "))
+
+
+def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
+    """Pick the named values out of parsed arguments."""
+    return {name: getattr(args, name) for name in keys}
+
+
+def str2bool(v: str | bool) -> bool:
+    """Read 'yes', 'true', 't', 'y', '1' or their opposites, in any case.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if isinstance(v, bool):
+        return v
+    if v.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if v.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"must be true or false, not {v!r}")

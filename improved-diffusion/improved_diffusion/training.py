@@ -1,0 +1,201 @@
+"""One optimizer step at a time: microbatches, mixed precision, moving averages, loss statistics.
+
+Nothing here waits for the device: statistics stay there until `LossMeter.read`.
+"""
+
+import copy
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .gaussian_diffusion import GaussianDiffusion
+from .nn import update_ema, warmed_up_rate
+
+INITIAL_LOG_LOSS_SCALE = 20.0  # fp16 only
+QUARTILES = 4
+
+
+class LossMeter:
+    """Running means of losses, over all timesteps and by quartile of t, kept on the device.
+
+    Quartile q holds the timesteps in [q T / 4, (q + 1) T / 4), so q0 is the least noisy one.
+
+    Args:
+        num_timesteps: T.
+    """
+
+    def __init__(self, num_timesteps: int) -> None:
+        self.num_timesteps = num_timesteps
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._sums: dict[str, Tensor] = {}
+        self._counts: Tensor | None = None
+        self._grad_norm: Tensor | None = None
+        self._updates = 0
+
+    def add_losses(self, losses: dict[str, Tensor], t: Tensor) -> None:
+        """Add the losses of images, each (N,), at timesteps t, (N,) int64."""
+        quartile = QUARTILES * t // self.num_timesteps
+        zeros = torch.zeros(QUARTILES, device=t.device)
+        for name, values in losses.items():
+            total = zeros.index_add(0, quartile, values.detach().float())
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        counts = zeros.index_add(0, quartile, torch.ones_like(t, dtype=torch.float32))
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def add_grad_norm(self, grad_norm: Tensor) -> None:
+        """Add the gradient norm of one update, ()."""
+        self._grad_norm = grad_norm if self._grad_norm is None else self._grad_norm + grad_norm
+        self._updates += 1
+
+    def read(self) -> dict[str, float]:
+        """Return the means since the last reset, and reset; a quartile without images is left out.
+
+        The only place where the host waits for the device.
+        """
+        if self._counts is None or self._grad_norm is None:
+            return {}
+        counts = self._counts.tolist()
+        means = {}
+        for name, sums in self._sums.items():
+            values = sums.tolist()
+            means[name] = sum(values) / sum(counts)
+            for q in range(QUARTILES):
+                if counts[q]:
+                    means[f"{name}_q{q}"] = values[q] / counts[q]
+        means["grad_norm"] = self._grad_norm.item() / self._updates
+        self.reset()
+        return means
+
+
+class Trainer:
+    """A network in training, with its optimizer and its moving averages.
+
+    Args:
+        model: on its device.
+        diffusion: whose loss is minimised.
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
+        ema_rates: of the moving averages, each lowered while few updates have been made.
+        microbatch: images per forward pass, 0 or less for the whole batch.
+        lr_anneal_steps: updates after which the learning rate has fallen linearly to 0; 0 for constant.
+        autocast_dtype: of the network's passes; None for float32. float16 scales the loss dynamically.
+        fp16_scale_growth: growth of the loss scale's base-2 logarithm per update.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        diffusion: GaussianDiffusion,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        ema_rates: Sequence[float] = (0.9999,),
+        microbatch: int = 0,
+        lr_anneal_steps: int = 0,
+        autocast_dtype: torch.dtype | None = None,
+        fp16_scale_growth: float = 1e-3,
+    ) -> None:
+        self.model = model
+        self.diffusion = diffusion
+        self.lr = lr
+        self.microbatch = microbatch
+        self.lr_anneal_steps = lr_anneal_steps
+        self.autocast_dtype = autocast_dtype
+        self.device = next(model.parameters()).device
+        self.ema = {rate: copy.deepcopy(model).eval().requires_grad_(False) for rate in ema_rates}
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type,
+            init_scale=2.0**INITIAL_LOG_LOSS_SCALE,
+            growth_factor=2.0**fp16_scale_growth,
+            growth_interval=1,
+            enabled=autocast_dtype == torch.float16,
+        )
+        self.meter = LossMeter(diffusion.num_timesteps)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context of the network's passes."""
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def update(
+        self,
+        step: int,
+        x_start: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        factors: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Make one update from one batch.
+
+        Args:
+            step: updates made before this one.
+            x_start: (N, C, H, W) float32 in [-1, 1].
+            t: (N,) int64 in [0, T).
+            noise: standard normal like x_start.
+            factors: (N,) importance weights of the losses; None for ones.
+            labels: (N,) int64 of class-conditional models.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        n = len(x_start)
+        for start in range(0, n, self.microbatch if self.microbatch > 0 else n):
+            part = slice(start, start + self.microbatch if self.microbatch > 0 else n)
+            kwargs = {} if labels is None else {"y": labels[part]}
+            losses = self.diffusion.training_losses(self._forward, x_start[part], t[part], kwargs, noise[part])
+            if factors is not None:
+                losses = {name: values * factors[part] for name, values in losses.items()}
+            # Divided by the whole batch, so that the parts' gradients add up to the whole's, uneven parts too.
+            self.scaler.scale(losses["loss"].sum() / n).backward()
+            self.meter.add_losses(losses, t[part])
+        self._optimize(step)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.autocast():
+            return self.model(*args, **kwargs)
+
+    def _optimize(self, step: int) -> None:
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.meter.add_grad_norm(torch.nn.utils.get_total_norm(gradients))
+        if self.lr_anneal_steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * max(0.0, 1 - step / self.lr_anneal_steps)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        for rate, ema in self.ema.items():
+            update_ema(ema.parameters(), self.model.parameters(), warmed_up_rate(rate, step + 1))
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's state dict, with the loss scale's beside it."""
+        return {**self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Restore `optimizer_state`; learning rate and weight decay stay those of the constructor.
+
+        Raises:
+            ValueError, KeyError: of another network.
+        """
+        groups = [
+            {**saved, "lr": own["lr"], "weight_decay": own["weight_decay"], "fused": own["fused"]}
+            for saved, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a plain state dict; the file appears under its name only when whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,249 @@
+"""The noise-prediction network: a U-Net with residual blocks, attention and timestep conditioning.
+
+Parameter names and shapes are those of OpenAI's package, so that its published checkpoints load.
+Shapes in comments: N images, C channels, H x W pixels, T = H * W positions, E embedding size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .nn import checkpoint, normalization, timestep_embedding, timestep_frequencies, zero_module
+
+
+class TimestepEmbedSequential(nn.ModuleList):
+    """A sequence that hands the timestep embedding to the layers that take one."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class Upsample(nn.Module):
+    """Double height and width by nearest neighbour, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """A residual block conditioned on the timestep embedding.
+
+    Nichol & Dhariwal 2021, section 3: GroupNorm(h) (1 + scale) + shift with `use_scale_shift_norm`, else the
+    embedding is added before the norm as in Ho et al. 2020.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int,
+        use_scale_shift_norm: bool,
+        use_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.use_checkpoint = use_checkpoint
+        self.in_layers = nn.Sequential(
+            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, (2 if use_scale_shift_norm else 1) * out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            normalization(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map (N, C, H, W) and (N, E) to (N, out_channels, H, W)."""
+        return checkpoint(self._forward, (x, emb), self.use_checkpoint)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        condition = self.emb_layers(emb).type(h.dtype)[:, :, None, None]
+        norm, activation, dropout, conv = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = condition.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1 + scale)
+        else:
+            h = norm(h + condition)
+        return self.skip_connection(x) + conv(dropout(activation(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the positions of an image, with a residual connection."""
+
+    def __init__(self, channels: int, num_heads: int, use_checkpoint: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.use_checkpoint = use_checkpoint
+        self.norm = normalization(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return checkpoint(self._forward, (x,), self.use_checkpoint)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        _, c, height, width = x.shape
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (N, T, C): no copy in channels_last
+        qkv = _pointwise(self.qkv, h)  # (N, T, 3C), channels ordered [head][q, k, v]
+        qkv = qkv.unflatten(2, (self.num_heads, 3, c // self.num_heads))
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # each (N, heads, T, C / heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (N, T, C)
+        h = _pointwise(self.proj_out, h)
+        return x + h.transpose(1, 2).unflatten(2, (height, width))
+
+
+def _pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution to (N, T, C), whose channels lie last."""
+    return F.linear(x, conv.weight.squeeze(2), conv.bias)
+
+
+class UNetModel(nn.Module):
+    """The network eps(x_t, t) of Nichol & Dhariwal 2021, with its variance output if `out_channels` says so.
+
+    Args:
+        in_channels: of the image.
+        model_channels: width of the first level, a multiple of 32.
+        out_channels: of the prediction; twice `in_channels` with learned variances.
+        num_res_blocks: per level on the way down; one more per level on the way up.
+        attention_resolutions: downsampling factors with attention, such as (2, 4).
+        dropout: probability inside residual blocks.
+        channel_mult: width of each level in units of `model_channels`; each level but the last halves the size.
+        num_classes: of a class-conditional model, else None.
+        use_checkpoint: compute activations again in the backward pass instead of storing them.
+        num_heads: attention heads; must divide the widths that have attention.
+        num_heads_upsample: heads on the way up, -1 for the same.
+        use_scale_shift_norm: see `ResBlock`.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        num_classes: int | None = None,
+        use_checkpoint: bool = False,
+        num_heads: int = 1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        emb_channels = 4 * model_channels
+        self.num_classes = num_classes
+        self.register_buffer("frequencies", timestep_frequencies(model_channels), persistent=False)
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+
+        def res_block(channels: int, to_channels: int) -> ResBlock:
+            return ResBlock(channels, emb_channels, dropout, to_channels, use_scale_shift_norm, use_checkpoint)
+
+        first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential([first])])
+        channels = model_channels
+        skip_channels = [channels]
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                layers: list[nn.Module] = [res_block(channels, mult * model_channels)]
+                channels = mult * model_channels
+                if 2**level in attention_resolutions:
+                    layers.append(AttentionBlock(channels, num_heads, use_checkpoint))
+                self.input_blocks.append(TimestepEmbedSequential(layers))
+                skip_channels.append(channels)
+            if level != len(channel_mult) - 1:
+                self.input_blocks.append(TimestepEmbedSequential([Downsample(channels)]))
+                skip_channels.append(channels)
+
+        self.middle_block = TimestepEmbedSequential(
+            [
+                res_block(channels, channels),
+                AttentionBlock(channels, num_heads, use_checkpoint),
+                res_block(channels, channels),
+            ]
+        )
+
+        self.output_blocks = nn.ModuleList([])
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers = [res_block(channels + skip_channels.pop(), mult * model_channels)]
+                channels = mult * model_channels
+                if 2**level in attention_resolutions:
+                    layers.append(AttentionBlock(channels, heads_up, use_checkpoint))
+                if level and i == num_res_blocks:
+                    layers.append(Upsample(channels))
+                self.output_blocks.append(TimestepEmbedSequential(layers))
+
+        self.out = nn.Sequential(
+            normalization(channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict the noise in x_t, and with learned variances their interpolation coefficients.
+
+        Args:
+            x: (N, in_channels, H, W), H and W divisible by 2 ** (levels - 1).
+            timesteps: (N,), in units of 1,000 steps where the process rescales them; may be fractional.
+            y: (N,) int64 class labels, exactly if the model is class-conditional.
+
+        Returns:
+            (N, out_channels, H, W) float32.
+
+        Raises:
+            ValueError: y is missing or not wanted.
+        """
+        if (y is not None) != (self.num_classes is not None):
+            raise ValueError("y must be given exactly if the model is class-conditional")
+        emb = self.time_embed(timestep_embedding(timesteps, self.frequencies))  # (N, E)
+        dtype = emb.dtype  # of the pass: lower than float32 under autocast
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        first, *blocks = self.input_blocks
+        # Image and prediction stay in float32: the smallest noise of a long schedule, 0.003 to 0.01, is less
+        # than bf16's spacing at a pixel of 1.
+        with torch.autocast(x.device.type, enabled=False):
+            h = first(x.float(), emb).type(dtype)
+        skips = [h]
+        for block in blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.out(h.float())

@@ -1,0 +1,153 @@
+"""What image_train.py and image_sample.py share: flags, precision, and the checkpoint files of a run.
+
+After n updates a run holds model<n>.pt and ema_<rate>_<n>.pt, plain state dicts, and opt<n>.pt with the optimizer
+and the counters. The optimizer's file is written last: a step counts as saved when it is there.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comparison.cli import UserError
+from comparison.runs import load_checkpoint, load_torch, save_checkpoint
+from improved_diffusion.script_util import check_flags
+
+if TYPE_CHECKING:
+    import torch
+    from improved_diffusion.training import Trainer
+
+MODEL = "improved-diffusion"
+
+
+def judge_flags(flags: dict[str, Any], args: argparse.Namespace) -> None:
+    """Refuse values that no network or process can have; without torch.
+
+    Raises:
+        UserError: one sentence that names the flag.
+    """
+    try:
+        check_flags(flags)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    if args.use_fp16 and args.precision == "float32":
+        raise UserError("--use_fp16 True and --precision float32 contradict each other")
+
+
+def choose_dtype(precision: str, use_fp16: bool | None, device: "torch.device") -> "torch.dtype | None":
+    """Return the type of the network's passes, None for float32.
+
+    --use_fp16 means bf16 where the device computes in it, else float16 on CUDA, else float32 with a warning.
+    """
+    import torch
+    from comparison.device import autocast_dtype, computes_bf16
+
+    if not use_fp16:
+        return autocast_dtype("float32" if use_fp16 is False and precision == "auto" else precision, device)
+    if precision == "bf16" or computes_bf16(device):
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.float16
+    print("warning: --use_fp16: this device has no fast bf16, so the network computes in float32", flush=True)
+    return None
+
+
+def load_network(module: "torch.nn.Module", path: Path) -> None:
+    """Load a plain state dict into a network.
+
+    Raises:
+        UserError: missing, truncated, of another model, or of other shapes.
+    """
+    state = load_state(path)
+    own = module.state_dict()
+    for name in own:
+        if name not in state:
+            raise UserError(f"{path}: holds no {name}; do --num_channels, --num_res_blocks and the others fit it?")
+        if state[name].shape != own[name].shape:
+            shapes = f"{tuple(state[name].shape)} there, {tuple(own[name].shape)} by the flags"
+            raise UserError(f"{path}: {name} is {shapes}")
+    extra = next(iter(set(state) - set(own)), None)
+    if extra:
+        raise UserError(f"{path}: holds {extra}, which the network of these flags has not")
+    module.load_state_dict(state)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a network's state dict.
+
+    Raises:
+        UserError: missing, truncated, or not a network of this family.
+    """
+    state = load_torch(path)
+    if isinstance(state, dict) and "param_groups" in state:
+        raise UserError(f"{path}: an optimizer's file; name model*.pt or ema_*.pt")
+    if not isinstance(state, dict) or "time_embed.0.weight" not in state:
+        found = state.get("model") if isinstance(state, dict) else None
+        of = f"a checkpoint of {found}" if isinstance(found, str) else "not a network"
+        raise UserError(f"{path}: {of}, not of {MODEL}")
+    return state
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps whose files are complete, ascending."""
+    steps = [int(m[1]) for p in folder.glob("opt*.pt") if (m := re.fullmatch(r"opt(\d+)\.pt", p.name))]
+    return sorted(steps)
+
+
+def save(trainer: "Trainer", folder: Path, step: int, counters: dict[str, Any]) -> None:
+    """Write the files of a step; `counters` go into the optimizer's file."""
+    from improved_diffusion.training import save_state
+
+    try:
+        for rate, ema in trainer.ema.items():
+            save_state(folder / f"ema_{rate}_{step:06d}.pt", ema.state_dict())
+        save_state(folder / f"model{step:06d}.pt", trainer.model.state_dict())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder}: checkpoint not written ({error})") from None
+    save_checkpoint(folder / f"opt{step:06d}.pt", {**trainer.optimizer_state(), "step": step, **counters}, model=MODEL)
+
+
+def restore(trainer: "Trainer", model_file: Path) -> dict[str, Any]:
+    """Load the files of a step by the name of its model's file, and return the counters.
+
+    A network alone, from elsewhere, is accepted: averages start from it, the optimizer afresh.
+
+    Raises:
+        UserError: a file is damaged or does not fit.
+    """
+    match = re.fullmatch(r"model(\d+)\.pt", model_file.name)
+    load_network(trainer.model, model_file)
+    step = int(match[1]) if match else 0
+    for rate, ema in trainer.ema.items():
+        ema_file = model_file.with_name(f"ema_{rate}_{step:06d}.pt")
+        load_network(ema, ema_file if match and ema_file.is_file() else model_file)
+    optimizer_file = model_file.with_name(f"opt{step:06d}.pt")
+    if not match or not optimizer_file.is_file():
+        return {"step": step}
+    payload = load_torch(optimizer_file)
+    if isinstance(payload, dict) and "model" in payload:
+        payload = load_checkpoint(optimizer_file, model=MODEL)
+    try:
+        trainer.load_optimizer_state(payload)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{optimizer_file}: does not fit the network ({error})") from None
+    return {"step": step, **{name: payload[name] for name in ("images_seen", "wall_seconds") if name in payload}}
+
+
+def prune(folder: Path, save_interval: int, keep: int) -> None:
+    """Delete old checkpoints: of the planned ones all but the newest `keep` (0 keeps all), of the others all but the
+    newest of all.
+    """
+    steps = saved_steps(folder)
+    planned = [step for step in steps if step % save_interval == 0]
+    retained = set(planned[-keep:]) | set(steps[-1:])
+    for step in set(steps) - retained:
+        # The optimizer's file first: without it the step no longer counts.
+        for pattern in (f"opt{step:06d}.pt", f"model{step:06d}.pt", f"ema_*_{step:06d}.pt"):
+            _unlink(folder.glob(pattern))
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

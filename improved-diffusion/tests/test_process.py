@@ -1,0 +1,262 @@
+"""The Gaussian process against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from improved_diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    get_named_beta_schedule,
+)
+from improved_diffusion.losses import approx_standard_normal_cdf, discretized_gaussian_log_likelihood, normal_kl
+from improved_diffusion.resample import create_named_schedule_sampler
+from improved_diffusion.respace import SpacedDiffusion
+from improved_diffusion.schedules import space_timesteps
+from improved_diffusion.script_util import create_gaussian_diffusion
+
+MEAN, STD = 0.3, 0.4  # of the Gaussian data
+
+
+def exact_score(diffusion, original, learn_sigma=False):
+    """Return the best network for pixels from N(MEAN, STD^2): the noise's conditional mean given x_t."""
+    alpha_bar = torch.from_numpy(original.alphas_cumprod).float()
+
+    def model(x, t):
+        if original.rescale_timesteps:
+            t = (t * original.num_timesteps / 1000).round().long()
+        a = alpha_bar[t].view(-1, 1, 1, 1)
+        gain = a.sqrt() * STD**2 / (a * STD**2 + 1 - a)
+        x_0 = MEAN + gain * (x - a.sqrt() * MEAN)
+        eps = (x - a.sqrt() * x_0) / (1 - a).sqrt()
+        return torch.cat([eps, torch.zeros_like(eps)], dim=1) if learn_sigma else eps
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("sampler", "respacing", "schedule", "learn_sigma"),
+    [
+        ("ancestral", "", "linear", False),
+        ("ancestral", "", "cosine", True),
+        ("ancestral", "250", "cosine", True),
+        ("ddim", "", "linear", False),
+        ("ddim", "ddim100", "cosine", True),
+        ("ddim", "ddim50", "cosine", True),
+        ("ddim eta 1", "250", "cosine", True),
+    ],
+)
+def test_exact_score_reproduces_mean_and_variance_of_gaussian_data(sampler, respacing, schedule, learn_sigma):
+    options = {"steps": 1000, "learn_sigma": learn_sigma, "sigma_small": True, "noise_schedule": schedule}
+    options["rescale_timesteps"] = True
+    original = create_gaussian_diffusion(**options)
+    diffusion = create_gaussian_diffusion(**options, timestep_respacing=respacing)
+    model = exact_score(diffusion, original, learn_sigma)
+    torch.manual_seed(0)
+    shape = (64, 3, 16, 16)  # 49,152 values: standard errors of 0.002 in the mean, 0.0013 in the deviation
+    if sampler == "ancestral":
+        samples = diffusion.p_sample_loop(model, shape, clip_denoised=False)
+    else:
+        samples = diffusion.ddim_sample_loop(model, shape, clip_denoised=False, eta=float(sampler == "ddim eta 1"))
+    assert abs(samples.mean().item() - MEAN) < 0.015
+    assert abs(samples.std().item() - STD) < 0.02
+
+
+def test_few_steps_of_ddim_work_with_learned_variances():
+    options = {"steps": 1000, "learn_sigma": True, "noise_schedule": "cosine"}
+    original = create_gaussian_diffusion(**options)
+    diffusion = create_gaussian_diffusion(**options, timestep_respacing="ddim20")
+    torch.manual_seed(0)
+    samples = diffusion.ddim_sample_loop(exact_score(diffusion, original, True), (64, 3, 16, 16), clip_denoised=False)
+    assert abs(samples.mean().item() - MEAN) < 0.05
+    assert abs(samples.std().item() - STD) < 0.1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [100, 1000, 4000])
+def test_schedule_destroys_the_signal(schedule, steps):
+    diffusion = create_gaussian_diffusion(steps=steps, noise_schedule=schedule)
+    assert diffusion.alphas_cumprod[-1] < 1e-4
+    assert (np.diff(diffusion.alphas_cumprod) < 0).all()
+    x = torch.ones(1, 3, 8, 8)
+    assert diffusion._prior_bpd(x).item() < 1e-4
+
+
+def test_noised_images_have_the_mean_and_variance_of_the_closed_form():
+    diffusion = create_gaussian_diffusion(steps=100)
+    torch.manual_seed(0)
+    x_start, t = torch.full((64, 3, 16, 16), 0.7), torch.full((64,), 30)
+    x_t = diffusion.q_sample(x_start, t)
+    mean, variance, log_variance = diffusion.q_mean_variance(x_start, t)
+    assert abs(x_t.mean() - mean.mean()) < 0.01
+    assert abs(x_t.var() - variance[0]) < 0.01
+    torch.testing.assert_close(log_variance.exp(), variance)
+
+
+def test_one_noising_step_and_the_posterior_are_consistent_by_bayes():
+    # q(x_t | x_{t-1}) q(x_{t-1} | x_0) = q(x_{t-1} | x_t, x_0) q(x_t | x_0), in precisions
+    d = create_gaussian_diffusion(steps=100)
+    t = np.arange(1, 100)
+    precision = (1 - d.betas[t]) / d.betas[t] + 1 / (1 - d.alphas_cumprod[t - 1])
+    np.testing.assert_allclose(d.posterior_variance[t], 1 / precision, rtol=1e-10)
+
+
+def test_learned_variance_lies_between_posterior_and_beta():
+    d = create_gaussian_diffusion(steps=100, learn_sigma=True)
+    x, t = torch.zeros(2, 3, 4, 4), torch.tensor([5, 60])
+    for value, table in ((-1.0, d.posterior_variance), (1.0, d.betas)):
+        output = torch.cat([torch.zeros_like(x), torch.full_like(x, value)], dim=1)
+        variance = d.p_mean_variance(lambda x, t, output=output: output, x, t)["variance"]
+        torch.testing.assert_close(variance[:, 0, 0, 0], torch.from_numpy(table[[5, 60]]).float())
+
+
+def test_perfect_prediction_has_no_loss():
+    d = create_gaussian_diffusion(steps=100, learn_sigma=True, rescale_learned_sigmas=True)
+    torch.manual_seed(0)
+    x, noise, t = torch.rand(4, 3, 8, 8) * 2 - 1, torch.randn(4, 3, 8, 8), torch.tensor([1, 20, 50, 99])
+    output = torch.cat([noise, -torch.ones_like(noise)], dim=1)
+    losses = d.training_losses(lambda x, t: output, x, t, noise=noise)
+    torch.testing.assert_close(losses["loss"], torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_bound_teaches_the_variance_only():
+    d = create_gaussian_diffusion(steps=100, learn_sigma=True, rescale_learned_sigmas=True)
+    torch.manual_seed(0)
+    output = torch.randn(4, 6, 8, 8, requires_grad=True)
+    losses = d.training_losses(lambda x, t: output, torch.zeros(4, 3, 8, 8), torch.tensor([0, 20, 50, 99]))
+    losses["vb"].sum().backward()
+    assert output.grad[:, :3].abs().max() == 0
+    assert output.grad[:, 3:].abs().max() > 0
+
+
+def test_hybrid_weight_does_not_depend_on_the_number_of_steps():
+    x, noise, t = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), torch.tensor([50])
+    output = torch.zeros(1, 6, 8, 8)
+    terms = {}
+    for rescale in (True, False):
+        d = create_gaussian_diffusion(steps=4000, learn_sigma=True, rescale_learned_sigmas=rescale)
+        terms[rescale] = d.training_losses(lambda x, t: output, x, t, noise=noise)["vb"].item()
+    assert terms[True] == pytest.approx(4 * terms[False])
+
+
+@pytest.mark.parametrize("mean_type", list(ModelMeanType))
+@pytest.mark.parametrize("var_type", list(ModelVarType))
+def test_every_parametrisation_of_the_truth_recovers_the_image(mean_type, var_type):
+    betas = get_named_beta_schedule("cosine", 50)
+    d = GaussianDiffusion(betas=betas, model_mean_type=mean_type, model_var_type=var_type, loss_type=LossType.MSE)
+    torch.manual_seed(0)
+    x, noise, t = torch.rand(3, 3, 8, 8) * 2 - 1, torch.randn(3, 3, 8, 8), torch.tensor([1, 20, 40])
+    x_t = d.q_sample(x, t, noise)
+    truth = {
+        ModelMeanType.START_X: x,
+        ModelMeanType.EPSILON: noise,
+        ModelMeanType.PREVIOUS_X: d.q_posterior_mean_variance(x, x_t, t)[0],
+    }[mean_type]
+    output = torch.cat([truth, torch.zeros_like(x)], dim=1) if d.learns_variance else truth
+    out = d.p_mean_variance(lambda x, t: output, x_t, t)
+    torch.testing.assert_close(out["pred_xstart"], x, atol=1e-4, rtol=0)
+    losses = d.training_losses(lambda x, t: output, x, t, noise=noise)
+    torch.testing.assert_close(losses["mse"], torch.zeros(3), atol=1e-8, rtol=0)
+
+
+def test_ddim_reverse_undoes_ddim():
+    options = {"steps": 1000, "noise_schedule": "cosine"}
+    d = create_gaussian_diffusion(**options)
+    model = exact_score(d, d)
+    torch.manual_seed(0)
+    x = MEAN + STD * torch.randn(4, 3, 8, 8)
+    y = x
+    for i in range(500):
+        y = d.ddim_reverse_sample(model, y, torch.full((4,), i), clip_denoised=False)["sample"]
+    for i in reversed(range(1, 501)):
+        y = d.ddim_sample(model, y, torch.full((4,), i), clip_denoised=False)["sample"]
+    torch.testing.assert_close(y, x, atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="eta must be 0"):
+        d.ddim_reverse_sample(model, x, torch.zeros(4).long(), eta=0.5)
+
+
+def test_respaced_process_keeps_alpha_bar_and_tells_the_network_original_steps():
+    seen = []
+    full = create_gaussian_diffusion(steps=4000, noise_schedule="cosine")
+    spaced = create_gaussian_diffusion(
+        steps=4000, noise_schedule="cosine", timestep_respacing="ddim50", rescale_timesteps=True
+    )
+    np.testing.assert_allclose(spaced.alphas_cumprod, full.alphas_cumprod[spaced.timestep_map], rtol=1e-10)
+
+    def model(x, t):
+        seen.append(t[0].item())
+        return x
+
+    spaced.ddim_sample_loop(model, (1, 3, 4, 4))
+    assert seen == [t / 4 for t in range(3920, -1, -80)]
+
+
+def test_a_process_of_one_step_samples():
+    spaced = create_gaussian_diffusion(steps=100, timestep_respacing="ddim1")
+    assert spaced.p_sample_loop(lambda x, t: x, (1, 3, 4, 4)).isfinite().all()
+
+
+def test_ddim_respacing_accepts_every_count():
+    for count in range(1, 1001):
+        kept = space_timesteps(1000, f"ddim{count}")
+        assert len(kept) == count
+        assert min(kept) == 0
+        assert max(kept) < 1000
+
+
+@pytest.mark.parametrize("respacing", ["ddim0", "ddim1001", "ddim", "many", "1001", "600,600", "0", "10,,3"])
+def test_impossible_respacing_is_refused(respacing):
+    with pytest.raises(ValueError, match="timestep_respacing"):
+        space_timesteps(1000, respacing)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("linear", 20), ("linear", 0), ("sigmoid", 100)])
+def test_impossible_schedule_is_refused(name, steps):
+    with pytest.raises(ValueError, match="diffusion_steps|noise_schedule"):
+        get_named_beta_schedule(name, steps)
+
+
+def test_wrong_channel_count_is_refused_by_name():
+    d = create_gaussian_diffusion(steps=100, learn_sigma=True)
+    with pytest.raises(ValueError, match="learn_sigma"):
+        d.p_sample(lambda x, t: x, torch.zeros(1, 3, 4, 4), torch.tensor([5]))
+
+
+def test_spaced_process_refuses_steps_outside():
+    kwargs = {"model_mean_type": ModelMeanType.EPSILON, "model_var_type": ModelVarType.FIXED_SMALL}
+    with pytest.raises(ValueError, match="use_timesteps"):
+        SpacedDiffusion([0, 100], betas=get_named_beta_schedule("cosine", 100), loss_type=LossType.MSE, **kwargs)
+
+
+def test_kl_of_equal_gaussians_is_zero_and_matches_the_closed_form():
+    zero = torch.zeros(3)
+    torch.testing.assert_close(normal_kl(zero, zero, zero, zero), zero)
+    kl = normal_kl(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(math.log(4.0)))
+    assert kl.item() == pytest.approx(math.log(2) + 2 / 8 - 0.5)
+
+
+def test_discretized_likelihood_sums_to_one():
+    levels = torch.arange(256) / 127.5 - 1
+    for mean, scale in ((0.1, 0.2), (-1.0, 0.01), (0.9, 1.0)):
+        log_p = discretized_gaussian_log_likelihood(
+            levels, means=torch.full((256,), mean), log_scales=torch.full((256,), math.log(scale))
+        )
+        assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_normal_cdf_approximation_is_close():
+    x = torch.linspace(-4, 4, 101)
+    torch.testing.assert_close(approx_standard_normal_cdf(x), torch.special.ndtr(x), atol=5e-4, rtol=0)
+
+
+def test_uniform_sampler_draws_every_timestep_with_factor_one():
+    d = create_gaussian_diffusion(steps=50)
+    t, factors = create_named_schedule_sampler("uniform", d).sample(5000, torch.device("cpu"))
+    assert sorted(set(t.tolist())) == list(range(50))
+    torch.testing.assert_close(factors, torch.ones(5000))
+    with pytest.raises(ValueError, match="schedule_sampler"):
+        create_named_schedule_sampler("second", d)
