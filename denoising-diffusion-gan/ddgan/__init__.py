@@ -1,0 +1,1 @@
+"""Denoising diffusion GAN (Xiao, Kreis and Vahdat 2022): networks, process, losses, training state, checkpoints."""

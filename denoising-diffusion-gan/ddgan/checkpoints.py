@@ -1,0 +1,176 @@
+"""Networks from configurations and from files, and the files of a training run."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comparison.cli import UserError
+from comparison.runs import load_checkpoint, load_torch, save_checkpoint
+from torch import Tensor
+
+from ddgan.discriminator import Discriminator
+from ddgan.generator import Generator, GeneratorConfig
+from ddgan.nvlabs import looks_like_nvlabs, translate_discriminator, translate_generator
+from ddgan.options import MODEL, check_architecture, defaults
+
+if TYPE_CHECKING:
+    from ddgan.training import Trainer
+
+
+def make_generator(config: Mapping[str, Any]) -> Generator:
+    """Build a generator from flag names; other keys are ignored."""
+    known = {field.name for field in fields(GeneratorConfig)}
+    return Generator(GeneratorConfig(**{name: value for name, value in config.items() if name in known}))
+
+
+def generator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Generator:
+    """Build a generator and load a published state dict.
+
+    Args:
+        state_dict: NVlabs's parameter names, with or without `module.`.
+        config: the flag names with which it was trained; others are ignored.
+
+    Raises:
+        ValueError: the state dict does not belong to this configuration.
+    """
+    generator = make_generator(config)
+    generator.load_state_dict(_fitting(translate_generator(generator, state_dict), generator.state_dict()))
+    return generator
+
+
+def discriminator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Discriminator:
+    """Build a discriminator and load a published state dict.
+
+    Args:
+        state_dict: NVlabs's parameter names, with or without `module.`.
+        config: `cls` (Discriminator_small or Discriminator_large), `nc` (channels of both images together), `ngf`,
+            `t_emb_dim`; others are ignored.
+
+    Raises:
+        ValueError: the state dict does not belong to this configuration.
+    """
+    size = str(config["cls"]).removeprefix("Discriminator_")
+    discriminator = Discriminator(size, config["nc"] // 2, config["ngf"], config["t_emb_dim"])
+    translated = translate_discriminator(discriminator, state_dict)
+    discriminator.load_state_dict(_fitting(translated, discriminator.state_dict()))
+    return discriminator
+
+
+def _fitting(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in expected.items():
+        if state[name].shape != value.shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, this configuration {tuple(value.shape)}")
+    return state
+
+
+def save_generator(
+    path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], *, step: int, images_seen: int
+) -> None:
+    """Write netG_<epoch>.pth: the weights to sample with and all flags of the training."""
+    payload = {
+        "kind": "generator",
+        "config": dict(config),
+        "step": step,
+        "images_seen": images_seen,
+        "generator": {name: value.detach().cpu() for name, value in weights.items()},
+    }
+    save_checkpoint(path, payload, model=MODEL)
+
+
+def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dict[str, Any]]:
+    """Rebuild a generator from netG_<epoch>.pth, ours or a published one.
+
+    Args:
+        path: of the checkpoint.
+        given: flags from the command line. Ours must agree with the checkpoint; a published one, which knows no
+            flags, is built from them and the published defaults.
+
+    Returns:
+        The generator on the CPU, in eval mode, and its configuration.
+
+    Raises:
+        UserError: the file is missing, damaged or foreign, or a flag disagrees.
+    """
+    payload = load_torch(path)
+    if isinstance(payload, Mapping) and looks_like_nvlabs(payload):
+        config = {**defaults(), **given}
+        config.pop("dataset", None)
+        check_architecture(config)
+        try:
+            return generator_from_nvlabs(payload, config).eval(), {**config, "use_ema": True}
+        except ValueError as error:
+            raise UserError(f"{path}: published weights that do not fit the flags given: {error}") from None
+    payload = load_checkpoint(path, model=MODEL)
+    if payload.get("kind") != "generator":
+        raise UserError(f"{path}: holds the state of a training, not a generator; name a netG_<epoch>.pth")
+    config = payload["config"]
+    refuse_disagreement(path, config, given)
+    generator = make_generator(config)
+    generator.load_state_dict(payload["generator"])
+    facts = {"step": payload["step"], "images_seen": payload["images_seen"]}
+    return generator.eval(), {**config, **facts}
+
+
+def refuse_disagreement(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse flags that contradict a checkpoint.
+
+    Raises:
+        UserError: naming each flag and both values.
+    """
+    differences = [
+        f"--{name} {_words(value)} given, {_words(config[name])} in the checkpoint"
+        for name, value in given.items()
+        if name in config and config[name] != value
+    ]
+    if differences:
+        raise UserError(f"{path}: {'; '.join(differences)}")
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def save_content(path: Path, trainer: "Trainer", *, step: int, wall_seconds: float, fingerprint: str) -> None:
+    """Write content.pth, from which the same training command goes on."""
+    payload = {
+        "kind": "content",
+        "step": step,
+        "wall_seconds": wall_seconds,
+        "data_fingerprint": fingerprint,
+        **trainer.state_dict(),
+    }
+    save_checkpoint(path, payload, model=MODEL)
+
+
+def load_content(path: Path, trainer: "Trainer", fingerprint: str) -> tuple[int, float]:
+    """Restore a trainer from content.pth.
+
+    Args:
+        path: of the file.
+        trainer: built with the same flags.
+        fingerprint: of the data at hand.
+
+    Returns:
+        Updates done and wall seconds used.
+
+    Raises:
+        UserError: the file is damaged or foreign, or the data have changed since.
+    """
+    payload = load_checkpoint(path, model=MODEL)
+    if payload.get("kind") != "content":
+        raise UserError(f"{path}: holds a generator, not the state of a training")
+    if payload["data_fingerprint"] != fingerprint:
+        raise UserError(f"--dataset: the images have changed since {path} was written; use --fresh or another --exp")
+    trainer.load_state_dict(payload)
+    return payload["step"], payload["wall_seconds"]
+
+
+def seeded_networks(config: Mapping[str, Any], size: str, seed: int) -> tuple[Generator, Discriminator]:
+    """Build both networks with initial weights that depend on `seed` alone; the caller's generator is left as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = make_generator(config)
+        discriminator = Discriminator(size, config["num_channels"], config["ngf"], config["t_emb_dim"])
+    return generator, discriminator

@@ -1,0 +1,97 @@
+"""The time-dependent discriminator D(x_t, t, x_{t+1}) (Xiao et al. 2022, section 4 and appendix C)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddgan.layers import ROOT_HALF, FirDown, MinibatchStddev, init_uniform, sinusoids
+
+# Output width of each block in units of ngf, and whether it halves the image.
+PLANS = {
+    "small": [(2, False), (4, True), (8, True), (8, True)],
+    "large": [(4, True), (8, True), (8, True), (8, True), (8, True), (8, True)],
+}
+
+
+def _conv(in_channels: int, out_channels: int, size: int, scale: float = 1.0, bias: bool = True) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)
+    init_uniform(layer, scale, fan="out")
+    return layer
+
+
+def _linear(in_features: int, out_features: int) -> nn.Linear:
+    layer = nn.Linear(in_features, out_features)
+    init_uniform(layer, fan="out")
+    return layer
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)
+
+
+class DownBlock(nn.Module):
+    """Residual block with the time added after the first convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, down: bool):
+        super().__init__()
+        self.conv_in = _conv(in_channels, out_channels, 3)
+        self.time = _linear(time_dim, out_channels)
+        self.conv_out = _conv(out_channels, out_channels, 3, scale=0)
+        self.shortcut = _conv(in_channels, out_channels, 1, bias=False)
+        self.down_main = FirDown(out_channels) if down else nn.Identity()
+        self.down_shortcut = FirDown(in_channels) if down else nn.Identity()
+
+    def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H', W'); `time_emb` is already activated."""
+        h = self.conv_in(_leaky(x)) + self.time(time_emb)[:, :, None, None]
+        h = self.conv_out(self.down_main(_leaky(h)))
+        return (h + self.shortcut(self.down_shortcut(x))).mul_(ROOT_HALF)
+
+
+class Discriminator(nn.Module):
+    """Tell pairs (x_t, x_{t+1}) of the forward process from pairs with a generated x_t.
+
+    Args:
+        size: "small" (made for 32 pixels, halves three times) or "large" (made for 256, halves six times).
+        num_channels: of one image; the network sees two, concatenated.
+        ngf: base width.
+        t_emb_dim: length of the time embedding.
+    """
+
+    def __init__(self, size: str, num_channels: int = 3, ngf: int = 64, t_emb_dim: int = 256):
+        if size not in PLANS:
+            raise ValueError(f"size must be one of {', '.join(PLANS)}, not {size!r}")
+        super().__init__()
+        self.t_emb_dim = t_emb_dim
+        self.time_in = _linear(t_emb_dim, t_emb_dim)
+        self.time_out = _linear(t_emb_dim, t_emb_dim)
+        self.conv_in = _conv(2 * num_channels, 2 * ngf, 1)
+        self.blocks = nn.ModuleList()
+        channels = 2 * ngf
+        for width, down in PLANS[size]:
+            self.blocks.append(DownBlock(channels, width * ngf, t_emb_dim, down))
+            channels = width * ngf
+        self.stddev = MinibatchStddev()
+        # The small network starts at logit 0 for every input; the published large one does not.
+        self.conv_out = _conv(channels + 1, channels, 3, scale=0 if size == "small" else 1)
+        self.head = _linear(channels, 1)
+
+    def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor) -> Tensor:
+        """Return logits, high for real pairs.
+
+        Args:
+            x_t: (N, C, H, W) float32, real or generated.
+            t: (N,) int64 in [0, T), the index of x_t.
+            x_t_plus_1: (N, C, H, W) float32, what x_t was denoised from.
+
+        Returns:
+            (N, 1) float32.
+        """
+        time_emb = _leaky(self.time_out(_leaky(self.time_in(sinusoids(t, self.t_emb_dim)))))
+        h = self.conv_in(torch.cat([x_t, x_t_plus_1], dim=1))
+        for block in self.blocks:
+            h = block(h, time_emb)
+        h = _leaky(self.conv_out(self.stddev(h)))
+        features = h.float().sum(dim=(2, 3))  # a sum of 16 to 256 terms loses digits in bf16
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features)

@@ -1,0 +1,142 @@
+"""When a training run writes what. Imports torch only inside functions."""
+
+import argparse
+import math
+import time
+from typing import TYPE_CHECKING
+
+from comparison.budget import Clock
+from comparison.cli import UserError
+from comparison.runs import Run, prune
+
+if TYPE_CHECKING:
+    from ddgan.training import Trainer
+
+GRID_IMAGES = 64
+
+
+class RunFiles:
+    """Progress, checkpoints and sample grids of one run.
+
+    Args:
+        record: the run folder.
+        trainer: whose state is written.
+        args: flags of the training script.
+        steps_per_epoch: updates.
+        fingerprint: of the training images.
+        clock: of the training.
+    """
+
+    def __init__(
+        self,
+        record: Run,
+        trainer: "Trainer",
+        args: argparse.Namespace,
+        steps_per_epoch: int,
+        fingerprint: str,
+        clock: Clock,
+    ):
+        self.record, self.trainer, self.args, self.clock = record, trainer, args, clock
+        self.steps_per_epoch, self.fingerprint = steps_per_epoch, fingerprint
+        self._saved_at = time.perf_counter()
+
+    def epoch_in_progress(self, step: int) -> int:
+        """Return the epoch that the last of `step` updates belongs to, from 1."""
+        return math.ceil(step / self.steps_per_epoch)
+
+    def log_row(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Append a row to progress.csv.
+
+        Raises:
+            UserError: the training has diverged.
+        """
+        from ddgan.training import gradient_norm
+
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise UserError(
+                f"the training has diverged by update {step} ({losses}); content.pth holds an earlier state: "
+                "lower --lr_g and --lr_d or raise --r1_gamma, with --fresh"
+            )
+        norms = {
+            "grad_norm_g": gradient_norm(self.trainer.generator).item(),
+            "grad_norm_d": gradient_norm(self.trainer.discriminator).item(),
+        }
+        images_seen = step * self.args.batch_size
+        self.record.log_row(step, images_seen, self.clock.seconds(), **losses, lr=lr, **norms)
+
+    def save_if_due(self, step: int) -> None:
+        """Write what the epochs passed and the minutes gone by ask for."""
+        epoch, into = divmod(step, self.steps_per_epoch)
+        ends_epoch = into == 0
+        if ends_epoch and epoch % self.args.save_ckpt_every == 0:
+            self.save_generator(step)
+        timed_out = time.perf_counter() - self._saved_at > 60 * self.args.save_minutes
+        if timed_out or (ends_epoch and epoch % self.args.save_content_every == 0):
+            self.save_content(step)
+        if timed_out or ends_epoch:
+            self.draw_grid("grid.png")
+
+    def save_content(self, step: int) -> None:
+        """Write content.pth."""
+        from ddgan.checkpoints import save_content
+
+        path = self.record.folder / "content.pth"
+        seconds = self.clock.seconds()
+        save_content(path, self.trainer, step=step, wall_seconds=seconds, fingerprint=self.fingerprint)
+        self._saved_at = time.perf_counter()
+
+    def save_generator(self, step: int) -> None:
+        """Write netG_<epoch>.pth with the weights to sample with, and their samples."""
+        from ddgan.checkpoints import save_generator
+
+        epoch = self.epoch_in_progress(step)
+        save_generator(
+            self.record.folder / f"netG_{epoch}.pth",
+            self.trainer.generator_weights(),
+            self.record.config["options"],
+            step=step,
+            images_seen=step * self.args.batch_size,
+        )
+        prune(self.record.folder, "netG_*.pth", self.args.keep)
+        self.draw_grid(f"grid_{epoch}.png")
+
+    def draw_grid(self, name: str) -> None:
+        """Draw the first samples of the run's seed with the averaged weights, the same noise every time."""
+        import torch
+        from comparison.images import save_grid, to_uint8
+
+        from ddgan.sampling import sample
+
+        args, trainer = self.args, self.trainer
+        weights = trainer.generator_weights()
+        trainer.generator.eval()
+        with torch.no_grad():
+            images = sample(
+                lambda *inputs: torch.func.functional_call(trainer.generator, weights, inputs),
+                trainer.process,
+                range(GRID_IMAGES),
+                seed=args.seed,
+                nz=args.nz,
+                shape=(args.num_channels, args.image_size, args.image_size),
+                device=trainer.device,
+                autocast_dtype=trainer.autocast_dtype,
+            )
+        trainer.generator.train()
+        save_grid(to_uint8(images), self.record.folder / name)
+
+    def finish(self, step: int, reason: str) -> None:
+        """Write the last checkpoint, samples and loss curve, and mark the run as ended."""
+        from comparison.device import peak_memory_bytes
+
+        seconds = self.clock.seconds()
+        self.save_content(step)
+        self.save_generator(step)
+        self.draw_grid("grid.png")
+        self.record.draw_loss()
+        images_seen = step * self.args.batch_size
+        memory = peak_memory_bytes(self.trainer.device)
+        self.record.finish(reason, steps=step, images_seen=images_seen, wall_seconds=seconds, peak_memory_bytes=memory)
+        self.record.log(
+            f"finished ({reason}): {step} updates, {images_seen} images in {seconds:.0f} s; "
+            f"{self.record.folder / f'netG_{self.epoch_in_progress(step)}.pth'}"
+        )

@@ -1,0 +1,316 @@
+"""Layers of NCSN++ and of DDGAN's discriminators, in plain PyTorch operations.
+
+Song et al. 2021 (NCSN++ blocks), Karras et al. 2019 (adaptive normalisation), Karras et al. 2020 (FIR resampling),
+Xiao et al. 2022, appendix C.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOT_HALF = math.sqrt(0.5)  # a sum of two unit-variance branches keeps unit variance
+TINY_INIT = 1e-10  # scale of layers that start as good as zero, so that a residual block starts as its shortcut
+
+
+def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "avg") -> nn.Conv2d | nn.Linear:
+    """Fill a layer's weight with variance `scale` / fan and its bias with 0.
+
+    Args:
+        layer: changed in place and returned.
+        scale: of the variance; 0 means TINY_INIT.
+        fan: "avg", the mean of fan-in and fan-out (generator), or "out" (mapping, AdaGN and discriminator).
+    """
+    area = math.prod(layer.weight.shape[2:])
+    fan_out, fan_in = layer.weight.shape[0] * area, layer.weight.shape[1] * area
+    size = fan_out if fan == "out" else (fan_in + fan_out) / 2
+    bound = math.sqrt(3 * (scale or TINY_INIT) / size)
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def conv(in_channels: int, out_channels: int, size: int = 3, scale: float = 1.0, **options) -> nn.Conv2d:
+    """Return a convolution that keeps height and width unless `options` say otherwise, initialised for NCSN++."""
+    options.setdefault("padding", size // 2)
+    layer = nn.Conv2d(in_channels, out_channels, size, **options)
+    init_uniform(layer, scale)
+    return layer
+
+
+def linear(in_features: int, out_features: int, fan: str = "avg") -> nn.Linear:
+    """Return an initialised linear layer."""
+    layer = nn.Linear(in_features, out_features)
+    init_uniform(layer, fan=fan)
+    return layer
+
+
+class GroupNorm(nn.GroupNorm):
+    """NCSN++'s group normalisation: four channels or more to a group, at most 32 groups."""
+
+    def __init__(self, channels: int, affine: bool = True):
+        super().__init__(min(channels // 4, 32), channels, eps=1e-6, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, in float32 on CPUs, whose bf16 kernel is 3 times slower."""
+        dtype = x.dtype
+        if x.device.type == "cpu":
+            x = x.float()
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x).to(dtype)
+
+
+def sinusoids(t: Tensor, channels: int) -> Tensor:
+    """Embed time indices as sines, then cosines (Vaswani et al. 2017, with the frequencies of Ho et al. 2020).
+
+    Args:
+        t: (N,) int64.
+        channels: even, at least 4.
+
+    Returns:
+        (N, channels) float32 in [-1, 1].
+    """
+    half = channels // 2
+    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class FourierFeatures(nn.Module):
+    """Embed log t by fixed random frequencies (Tancik et al. 2020; Song et al. 2021).
+
+    The published code takes log(0) at t = 0; here t = 0 counts as 1/2, below every other index.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, scale: float):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(channels) * scale)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Return (N, 2 * channels) float32 for (N,) int64."""
+        angles = t.float().clamp(min=0.5).log()[:, None] * self.frequencies[None] * (2 * math.pi)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class FirDown(nn.Module):
+    """Halve height and width behind a FIR low-pass filter, as one strided depthwise convolution.
+
+    Args:
+        channels: of the input.
+        kernel: the separable filter's taps, an even number of them.
+        stride: 2 halves; 1 filters only.
+        padding: added on every side; the default gives exactly half the size.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self, channels: int, kernel: Sequence[int] = (1, 3, 3, 1), stride: int = 2, padding: int | None = None
+    ):
+        super().__init__()
+        self.stride = stride
+        self.padding = len(kernel) // 2 - 1 if padding is None else padding
+        self.register_buffer("weight", fir_weight(channels, kernel), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H / 2, W / 2)."""
+        return _depthwise(F.conv2d, x, self.weight, stride=self.stride, padding=self.padding)
+
+
+class FirUp(nn.Module):
+    """Double height and width with a FIR interpolation filter, as one depthwise transposed convolution."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int, kernel: Sequence[int] = (1, 3, 3, 1), padding: int | None = None):
+        super().__init__()
+        self.padding = len(kernel) // 2 - 1 if padding is None else padding
+        # Zero insertion divides the mean by 4: the filter's gain gives it back.
+        self.register_buffer("weight", 4 * fir_weight(channels, kernel), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, 2 H, 2 W)."""
+        return _depthwise(F.conv_transpose2d, x, self.weight, stride=2, padding=self.padding)
+
+
+def _depthwise(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, **options: int) -> Tensor:
+    """Filter every channel by itself, in x's dtype whatever autocast says.
+
+    CPUs compute in float32: their bf16 transposed depthwise convolution (the backward pass of this one too) has no
+    fast path and is 20 to 50 times slower.
+    """
+    dtype = torch.float32 if x.device.type == "cpu" else x.dtype
+    with torch.autocast(x.device.type, enabled=False):
+        return operation(x.to(dtype), weight.to(dtype), groups=x.shape[1], **options).to(x.dtype)
+
+
+def fir_weight(channels: int, kernel: Sequence[int]) -> Tensor:
+    """Return the (channels, 1, K, K) float32 depthwise weight of a separable filter, summing to 1 per channel."""
+    taps = torch.tensor(kernel, dtype=torch.float32)
+    taps = taps / taps.sum()
+    return torch.outer(taps, taps).expand(channels, 1, -1, -1).clone()
+
+
+class NearestUp(nn.Module):
+    """Double height and width by repeating pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, 2 H, 2 W)."""
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class Resample(nn.Sequential):
+    """A resampling filter and, if `out_channels` is given, a learned 3x3 convolution.
+
+    Down: filter, then convolution with stride 2. Up: filter, then convolution. The filter keeps a margin that the
+    convolution consumes, so that both act as if the plane outside the image were zero.
+    """
+
+    def __init__(
+        self, direction: str, channels: int, fir_kernel: Sequence[int] | None, out_channels: int | None = None
+    ):
+        if direction not in ("up", "down"):
+            raise ValueError(f"direction must be 'up' or 'down', not {direction!r}")
+        super().__init__(*_resampling_layers(direction, channels, fir_kernel, out_channels))
+
+
+def _resampling_layers(
+    direction: str, channels: int, fir_kernel: Sequence[int] | None, out_channels: int | None
+) -> list[nn.Module]:
+    if fir_kernel is None:
+        if direction == "up":
+            return [NearestUp()] + ([conv(channels, out_channels)] if out_channels else [])
+        if out_channels is None:
+            return [nn.AvgPool2d(2)]
+        return [nn.ZeroPad2d((0, 1, 0, 1)), conv(channels, out_channels, stride=2, padding=0)]
+    if out_channels is None:
+        return [FirUp(channels, fir_kernel) if direction == "up" else FirDown(channels, fir_kernel)]
+    margin = len(fir_kernel) // 2
+    if direction == "up":
+        return [FirUp(channels, fir_kernel, padding=margin - 2), conv(channels, out_channels, padding=0)]
+    return [FirDown(channels, fir_kernel, stride=1, padding=margin), conv(channels, out_channels, stride=2, padding=0)]
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """Group normalisation whose scale and shift come from the latent (Xiao et al. 2022, appendix C)."""
+
+    def __init__(self, channels: int, z_emb_dim: int):
+        super().__init__()
+        self.norm = GroupNorm(channels, affine=False)
+        self.style = linear(z_emb_dim, 2 * channels, fan="out")
+        with torch.no_grad():
+            self.style.bias[:channels] = 1
+
+    def forward(self, x: Tensor, z_emb: Tensor) -> Tensor:
+        """(N, C, H, W), (N, z_emb_dim) -> (N, C, H, W)."""
+        scale, shift = self.style(z_emb)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm(x), scale)
+
+
+class PlainGroupNorm(nn.Module):
+    """Learned group normalisation that takes and ignores the latent, where a block has but one adaptive norm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = GroupNorm(channels)
+
+    def forward(self, x: Tensor, z_emb: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return self.norm(x)
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN-style residual block of NCSN++; time is added, the latent modulates the norms.
+
+    Args:
+        in_channels, out_channels: of the image features.
+        time_dim: length of the time embedding, 0 for none.
+        z_emb_dim: length of the latent's embedding.
+        resample: makes a new `Resample` for a channel count, or None to keep the size.
+        second_norm_adaptive: False for `biggan_oneadagn`.
+        skip_rescale: divide the sum by the square root of 2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        time_dim: int,
+        z_emb_dim: int,
+        dropout: float = 0.0,
+        skip_rescale: bool = True,
+        resample: Callable[[int], nn.Module] | None = None,
+        second_norm_adaptive: bool = True,
+    ):
+        super().__init__()
+        self.gain = ROOT_HALF if skip_rescale else 1.0
+        self.norm_in = AdaptiveGroupNorm(in_channels, z_emb_dim)
+        self.resample = resample(in_channels) if resample else None
+        self.conv_in = conv(in_channels, out_channels)
+        self.time = linear(time_dim, out_channels) if time_dim else None
+        self.norm_out = (
+            AdaptiveGroupNorm(out_channels, z_emb_dim) if second_norm_adaptive else PlainGroupNorm(out_channels)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = conv(out_channels, out_channels, scale=0)
+        self.shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels or resample else None
+
+    def forward(self, x: Tensor, time_emb: Tensor | None, z_emb: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H', W'); `time_emb` is already activated."""
+        h = F.silu(self.norm_in(x, z_emb))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_in(h)
+        if self.time is not None and time_emb is not None:
+            h = h + self.time(time_emb)[:, :, None, None]
+        h = self.conv_out(self.dropout(F.silu(self.norm_out(h, z_emb))))
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return (x + h).mul_(self.gain)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions."""
+
+    def __init__(self, channels: int, skip_rescale: bool = True):
+        super().__init__()
+        self.gain = ROOT_HALF if skip_rescale else 1.0
+        self.norm = GroupNorm(channels)
+        self.qkv = conv(channels, 3 * channels, 1)
+        bound = math.sqrt(3 * 0.1 / channels)  # fan of each square third, not of the joint layer
+        nn.init.uniform_(self.qkv.weight, -bound, bound)
+        self.out = conv(channels, channels, 1, scale=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)  # each (N, H * W, C)
+        dtype = torch.float32 if x.device.type == "cpu" else q.dtype  # a CPU's bf16 kernel is 5 times slower
+        with torch.autocast(x.device.type, enabled=False):
+            h = F.scaled_dot_product_attention(*(part[:, None].to(dtype) for part in (q, k, v)))[:, 0]
+        h = self.out(h.transpose(1, 2).reshape(x.shape))
+        return (x + h).mul_(self.gain)
+
+
+class MinibatchStddev(nn.Module):
+    """Append one feature: how much the images of a group differ (Karras et al. 2018).
+
+    Image i is grouped with i + N/G, i + 2N/G, ..., where G is the largest divisor of N up to 4.
+    """
+
+    def __init__(self, group_size: int = 4):
+        super().__init__()
+        self.group_size = group_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C + 1, H, W)."""
+        n, c, h, w = x.shape
+        group = next(size for size in range(min(self.group_size, n), 0, -1) if n % size == 0)
+        spread = x.float().view(group, n // group, c, h, w).var(dim=0, unbiased=False)  # (N / G, C, H, W)
+        spread = (spread + 1e-8).sqrt().mean(dim=(1, 2, 3)).repeat(group)  # (N,)
+        return torch.cat([x, spread.to(x.dtype)[:, None, None, None].expand(n, 1, h, w)], dim=1)

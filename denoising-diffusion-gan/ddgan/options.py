@@ -1,0 +1,146 @@
+"""The published flags of training and sampling. Standard library only: they are judged before torch is imported."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from comparison.cli import UserError, default_run_folder, fraction, non_negative_int, positive_float, positive_int
+
+MODEL = "denoising-diffusion-gan"
+
+# name -> (type or "switch", published default, help). A switch is False unless given; a "published" one inverts.
+_ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
+    "image_size": (positive_int, 32, "height and width, pixels"),
+    "num_channels": (positive_int, 3, "of an image; images are read as RGB, so 3"),
+    "num_channels_dae": (positive_int, 128, "generator's base width, features"),
+    "n_mlp": (non_negative_int, 3, "hidden layers of the latent's mapping"),
+    "ch_mult": ([positive_int], [1, 2, 2, 2], "width of each resolution, in units of num_channels_dae"),
+    "num_res_blocks": (positive_int, 2, "residual blocks per resolution"),
+    "attn_resolutions": ([positive_int], [16], "resolutions with self-attention, pixels"),
+    "dropout": (fraction, 0.0, "probability, generator"),
+    "resamp_with_conv": ("off", True, "INVERTED as published: giving it resamples without convolution (ddpm blocks)"),
+    "conditional": ("off", True, "INVERTED as published: giving it hides the time index from the generator"),
+    "fir": ("off", True, "INVERTED as published: giving it resamples by repeating and averaging pixels"),
+    "fir_kernel": ([positive_int], [1, 3, 3, 1], "taps of the resampling filter, symmetric, an even number"),
+    "skip_rescale": ("off", True, "INVERTED as published: giving it adds residuals without the factor sqrt(1/2)"),
+    "resblock_type": (("biggan", "biggan_oneadagn", "ddpm"), "biggan", "generator's residual blocks"),
+    "progressive": (("none", "output_skip", "residual"), "none", "how the output is gathered over resolutions"),
+    "progressive_input": (("none", "input_skip", "residual"), "residual", "how the input enters lower resolutions"),
+    "progressive_combine": (("sum", "cat"), "sum", "how input_skip joins it"),
+    "embedding_type": (("positional", "fourier"), "positional", "generator's time embedding"),
+    "fourier_scale": (positive_float, 16.0, "standard deviation of the fourier embedding's frequencies"),
+    "not_use_tanh": ("on", False, "leave the generator's output unbounded"),
+    "centered": ("off", True, "INVERTED as published: giving it makes the generator map its input x to 2 x - 1"),
+    "nz": (positive_int, 100, "length of the latent"),
+    "z_emb_dim": (positive_int, 256, "length of the latent's embedding"),
+    "t_emb_dim": (positive_int, 256, "length of the discriminator's time embedding, even"),
+    "num_timesteps": (positive_int, 4, "T, denoising steps"),
+    "beta_min": (positive_float, 0.1, "noise rate at the start; with --use_geometric the variance"),
+    "beta_max": (positive_float, 20.0, "noise rate at the end; with --use_geometric the variance, below 1"),
+    "use_geometric": ("on", False, "geometric growth of the variance instead of the VP-SDE's"),
+}
+ARCHITECTURE = tuple(_ARCHITECTURE)
+# What sampling does not depend on; a sampling command may repeat it, and nothing is compared.
+DISCRIMINATOR_ONLY = ("t_emb_dim",)
+
+
+def defaults() -> dict[str, Any]:
+    """Return the published defaults of all flags that fix networks and process."""
+    return {name: default for name, (_, default, _) in _ARCHITECTURE.items()}
+
+
+def add_architecture_options(parser: argparse.ArgumentParser, *, suppress: bool = False) -> None:
+    """Add the flags that fix networks and process.
+
+    Args:
+        parser: to add to.
+        suppress: leave flags that were not given out of the result, for a script that knows them from a checkpoint.
+    """
+    group = parser.add_argument_group("networks and process")
+    for name, (kind, default, words) in _ARCHITECTURE.items():
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS if suppress else default, "help": words}
+        if kind == "on":
+            settings["action"] = "store_true"
+        elif kind == "off":
+            settings["action"] = "store_false"
+        elif isinstance(kind, list):
+            settings.update(type=kind[0], nargs="+", metavar="N")
+        elif isinstance(kind, tuple):
+            settings["choices"] = kind
+        else:
+            settings.update(type=kind, metavar="X")
+        group.add_argument(f"--{name}", **settings)
+
+
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Add the published flags about several processes, which have one accepted value each for now."""
+    group = parser.add_argument_group("processes (one for now)")
+    for name, value in ONE_PROCESS.items():
+        group.add_argument(f"--{name}", type=type(value), default=value, help=f"{value} is the only value accepted")
+
+
+ONE_PROCESS: dict[str, int | str] = {
+    "num_proc_node": 1,
+    "num_process_per_node": 1,
+    "node_rank": 0,
+    "local_rank": 0,
+    "master_address": "127.0.0.1",
+}
+
+
+def check_process_options(args: argparse.Namespace) -> None:
+    """Refuse what needs several processes.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for name, value in ONE_PROCESS.items():
+        if getattr(args, name) != value:
+            raise UserError(f"--{name} {getattr(args, name)}: training runs in one process, so it must be {value}")
+
+
+def check_architecture(options: Mapping[str, Any]) -> None:
+    """Refuse a combination of flags from which no network or process can be built.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    size, mults, nf = options["image_size"], options["ch_mult"], options["num_channels_dae"]
+    if options["num_channels"] != 3:
+        raise UserError(f"--num_channels {options['num_channels']}: images are read as RGB, so it must be 3")
+    halvings = len(mults) - 1
+    if size % 2**halvings or size < 8:
+        raise UserError(f"--image_size {size}: must be at least 8 and divisible by {2**halvings} for this --ch_mult")
+    for width in _widths(mults, options["progressive_input"], options["progressive_combine"]):
+        if nf < 4 or (nf * width) % min(nf * width // 4, 32):
+            raise UserError(f"--num_channels_dae {nf}: {nf * width} features make no equal groups; try 16 or 32")
+    taps = options["fir_kernel"]
+    if len(taps) % 2 or len(taps) < 4 or taps != taps[::-1]:
+        raise UserError(f"--fir_kernel {' '.join(map(str, taps))}: must be symmetric, of 4, 6, ... taps")
+    if options["t_emb_dim"] % 2 or options["t_emb_dim"] < 4:
+        raise UserError(f"--t_emb_dim {options['t_emb_dim']}: must be even and at least 4")
+    low, high = options["beta_min"], options["beta_max"]
+    if options["use_geometric"] and not low < high < 1:
+        raise UserError(f"--use_geometric: needs beta_min < beta_max < 1, such as 0.01 and 0.9, not {low} and {high}")
+    if low >= high:
+        raise UserError(f"--beta_min {low}: must be below --beta_max {high}")
+
+
+def _widths(mults: Sequence[int], progressive_input: str, combine: str) -> set[int]:
+    """Return every width that a group normalisation meets, in units of the base width."""
+    joined = {2 * m for m in mults} if (progressive_input, combine) == ("input_skip", "cat") else set()
+    encoder = {1, *mults, *joined}
+    neighbours = {a + b for a, b in pairwise([mults[-1], *reversed(mults)])}
+    return encoder | neighbours | {a + b for a in mults for b in encoder if b <= 2 * max(mults)}
+
+
+def run_folder(exp: str) -> Path:
+    """Return the run folder that --exp names: below results/runs/, or a path if it has a slash."""
+    return Path(exp) if "/" in exp else default_run_folder(MODEL, exp)
+
+
+def discriminator_size(choice: str, image_size: int) -> str:
+    """Resolve `auto`: the published code uses the small one for 32 pixels and the large one for 256."""
+    return choice if choice != "auto" else ("small" if image_size < 128 else "large")

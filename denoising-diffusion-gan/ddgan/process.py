@@ -1,0 +1,114 @@
+"""The few-step forward process and its posterior (Xiao et al. 2022, section 3; Ho et al. 2020, Eq. 7)."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+TIME_EPSILON = 1e-3  # the continuous process starts here, not at 0 (Song et al. 2021, appendix C)
+
+
+def make_betas(num_timesteps: int, beta_min: float, beta_max: float, use_geometric: bool) -> np.ndarray:
+    """Discretise a variance-preserving process into T noising steps.
+
+    Args:
+        num_timesteps: T.
+        beta_min, beta_max: ends of the continuous schedule; for `use_geometric` the variances at both ends.
+        use_geometric: the variance grows geometrically instead of by the VP-SDE (Song et al. 2021, Eq. 32).
+
+    Returns:
+        (T,) float64 in (0, 1): the variance added by each step, given the one before.
+
+    Raises:
+        ValueError: T < 1, the ends are not ordered, or a variance reaches 1.
+    """
+    if num_timesteps < 1:
+        raise ValueError(f"num_timesteps must be at least 1, not {num_timesteps}")
+    if not 0 < beta_min < beta_max or (use_geometric and beta_max >= 1):
+        limit = " < 1" if use_geometric else ""
+        raise ValueError(f"0 < beta_min < beta_max{limit} must hold, not beta_min {beta_min}, beta_max {beta_max}")
+    times = TIME_EPSILON + (1 - TIME_EPSILON) * np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    if use_geometric:
+        alpha_bar = 1 - beta_min * (beta_max / beta_min) ** times
+    else:
+        alpha_bar = np.exp(-0.5 * times**2 * (beta_max - beta_min) - times * beta_min)
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+class DenoisingProcess(nn.Module):
+    """T large noising steps x_0 -> ... -> x_T, and q(x_t | x_{t+1}, x_0).
+
+    Index t in [0, T) always names the transition between x_t and x_{t+1}; the paper counts from 1. x_0 is the clean
+    image itself. Tables are computed in float64 and used in float32.
+
+    Args:
+        num_timesteps: T.
+        beta_min, beta_max, use_geometric: see `make_betas`.
+
+    Raises:
+        ValueError: the schedule is impossible.
+    """
+
+    betas: Tensor
+    alpha_bar: Tensor
+    posterior_coef_x_0: Tensor
+
+    def __init__(self, num_timesteps: int, beta_min: float = 0.1, beta_max: float = 20.0, use_geometric: bool = False):
+        super().__init__()
+        self.num_timesteps = num_timesteps
+        betas = make_betas(num_timesteps, beta_min, beta_max, use_geometric)
+        alpha_bar = np.cumprod(1 - betas)
+        before = np.concatenate([[1.0], alpha_bar[:-1]])  # alpha_bar of x_t, exactly 1 for x_0
+        variance = betas * (1 - before) / (1 - alpha_bar)
+        tables = {
+            "betas": betas,
+            "alpha_bar": alpha_bar,
+            "signal_scale": np.sqrt(before),  # of x_0 in x_t
+            "noise_scale": np.sqrt(1 - before),
+            "step_signal_scale": np.sqrt(1 - betas),  # of x_t in x_{t+1}
+            "step_noise_scale": np.sqrt(betas),
+            "posterior_coef_x_0": betas * np.sqrt(before) / (1 - alpha_bar),
+            "posterior_coef_x_t_plus_1": (1 - before) * np.sqrt(1 - betas) / (1 - alpha_bar),
+            "posterior_variance": variance,
+            "posterior_std": np.sqrt(variance),
+        }
+        self.tables: dict[str, np.ndarray] = tables
+        for name, table in tables.items():
+            self.register_buffer(name, torch.tensor(table, dtype=torch.float32), persistent=False)
+        # 1 - alpha_bar of x_1 over itself is 1 only up to rounding; the last step must return x_0 exactly.
+        self.posterior_coef_x_0[0] = 1.0
+
+    def _at(self, name: str, t: Tensor) -> Tensor:
+        return getattr(self, name)[t][:, None, None, None]
+
+    def q_sample_pairs(
+        self, x_0: Tensor, t: Tensor, noise_for_x_t: Tensor, noise_for_x_t_plus_1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw (x_t, x_{t+1}) from q(x_t, x_{t+1} | x_0).
+
+        Args:
+            x_0: (N, C, H, W) float32, clean images in [-1, 1].
+            t: (N,) int64 in [0, T); x_t is x_0 itself where t is 0.
+            noise_for_x_t: (N, C, H, W) float32, standard normal.
+            noise_for_x_t_plus_1: the same, independent.
+
+        Returns:
+            x_t and x_t_plus_1, each (N, C, H, W) float32, unbounded.
+        """
+        x_t = self._at("signal_scale", t) * x_0 + self._at("noise_scale", t) * noise_for_x_t
+        x_t_plus_1 = self._at("step_signal_scale", t) * x_t + self._at("step_noise_scale", t) * noise_for_x_t_plus_1
+        return x_t, x_t_plus_1
+
+    def sample_posterior(self, x_0: Tensor, x_t_plus_1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Draw x_t from q(x_t | x_{t+1}, x_0), the step of sampling.
+
+        Args:
+            x_0: (N, C, H, W) float32, the generator's prediction in [-1, 1].
+            x_t_plus_1: (N, C, H, W) float32.
+            t: (N,) int64 in [0, T); where it is 0 the result is `x_0` exactly.
+            noise: (N, C, H, W) float32, standard normal.
+
+        Returns:
+            x_t, (N, C, H, W) float32.
+        """
+        mean = self._at("posterior_coef_x_0", t) * x_0 + self._at("posterior_coef_x_t_plus_1", t) * x_t_plus_1
+        return mean + self._at("posterior_std", t) * noise

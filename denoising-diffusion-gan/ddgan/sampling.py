@@ -1,0 +1,48 @@
+"""Sampling in T steps (Xiao et al. 2022, section 4)."""
+
+from collections.abc import Callable
+
+import torch
+from comparison.rng import SampleNoise
+from torch import Tensor
+
+from ddgan.process import DenoisingProcess
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # a generator: (x_{t+1}, t, z) -> x_0
+
+
+def sample(
+    generator: Predict,
+    process: DenoisingProcess,
+    indices: range,
+    *,
+    seed: int,
+    nz: int,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    autocast_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Draw the images `indices` of a seed, each the same whatever the others.
+
+    Args:
+        generator: network, or a function with its signature.
+        process: on `device`.
+        indices: consecutive image numbers.
+        seed: of the whole sample set.
+        nz: length of the latent, which is drawn anew in every step.
+        shape: (C, H, W).
+        device: where everything is drawn.
+        autocast_dtype: of the network passes; None for float32.
+
+    Returns:
+        (N, C, H, W) float32, in [-1, 1] for a tanh generator.
+    """
+    noise = SampleNoise(seed, indices, device)
+    x = noise.normal(shape, "x_T").contiguous(memory_format=torch.channels_last)
+    for index in reversed(range(process.num_timesteps)):
+        t = torch.full((len(indices),), index, dtype=torch.int64, device=device)
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            x_0 = generator(x, t, noise.normal((nz,), f"z {index}"))
+        # The last step returns x_0 itself, so it needs no noise.
+        x = process.sample_posterior(x_0, x, t, noise.normal(shape, f"posterior {index}")) if index else x_0
+    return x

@@ -1,0 +1,208 @@
+"""One training update of both networks, and everything that a resumed run needs to go on with it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from comparison import rng
+from torch import Tensor, nn
+
+from ddgan.ema import Ema
+from ddgan.losses import fake_loss, r1_penalty, real_loss
+from ddgan.process import DenoisingProcess
+
+LR_FLOOR = 1e-5  # where the cosine schedule ends; the published code's eta_min
+
+
+def cosine_lr(start: float, epoch: int, num_epoch: int) -> float:
+    """Return the learning rate of an epoch (0, 1, ...): half a cosine from `start` to LR_FLOOR at `num_epoch`.
+
+    Loshchilov and Hutter 2017, Eq. 5, without restarts. `num_epoch` 0 keeps it constant.
+    """
+    if num_epoch == 0:
+        return start
+    floor = min(LR_FLOOR, start)
+    return floor + (start - floor) * (1 + math.cos(math.pi * min(epoch, num_epoch) / num_epoch)) / 2
+
+
+def gradient_norm(network: nn.Module) -> Tensor:
+    """Return the norm of all gradients of a network as one vector; scalar float32."""
+    norms = torch._foreach_norm([p.grad for p in network.parameters() if p.grad is not None])
+    return torch.stack(norms).norm()
+
+
+class LossMeter:
+    """Means of what the updates report, kept on the device until asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Take in scalars; a name may be absent from some updates (r1)."""
+        for name, value in losses.items():
+            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
+            self._sums[name] = (total + value, count + 1)
+
+    def take(self) -> dict[str, float]:
+        """Return the means since the last call and forget them."""
+        means = {name: (total / count).item() for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
+
+class PairNoise:
+    """The random draws of one half-update: a pure function of (seed, step, half).
+
+    Args:
+        shape: (N, C, H, W) of the batch.
+        nz: length of the latent.
+        num_timesteps: T.
+        key: seed, step and "d" or "g".
+        device: where they are drawn.
+    """
+
+    def __init__(self, shape: tuple[int, ...], nz: int, num_timesteps: int, key: tuple[Any, ...], device: torch.device):
+        self.t = rng.randint(num_timesteps, shape[:1], *key, "t", device=device)
+        self.x_t = rng.normal(shape, *key, "x_t", device=device)
+        self.x_t_plus_1 = rng.normal(shape, *key, "x_t_plus_1", device=device)
+        self.z = rng.normal((shape[0], nz), *key, "z", device=device)
+        self.posterior = rng.normal(shape, *key, "posterior", device=device)
+
+
+class Trainer:
+    """Both networks with their optimizers and the average, updated together.
+
+    Args:
+        generator, discriminator: on their device.
+        process: on the same device.
+        ema: follows the generator, or None.
+        seed: of all noise.
+        lr_g, lr_d, beta1, beta2: of Adam.
+        r1_gamma: weight of the R1 penalty, which is not multiplied by `lazy_reg`.
+        lazy_reg: the penalty is due in every so many updates.
+        autocast_dtype: of the network passes; None for float32.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        process: DenoisingProcess,
+        ema: Ema | None,
+        *,
+        seed: int,
+        nz: int,
+        lr_g: float,
+        lr_d: float,
+        beta1: float = 0.5,
+        beta2: float = 0.9,
+        r1_gamma: float = 0.05,
+        lazy_reg: int = 1,
+        autocast_dtype: torch.dtype | None = None,
+    ):
+        self.generator, self.discriminator, self.process, self.ema = generator, discriminator, process, ema
+        self.seed, self.nz, self.r1_gamma, self.lazy_reg = seed, nz, r1_gamma, lazy_reg
+        self.lr_g, self.lr_d = lr_g, lr_d
+        self.autocast_dtype = autocast_dtype
+        self.device = next(generator.parameters()).device
+        fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
+        self.optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr_g, betas=(beta1, beta2), **fused)
+        self.optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=lr_d, betas=(beta1, beta2), **fused)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the network passes."""
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def set_learning_rates(self, epoch: int, num_epoch: int) -> float:
+        """Apply `cosine_lr` to both optimizers and return the generator's rate."""
+        for optimizer, start in ((self.optimizer_g, self.lr_g), (self.optimizer_d, self.lr_d)):
+            for group in optimizer.param_groups:
+                group["lr"] = cosine_lr(start, epoch, num_epoch)
+        return self.optimizer_g.param_groups[0]["lr"]
+
+    def update(self, x_0: Tensor, step: int) -> dict[str, Tensor]:
+        """Do update `step` (0, 1, ...) of the discriminator, then of the generator, then of the average.
+
+        Args:
+            x_0: (N, C, H, W) float32, clean images in [-1, 1]; both halves noise it afresh.
+            step: all randomness is a function of (seed, step).
+
+        Returns:
+            Scalars: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, and r1 where it was due.
+        """
+        rng.seed_default(self.seed, step, "dropout")
+        losses = self._update_discriminator(x_0, step)
+        losses["loss_g"] = self._update_generator(x_0, step)
+        if self.ema is not None:
+            self.ema.update()
+        return losses
+
+    def _draw(self, x_0: Tensor, step: int, half: str) -> tuple[PairNoise, Tensor, Tensor]:
+        noise = PairNoise(tuple(x_0.shape), self.nz, self.process.num_timesteps, (self.seed, step, half), x_0.device)
+        x_t, x_t_plus_1 = self.process.q_sample_pairs(x_0, noise.t, noise.x_t, noise.x_t_plus_1)
+        return noise, x_t, x_t_plus_1
+
+    def _generate(self, noise: PairNoise, x_t_plus_1: Tensor) -> Tensor:
+        """Return a generated x_t: the predicted clean image, noised back by the posterior."""
+        with self.autocast():
+            x_0_pred = self.generator(x_t_plus_1, noise.t, noise.z)
+        return self.process.sample_posterior(x_0_pred, x_t_plus_1, noise.t, noise.posterior)
+
+    def _update_discriminator(self, x_0: Tensor, step: int) -> dict[str, Tensor]:
+        noise, x_t, x_t_plus_1 = self._draw(x_0, step, "d")
+        with torch.no_grad():
+            x_t_fake = self._generate(noise, x_t_plus_1)
+        self.optimizer_d.zero_grad()
+        due = self.r1_gamma > 0 and step % self.lazy_reg == 0
+        losses: dict[str, Tensor] = {}
+        if due:
+            # Twice differentiated, so in float32: bf16's 8 bits do not carry the second derivative.
+            x_t.requires_grad_()
+            logits_real = self.discriminator(x_t, noise.t, x_t_plus_1)
+            losses["r1"] = r1_penalty(logits_real, x_t)
+        else:
+            with self.autocast():
+                logits_real = self.discriminator(x_t, noise.t, x_t_plus_1)
+        with self.autocast():
+            logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1)
+        losses["loss_d_real"], losses["loss_d_fake"] = real_loss(logits_real), fake_loss(logits_fake)
+        losses["loss_d"] = losses["loss_d_real"] + losses["loss_d_fake"]
+        total = losses["loss_d"] + (self.r1_gamma / 2 * losses["r1"] if due else 0)
+        total.backward()
+        self.optimizer_d.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _update_generator(self, x_0: Tensor, step: int) -> Tensor:
+        noise, _, x_t_plus_1 = self._draw(x_0, step, "g")
+        self.optimizer_g.zero_grad()
+        self.discriminator.requires_grad_(False)  # its weight gradients would be a third of its backward pass, unused
+        x_t_fake = self._generate(noise, x_t_plus_1)
+        with self.autocast():
+            logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1)
+        loss_g = real_loss(logits_fake)
+        loss_g.backward()
+        self.discriminator.requires_grad_(True)
+        self.optimizer_g.step()
+        return loss_g.detach()
+
+    def generator_weights(self) -> dict[str, Tensor]:
+        """Return the weights to sample with: the average if there is one."""
+        return self.generator.state_dict() if self.ema is None else self.ema.weights
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that `update` depends on besides its arguments."""
+        return {name: part.state_dict() for name, part in self._parts()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state."""
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> Iterable[tuple[str, Any]]:
+        yield "generator", self.generator
+        yield "discriminator", self.discriminator
+        yield "optimizer_g", self.optimizer_g
+        yield "optimizer_d", self.optimizer_d
+        if self.ema is not None:
+            yield "ema", self.ema
