@@ -14,10 +14,10 @@ from pathlib import Path
 
 from comparison import cli
 from comparison.budget import Budget, Clock, StopSignal
-from comparison.runs import Run, newest, read_json
+from comparison.runs import Run, newest
 from comparison.sources import check_source, source_name
+from gan.files import CHECKPOINTS, MODEL, is_drawn
 
-MODEL = "gans"
 INTERRUPTED = 130
 
 
@@ -85,13 +85,8 @@ def main(args: argparse.Namespace) -> int:
         status = train(0, args, run) if args.ngpu == 1 else train_in_processes(args, run)
         if status:
             return status
-    if args.num_samples and not is_sampled(folder, args.num_samples, args.seed):
-        from gan.sampling import sample_checkpoint
-
-        sample_checkpoint(
-            newest(folder, "checkpoint_*.pt"), folder / "samples.npz", num_samples=args.num_samples, seed=args.seed,
-            batch_size=args.sample_batch_size, device=args.device, precision=args.precision, threads=args.threads,
-        )  # fmt: skip
+    if args.num_samples:
+        sample(args, folder)
     return 0
 
 
@@ -126,7 +121,7 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     )
     gan = build_gan(vars(args), device, dtype)
     record = Recorder(run if rank == 0 else None, gan, vars(args), stream.steps_per_epoch)
-    if run.resumed and (checkpoint := newest(run.folder, "checkpoint_*.pt")):
+    if run.resumed and (checkpoint := newest(run.folder, CHECKPOINTS)):
         record.restore(checkpoint)
     budget = training_budget(args, stream.steps_per_epoch)
     record.begin(
@@ -162,13 +157,18 @@ def train_in_processes(args: argparse.Namespace, run: Run) -> int:
     return launch(train, args.ngpu, args, run)
 
 
-def is_sampled(folder: Path, num_samples: int, seed: int) -> bool:
-    """Say whether the folder's samples are those that its newest checkpoint would give."""
-    checkpoint = newest(folder, "checkpoint_*.pt")
-    if checkpoint is None or not (folder / "samples.npz").is_file() or not (folder / "sampling.json").is_file():
-        return False
-    facts = read_json(folder / "sampling.json")
-    return (facts["images"], facts["seed"], facts["checkpoint"]) == (num_samples, seed, checkpoint.name)
+def sample(args: argparse.Namespace, folder: Path) -> None:
+    """Draw args.num_samples images from the folder's newest checkpoint, unless they are there."""
+    checkpoint, out = newest(folder, CHECKPOINTS), folder / "samples.npz"
+    if checkpoint is None:
+        raise cli.UserError(f"{folder}: no checkpoint to draw samples from; train anew with --fresh")
+    options = {"num_samples": args.num_samples, "batch_size": args.sample_batch_size, "seed": args.seed}
+    if is_drawn(out, checkpoint, **options):
+        return
+    from gan.sampling import sample_checkpoint
+
+    sample_checkpoint(checkpoint, out, **options, device=args.device, precision=args.precision, threads=args.threads)
+    print(f"{args.num_samples} images in {out}")
 
 
 if __name__ == "__main__":

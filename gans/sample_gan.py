@@ -12,6 +12,7 @@ from pathlib import Path
 
 from comparison import cli
 from comparison.runs import newest
+from gan.files import CHECKPOINTS, is_drawn
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,16 +39,20 @@ def main(args: argparse.Namespace) -> None:
     """Find the checkpoint, draw, and write the images."""
     checkpoint = find_checkpoint(args.checkpoint)
     out = args.out_dir / "samples.npz" if args.out_dir else args.out or checkpoint.parent / "samples.npz"
+    options = {name: getattr(args, name) for name in ("num_samples", "batch_size", "seed", "use_ema")}
+    if is_drawn(out, checkpoint, **options):
+        print(f"{out} holds these {args.num_samples} images already")
+    else:
+        from gan.sampling import sample_checkpoint
 
-    from gan.sampling import sample_checkpoint, write_pngs
-
-    sample_checkpoint(
-        checkpoint, out, num_samples=args.num_samples, batch_size=args.batch_size, seed=args.seed,
-        use_ema=args.use_ema, device=args.device, precision=args.precision, threads=args.threads,
-    )  # fmt: skip
+        sample_checkpoint(
+            checkpoint, out, **options, device=args.device, precision=args.precision, threads=args.threads
+        )
+        print(f"{args.num_samples} images in {out}")
     if args.out_dir:
+        from gan.sampling import write_pngs
+
         write_pngs(out, args.out_dir)
-    print(f"{args.num_samples} images in {args.out_dir or out}")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -60,7 +65,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.exists():
         raise cli.UserError(f"--checkpoint {path}: no such file or run folder")
-    found = newest(path, "checkpoint_*.pt")
+    found = newest(path, CHECKPOINTS)
     if found is None:
         raise cli.UserError(f"--checkpoint {path}: no checkpoint_<step>.pt in this folder")
     return found

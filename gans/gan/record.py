@@ -11,10 +11,10 @@ from comparison.runs import Run, load_checkpoint, prune, save_checkpoint
 from torch import Tensor
 
 from .distributed import mean_values
+from .files import CHECKPOINTS, MODEL, checkpoint_name
 from .sampling import draw_in_eval_mode
-from .training import DCGAN, MODEL
+from .training import DCGAN
 
-CHECKPOINTS = "checkpoint_*.pt"
 GRID_IMAGES = 64
 
 
@@ -40,7 +40,7 @@ class Recorder:
         self._run, self._gan, self._steps_per_epoch = run, gan, steps_per_epoch
         self._options: dict[str, Any] = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
         self._saved_step, self._saved_at = -1, time.monotonic()
-        self._logged_step, self._losses = -1, dict[str, float]()
+        self._logged_step, self._losses = -1, dict[str, Tensor]()
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -86,15 +86,15 @@ class Recorder:
         self.step += 1
         self.images_seen += batch_size
         self.wall_seconds = wall_seconds
+        self._losses = losses
         epoch, within = divmod(self.step, self._steps_per_epoch)
         epoch_ends = within == 0
         row_due = epoch_ends or self.step % self._options["log_interval"] == 0
         if row_due or next(iter(losses.values())).device.type == "cpu":  # a GPU would have to wait for the answer
             values = mean_values(losses)
             self._refuse_divergence(values)
-            self._losses = values
             if row_due:
-                self._log_row()
+                self._log_row(values)
             if self._run and epoch_ends:
                 words = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
                 self._run.log(
@@ -117,7 +117,7 @@ class Recorder:
             "wall_seconds": self.wall_seconds,
             "config": self._options,
         }
-        save_checkpoint(self._run.folder / f"checkpoint_{self.step:06d}.pt", payload, model=MODEL)
+        save_checkpoint(self._run.folder / checkpoint_name(self.step), payload, model=MODEL)
         prune(self._run.folder, CHECKPOINTS, self._options["keep"])
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
@@ -135,10 +135,13 @@ class Recorder:
             self._run.log(message)
 
     def finish(self, reason: str, **facts: Any) -> None:
-        """Write the last row, the last grid and loss.png, and mark the run as finished."""
+        """Write the last row, the last grid and loss.png, and mark the run as finished; every process calls it."""
+        if self._losses:
+            values = mean_values(self._losses)
+            self._refuse_divergence(values)
+            self._log_row(values)
         if self._run is None:
             return
-        self._log_row()
         self.draw_grid()
         self._run.draw_loss()
         self._run.finish(reason, steps=self.step, images_seen=self.images_seen, wall_seconds=self.wall_seconds, **facts)
@@ -146,9 +149,9 @@ class Recorder:
             f"finished ({reason}): {self.step} steps, {self.images_seen} images, {self.wall_seconds:.1f} s of training"
         )
 
-    def _log_row(self) -> None:
-        if self._run and self._losses and self._logged_step != self.step:
-            self._run.log_row(self.step, self.images_seen, self.wall_seconds, **self._losses)
+    def _log_row(self, values: dict[str, float]) -> None:
+        if self._run and self._logged_step != self.step:
+            self._run.log_row(self.step, self.images_seen, self.wall_seconds, **values)
             self._logged_step = self.step
 
     def _refuse_divergence(self, values: dict[str, float]) -> None:

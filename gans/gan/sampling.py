@@ -14,8 +14,9 @@ from comparison.sampling import draw_samples
 from PIL import Image
 from torch import Tensor
 
+from .files import MODEL
 from .networks import Generator
-from .training import MODEL, build_generator
+from .training import build_generator
 
 
 def make_draw(

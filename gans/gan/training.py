@@ -12,8 +12,6 @@ from .ema import EMA
 from .losses import bce_discriminator_loss, bce_generator_loss
 from .networks import Discriminator, Generator, count_parameters, init_weights
 
-MODEL = "gans"  # the tag of this model's runs and checkpoints
-
 
 class DCGAN:
     """Generator, discriminator, their Adam optimizers and, if asked for, the generator's moving average.

@@ -21,23 +21,8 @@ from PIL import Image
 
 GANS = Path(__file__).resolve().parents[1]
 
-NETWORKS = [
-    "--image_size",
-    16,
-    "--ngf",
-    4,
-    "--ndf",
-    4,
-    "--nz",
-    8,
-    "--ema_decay",
-    0.9,
-    "--batch_size",
-    8,
-    "--flip",
-    "true",
-]
-TINY = [*NETWORKS, "--device", "cpu", "--precision", "float32", "--threads", 1, "--log_interval", 2]
+NETWORKS = ["--image_size", 16, "--ngf", 4, "--ndf", 4, "--nz", 8, "--ema_decay", 0.9, "--flip", "true"]
+TINY = [*NETWORKS, "--batch_size", 8, "--device", "cpu", "--precision", "float32", "--threads", 1, "--log_interval", 2]
 TINY += ["--num_samples", 0, "--max_steps", 100]
 
 
@@ -287,6 +272,16 @@ def test_training_then_sampling_in_one_command(images, tmp_path, no_torch):
     train_here(*arguments)
     assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (20, 16, 16, 3)
     call("cifar_gan.py", *arguments, env=no_torch)  # nothing is left to do
+
+
+def test_samples_are_drawn_anew_only_where_something_changed(finished, tmp_path, no_torch):
+    arguments = ["--checkpoint", finished, "--out", tmp_path / "s.npz", "--batch_size", 8, "--num_samples"]
+    call("sample_gan.py", *arguments, 10)
+    assert "already" in call("sample_gan.py", *arguments, 10, env=no_torch).stdout
+    assert "torch was imported" in call("sample_gan.py", *arguments, 11, env=no_torch, ok=1).stderr
+    assert (
+        "torch was imported" in call("sample_gan.py", *arguments, 10, "--use_ema", "false", env=no_torch, ok=1).stderr
+    )
 
 
 def test_grey_networks_train_and_draw_grey_images(images, tmp_path):

@@ -1,0 +1,39 @@
+"""Names and files of this model's runs; no torch, so that a finished job says so at once."""
+
+from pathlib import Path
+
+from comparison.runs import read_json
+
+MODEL = "gans"  # the tag of this model's runs and checkpoints
+CHECKPOINTS = "checkpoint_*.pt"
+
+
+def checkpoint_name(step: int) -> str:
+    """Name the checkpoint after `step` updates."""
+    return f"checkpoint_{step:06d}.pt"
+
+
+def is_drawn(
+    out: Path, checkpoint: Path, *, num_samples: int, batch_size: int, seed: int, use_ema: bool | None = None
+) -> bool:
+    """Say whether `out` holds the samples that this checkpoint gives with these options.
+
+    Args:
+        out: an .npz with sampling.json beside it.
+        checkpoint: that the samples would be drawn from; they must be younger.
+        num_samples: images.
+        batch_size: images at a time, because sampling.json says how long such a batch took.
+        seed: of the noise.
+        use_ema: whether of the moving average; None for whichever the checkpoint gives.
+    """
+    facts_path = out.parent / "sampling.json"
+    if not out.is_file() or not facts_path.is_file() or out.stat().st_mtime < checkpoint.stat().st_mtime:
+        return False
+    wanted = {
+        **{"file": out.name, "checkpoint": checkpoint.name},
+        **{"images": num_samples, "batch_size": batch_size, "seed": seed},
+    }
+    if use_ema is not None:
+        wanted["network"] = "ema" if use_ema else "raw"
+    facts = read_json(facts_path)
+    return all(facts.get(name) == value for name, value in wanted.items())
