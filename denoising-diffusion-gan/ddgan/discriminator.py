@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddgan.layers import ROOT_HALF, FirDown, MinibatchStddev, init_uniform, sinusoids
+from ddgan.layers import ROOT_HALF, FirDown, MinibatchStddev, full_precision, init_uniform, sinusoids
 
 # Output width of each block in units of ngf, and whether it halves the image.
 PLANS = {
@@ -87,11 +87,11 @@ class Discriminator(nn.Module):
         Returns:
             (N, 1) float32.
         """
-        time_emb = _leaky(self.time_out(_leaky(self.time_in(sinusoids(t, self.t_emb_dim)))))
+        time_emb = _leaky(self.time_out(_leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))))
         h = self.conv_in(torch.cat([x_t, x_t_plus_1], dim=1))
         for block in self.blocks:
             h = block(h, time_emb)
         h = _leaky(self.conv_out(self.stddev(h)))
-        features = h.float().sum(dim=(2, 3))  # a sum of 16 to 256 terms loses digits in bf16
+        features = h.sum(dim=(2, 3), dtype=full_precision(h))  # a sum of 16 to 256 terms loses digits in bf16
         with torch.autocast(features.device.type, enabled=False):
             return self.head(features)

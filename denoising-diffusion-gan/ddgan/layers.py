@@ -15,6 +15,16 @@ ROOT_HALF = math.sqrt(0.5)  # a sum of two unit-variance branches keeps unit var
 TINY_INIT = 1e-10  # scale of layers that start as good as zero, so that a residual block starts as its shortcut
 
 
+def full_precision(x: Tensor) -> torch.dtype:
+    """Return x's type, or float32 if that is half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def kernel_dtype(x: Tensor) -> torch.dtype:
+    """Return the type for operations that CPUs have no fast half-precision kernel for."""
+    return full_precision(x) if x.device.type == "cpu" else x.dtype
+
+
 def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "avg") -> nn.Conv2d | nn.Linear:
     """Fill a layer's weight with variance `scale` / fan and its bias with 0.
 
@@ -56,11 +66,10 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same, in float32 on CPUs, whose bf16 kernel is 3 times slower."""
-        dtype = x.dtype
-        if x.device.type == "cpu":
-            x = x.float()
+        h = x.to(kernel_dtype(x))
+        weight, bias = (None if p is None else p.to(h.dtype) for p in (self.weight, self.bias))
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x).to(dtype)
+            return F.group_norm(h, self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 def sinusoids(t: Tensor, channels: int) -> Tensor:
@@ -144,7 +153,7 @@ def _depthwise(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, **op
     CPUs compute in float32: their bf16 transposed depthwise convolution (the backward pass of this one too) has no
     fast path and is 20 to 50 times slower.
     """
-    dtype = torch.float32 if x.device.type == "cpu" else x.dtype
+    dtype = kernel_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         return operation(x.to(dtype), weight.to(dtype), groups=x.shape[1], **options).to(x.dtype)
 
@@ -290,7 +299,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)  # each (N, H * W, C)
-        dtype = torch.float32 if x.device.type == "cpu" else q.dtype  # a CPU's bf16 kernel is 5 times slower
+        dtype = kernel_dtype(q)  # a CPU's bf16 kernel is 5 times slower
         with torch.autocast(x.device.type, enabled=False):
             h = F.scaled_dot_product_attention(*(part[:, None].to(dtype) for part in (q, k, v)))[:, 0]
         h = self.out(h.transpose(1, 2).reshape(x.shape))
@@ -311,6 +320,6 @@ class MinibatchStddev(nn.Module):
         """(N, C, H, W) -> (N, C + 1, H, W)."""
         n, c, h, w = x.shape
         group = next(size for size in range(min(self.group_size, n), 0, -1) if n % size == 0)
-        spread = x.float().view(group, n // group, c, h, w).var(dim=0, unbiased=False)  # (N / G, C, H, W)
+        spread = x.to(full_precision(x)).view(group, n // group, c, h, w).var(dim=0, unbiased=False)  # (N / G, C, H, W)
         spread = (spread + 1e-8).sqrt().mean(dim=(1, 2, 3)).repeat(group)  # (N,)
         return torch.cat([x, spread.to(x.dtype)[:, None, None, None].expand(n, 1, h, w)], dim=1)

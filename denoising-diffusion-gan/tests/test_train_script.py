@@ -1,0 +1,260 @@
+"""train_ddgan.py as a user runs it: resuming, refusing, finishing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_ddgan
+from comparison.cli import UserError
+from comparison.runs import load_torch, read_progress, save_checkpoint
+from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
+
+SCRIPT = FOLDER / "train_ddgan.py"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def flags(pictures: Path, folder: Path, *more: str) -> list[str]:
+    return ["--dataset", str(pictures), "--exp", f"{folder}/", *TINY_NETWORK, *TINY_TRAINING, *more]
+
+
+def train(*arguments) -> int:
+    return train_ddgan.main(train_ddgan.parse_args(flags(*arguments)))
+
+
+def tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    for name in ("content.pth", "netG_6.pth"):
+        a, b = (tensors(load_torch(folder / name)) for folder in (first, second))
+        assert len(a) == len(b) > 10
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def unbroken(pictures, tmp_path_factory):
+    """Six epochs of two updates."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert train(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2") == 0
+    return folder
+
+
+def test_training_ends_after_exactly_num_epoch_epochs(unbroken):
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config["finished"]["reason"] == "num_epoch 6"
+    assert (config["finished"]["steps"], config["finished"]["images_seen"]) == (12, 96)
+    assert sorted(p.name for p in unbroken.glob("netG_*.pth")) == ["netG_2.pth", "netG_4.pth", "netG_6.pth"]
+    assert {"loss.png", "grid.png", "grid_6.png", "content.pth", "log.txt"} <= {p.name for p in unbroken.iterdir()}
+
+
+def test_progress_counts_images_and_holds_both_losses(unbroken):
+    rows = read_progress(unbroken / "progress.csv")
+    assert [(row["step"], row["images_seen"]) for row in rows] == [(n, 8 * n) for n in range(2, 13, 2)]
+    assert {"loss_d", "loss_g", "loss_d_real", "loss_d_fake", "r1", "lr", "grad_norm_g"} <= set(rows[0])
+    assert rows[0]["lr"] > rows[-1]["lr"]
+
+
+def test_generator_file_holds_the_average_and_its_configuration(unbroken):
+    payload, content = load_torch(unbroken / "netG_6.pth"), load_torch(unbroken / "content.pth")
+    assert payload["config"]["num_channels_dae"] == 8
+    assert payload["config"]["use_ema"] is True
+    average, raw = content["ema"]["weights"], content["generator"]
+    assert all(torch.equal(value, average[name]) for name, value in payload["generator"].items())
+    assert any(not torch.equal(value, raw[name]) for name, value in payload["generator"].items())
+
+
+def test_finished_run_says_so_and_changes_nothing(pictures, unbroken, capsys):
+    before = (unbroken / "content.pth").stat().st_mtime_ns
+    assert train(pictures, unbroken, "--num_epoch", "6", "--save_ckpt_every", "2") == 0
+    assert "finished" in capsys.readouterr().out
+    assert (unbroken / "content.pth").stat().st_mtime_ns == before
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(SCRIPT), *arguments], env=environment, stdout=subprocess.PIPE)
+
+
+def wait_for_update(process: subprocess.Popen, folder: Path, step: int) -> None:
+    path = folder / "progress.csv"
+    for _ in range(1200):
+        if path.is_file() and any(row["step"] >= step for row in read_progress(path)):
+            return
+        assert process.poll() is None, "the training ended too early"
+        time.sleep(0.02)
+    raise AssertionError("no progress")
+
+
+def test_run_killed_and_interrupted_equals_unbroken_run(pictures, tmp_path, unbroken):
+    folder = tmp_path / "run"
+    # A checkpoint after every update; one more epoch's worth of time between updates is not needed.
+    arguments = flags(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2", "--save_minutes", "1e-9")
+    process = start(arguments)
+    wait_for_update(process, folder, 2)
+    process.kill()
+    process.wait()
+    killed_at = load_torch(folder / "content.pth")["step"]
+    assert 0 < killed_at < 12
+    assert train(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2") == 0
+    assert_same_state(folder, unbroken)
+    assert len(read_progress(folder / "progress.csv")) == 6
+
+
+def test_ctrl_c_saves_leaves_with_130_and_resumes(pictures, tmp_path, unbroken):
+    folder = tmp_path / "run"
+    arguments = flags(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2")
+    process = start(arguments)
+    wait_for_update(process, folder, 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert load_torch(folder / "content.pth")["step"] < 12
+    assert train(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2") == 0
+    assert_same_state(folder, unbroken)
+
+
+def test_longer_budget_continues_to_the_same_weights(pictures, tmp_path, unbroken):
+    folder = tmp_path / "run"
+    common = ("--num_epoch", "6", "--save_ckpt_every", "2")
+    assert train(pictures, folder, *common, "--max_steps", "5") == 0
+    assert load_torch(folder / "content.pth")["step"] == 5
+    assert (folder / "netG_3.pth").is_file()  # the epoch in progress
+    assert train(pictures, folder, *common) == 0
+    assert_same_state(folder, unbroken)
+
+
+@pytest.mark.parametrize(("bound", "steps"), [("--max_images=24", 3), ("--max_images=20", 3), ("--max_steps=1", 1)])
+def test_bounds_end_the_training_exactly_there(pictures, tmp_path, bound, steps):
+    assert train(pictures, tmp_path / "run", "--num_epoch", "0", bound) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["finished"]["steps"] == steps
+
+
+def test_without_num_epoch_the_learning_rate_is_constant(pictures, tmp_path):
+    assert train(pictures, tmp_path / "run", "--num_epoch", "0", "--max_steps", "8") == 0
+    assert {row["lr"] for row in read_progress(tmp_path / "run" / "progress.csv")} == {1.5e-4}
+
+
+def test_other_options_in_the_same_folder_are_refused_by_name(pictures, unbroken):
+    with pytest.raises(UserError, match=r"lr_g 0\.00015 there, 0\.1 here; num_epoch 6 there, 7 here"):
+        train(pictures, unbroken, "--num_epoch", "7", "--lr_g", "0.1")
+
+
+def test_fresh_starts_over(pictures, tmp_path):
+    folder = tmp_path / "run"
+    assert train(pictures, folder, "--max_steps", "4") == 0
+    assert train(pictures, folder, "--max_steps", "2", "--lr_g", "1e-3", "--fresh") == 0
+    assert load_torch(folder / "content.pth")["step"] == 2
+    assert [row["step"] for row in read_progress(folder / "progress.csv")] == [2]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "generator"])
+def test_damaged_state_is_refused_and_nothing_overwritten(pictures, tmp_path, damage):
+    folder = tmp_path / "run"
+    assert train(pictures, folder, "--max_steps", "2") == 0
+    content = folder / "content.pth"
+    if damage == "truncated":
+        content.write_bytes(content.read_bytes()[:2000])
+    elif damage == "foreign":
+        save_checkpoint(content, {"step": 1}, model="gans")
+    else:
+        content.write_bytes((folder / "netG_1.pth").read_bytes())
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"content\.pth"):
+        train(pictures, folder, "--max_steps", "4")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_changed_images_are_refused(tmp_path):
+    data = make_images(tmp_path / "data")
+    assert train(data, tmp_path / "run", "--max_steps", "1") == 0
+    make_images(data, count=12)
+    for path in sorted(data.iterdir())[12:]:
+        path.unlink()
+    with pytest.raises(UserError, match="--dataset: the images have changed"):
+        train(data, tmp_path / "run", "--max_steps", "2")
+
+
+def test_corrupt_image_is_named_before_anything_is_written(tmp_path):
+    data = make_images(tmp_path / "data")
+    (data / "005.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"005\.png"):
+        train(data, tmp_path / "run", "--max_steps", "1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_documented_names_of_resuming_are_kept(pictures, tmp_path, unbroken):
+    with pytest.raises(UserError, match="--resume"):
+        train(pictures, tmp_path / "new", "--resume")
+    assert train(pictures, unbroken, "--num_epoch", "6", "--save_ckpt_every", "2", "--resume", "--save_content") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_size", "0"], "--batch_size"),
+        (["--numepoch", "5"], "--numepoch"),
+        (["--dataset", "/no/such/folder"], "--dataset /no/such/folder"),
+        (["--dataset", "stackmnist"], "--dataset stackmnist"),
+        (["--num_process_per_node", "2"], "--num_process_per_node 2: training runs in one process, so it must be 1"),
+        (["--use_geometric"], "--use_geometric"),
+        (["--image_size", "30"], "--image_size 30"),
+        (["--fir_kernel", "1", "2", "3"], "--fir_kernel"),
+        (["--num_channels", "1"], "--num_channels 1"),
+        (["--num_channels_dae", "100"], "--num_channels_dae 100"),
+        (["--num_epoch", "0"], "--num_epoch 0"),
+        (["--attn_resolutions", "big"], "--attn_resolutions"),
+    ],
+)
+def test_wrong_flag_is_one_sentence_before_torch_is_imported(tmp_path, arguments, message):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(SCRIPT), "--dataset", "shapes", "--exp", f"{tmp_path}/run/", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert len(re.findall(r"\n", result.stderr)) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_documented_command_parses_with_its_published_values():
+    line = (
+        "--dataset cifar10 --exp ddgan_cifar10_exp1 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 "
+        "--num_res_blocks 2 --batch_size 128 --num_epoch 50 --ngf 64 --nz 100 --z_emb_dim 256 --n_mlp 4 "
+        "--embedding_type positional --use_ema --ema_decay 0.9999 --r1_gamma 0.02 --lr_d 1.25e-4 --lr_g 1.6e-4 "
+        "--lazy_reg 15 --num_process_per_node 1 --ch_mult 1 2 2 2 --save_content"
+    )
+    args = train_ddgan.parse_args(line.split())
+    assert (args.ch_mult, args.attn_resolutions, args.lazy_reg) == ([1, 2, 2, 2], [16], 15)
+    assert args.use_ema
+    assert args.fir
+
+
+def test_data_link_leads_to_the_data_root(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "other").mkdir()
+    link = tmp_path / "folder" / "data"
+    link.parent.mkdir()
+    for target in ("other", "root"):
+        train_ddgan.link_data(link, tmp_path / target)
+        assert link.resolve() == tmp_path / target
+    real = tmp_path / "real"
+    real.mkdir()
+    train_ddgan.link_data(real, tmp_path / "root")
+    assert real.is_dir()
+    assert not real.is_symlink()
