@@ -1,4 +1,4 @@
-"""Lets the tests import `ddgan`, the scripts and their helpers, and keeps pytest from taking the script test_ddgan.py for a test."""
+"""Lets the tests import `ddgan`, scripts and helpers; keeps pytest from taking test_ddgan.py, a script, for a test."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Draw the generator's and the discriminator's loss of a run against training images seen.
 
-python3 denoising-diffusion-gan/loss_graph.py --exp cifar10 --out denoising-diffusion-gan/out/loss.png
+python3 denoising-diffusion-gan/loss_graph.py results/runs/denoising-diffusion-gan/cifar10
 """
 
 import argparse
@@ -17,8 +17,10 @@ LOG_2 = 0.6931
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--exp", default="experiment_cifar_default", help="name of the run; with a slash, its folder")
-    parser.add_argument("--out", type=Path, default=None, help="PNG to write; default loss_gd.png in the run folder")
+    parser.add_argument("run", help="name of the run (its --exp); with a slash, its folder")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="PNG to write; default out/loss_<run>.png beside this script"
+    )
     parser.add_argument(
         "--smooth", type=positive_int, default=25, help="rows that a point of the smooth curve averages"
     )
@@ -26,14 +28,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    folder = run_folder(args.exp)
+    folder = run_folder(args.run)
     path = folder / "progress.csv"
     if not path.is_file():
-        raise UserError(f"--exp {args.exp}: no progress.csv in {folder}")
+        raise UserError(f"{args.run}: no progress.csv in {folder}")
     rows = [row for row in read_progress(path) if "loss_d" in row and "loss_g" in row]
     if not rows:
         raise UserError(f"{path}: no row with losses yet")
-    out = args.out or folder / "loss_gd.png"
+    out = args.out or Path(__file__).parent / "out" / f"loss_{folder.resolve().name}.png"
     draw(rows, args.smooth, folder.name, out)
     print(out)
     return 0

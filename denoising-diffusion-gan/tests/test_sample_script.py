@@ -157,11 +157,11 @@ def test_statistics_files_are_read_without_running_code(tmp_path):
 
 
 def test_loss_graph_draws_both_losses(run_folder, tmp_path):
-    arguments = ["--exp", f"{run_folder}/", "--out", str(tmp_path / "out" / "loss.png")]
+    arguments = [f"{run_folder}/", "--out", str(tmp_path / "out" / "loss.png")]
     assert loss_graph.main(loss_graph.parse_args(arguments)) == 0
     assert Image.open(tmp_path / "out" / "loss.png").size[0] > 300
     with pytest.raises(UserError, match="no progress"):
-        loss_graph.main(loss_graph.parse_args(["--exp", f"{tmp_path}/"]))
+        loss_graph.main(loss_graph.parse_args([f"{tmp_path}/"]))
 
 
 def test_documented_command_parses():
