@@ -114,9 +114,18 @@ class AttentionBlock(nn.Module):
         qkv = _pointwise(self.qkv, h)  # (N, T, 3C), channels ordered [head][q, k, v]
         qkv = qkv.unflatten(2, (self.num_heads, 3, c // self.num_heads))
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # each (N, heads, T, C / heads)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (N, T, C)
+        h = _attend(q, k, v).transpose(1, 2).flatten(2)  # (N, T, C)
         h = _pointwise(self.proj_out, h)
         return x + h.transpose(1, 2).unflatten(2, (height, width))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v, each (N, heads, T, D) (Vaswani et al. 2017, Eq. 1)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        # The fused kernel's backward pass in bf16 on a CPU takes two to six times as long as these steps.
+        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        return weights.softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:

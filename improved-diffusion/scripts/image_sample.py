@@ -33,7 +33,7 @@ from improved_diffusion.script_util import (
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from run_files import MODEL, choose_dtype, judge_flags, load_network, load_state
+from run_files import MODEL, choose_dtype, judge_flags, load_network, load_state, place
 
 # Flags that may differ from training's: how many steps are taken, and what only training uses.
 SAMPLING_FLAGS = frozenset({"timestep_respacing", "use_checkpoint"})
@@ -82,7 +82,8 @@ def main(args: argparse.Namespace) -> int:
     num_classes = len(state["label_emb.weight"]) if "label_emb.weight" in state else 0
     model, diffusion = create_model_and_diffusion(**flags, num_classes=num_classes)
     load_network(model, args.model_path)
-    model.to(device).to(memory_format=torch.channels_last).eval()
+    place(model, device, dtype)
+    model.eval()
 
     size = flags["image_size"]
     labels = (

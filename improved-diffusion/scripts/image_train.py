@@ -44,7 +44,7 @@ from improved_diffusion.script_util import (
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from run_files import MODEL, choose_dtype, judge_flags, prune, restore, save, saved_steps
+from run_files import MODEL, choose_dtype, judge_flags, place, prune, restore, save, saved_steps
 
 if TYPE_CHECKING:
     from comparison.batches import BatchStream
@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     flags = args_to_dict(args, model_and_diffusion_defaults())
     model, diffusion = create_model_and_diffusion(**flags, num_classes=num_classes)
-    model.to(device).to(memory_format=torch.channels_last)
+    place(model, device, dtype)
     trainer = Trainer(
         model,
         diffusion,

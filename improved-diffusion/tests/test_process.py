@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from improved_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -216,7 +215,7 @@ def test_impossible_respacing_is_refused(respacing):
 
 @pytest.mark.parametrize(("name", "steps"), [("linear", 20), ("linear", 0), ("sigmoid", 100)])
 def test_impossible_schedule_is_refused(name, steps):
-    with pytest.raises(ValueError, match="diffusion_steps|noise_schedule"):
+    with pytest.raises(ValueError, match=r"diffusion_steps|noise_schedule"):
         get_named_beta_schedule(name, steps)
 
 

@@ -1,0 +1,294 @@
+"""The scripts, run as a user runs them."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from comparison.cli import UserError
+from diffusion_testing import FOLDER, call_script, run_script, script_command, script_env
+from PIL import Image
+
+TINY = (
+    "--image_size 16 --num_channels 32 --num_res_blocks 1 --learn_sigma True --dropout 0.1 --diffusion_steps 50 "
+    "--noise_schedule cosine --batch_size 4 --microbatch 3 --log_interval 3 --grid_images 4 --grid_steps 2 --keep 0 "
+    "--threads 1"
+)
+TRAIN, SAMPLE = "scripts/image_train.py", "scripts/image_sample.py"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 24 images in two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """The run folder of 20 unbroken updates."""
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    done = run_script(TRAIN, TINY, "--data_dir", images, "--run_dir", folder, "--max_steps", 20, "--save_interval", 10)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def refused(done, *words):
+    """Assert exit status 2 and one sentence with these words."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert str(word) in done.stderr
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_same_weights(folder, other, step):
+    for name in (f"model{step:06d}.pt", f"ema_0.9999_{step:06d}.pt"):
+        first, second = (torch.load(f / name, weights_only=True) for f in (folder, other))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def test_training_stops_exactly_at_max_steps_and_writes_what_it_documents(trained):
+    names = {path.name for path in trained.iterdir()}
+    for step in ("000010", "000020"):
+        assert {f"model{step}.pt", f"ema_0.9999_{step}.pt", f"opt{step}.pt", f"grid_{step}.png"} <= names
+    assert {"config.json", "log.txt", "progress.csv", "progress.json", "loss.png"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    optimizer = torch.load(trained / "opt000020.pt", weights_only=True)
+    assert (optimizer["step"], optimizer["images_seen"]) == (20, 80)
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {20}
+    config = json.loads((trained / "config.json").read_text())
+    assert config["finished"]["steps"] == 20
+    assert config["parameters"] > 1e6
+    with open(trained / "progress.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [3, 6, 9, 12, 15, 18, 20]
+    columns = "step images_seen wall_seconds loss mse vb loss_q0 loss_q3 grad_norm images_per_second"
+    assert set(columns.split()) <= set(rows[0])
+    lines = (trained / "progress.json").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 6, 9, 12, 15, 18, 20]
+
+
+def test_files_are_plain_state_dicts_that_other_scripts_load(trained):
+    model = torch.load(trained / "model000020.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in model.values())
+    assert model["input_blocks.0.0.weight"].shape == (32, 3, 3, 3)
+    parameters = [torch.nn.Parameter(value.clone()) for value in model.values()]
+    optimizer = torch.optim.AdamW(parameters)
+    optimizer.load_state_dict(torch.load(trained / "opt000020.pt", weights_only=True))
+
+
+def test_finished_run_says_so_and_changes_nothing(trained, images):
+    before = contents(trained)
+    done = run_script(TRAIN, TINY, "--data_dir", images, "--run_dir", trained, "--max_steps", 20)
+    assert done.returncode == 0
+    assert "finished" in done.stdout
+    assert contents(trained) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_resumed_run_equals_unbroken_run(number, trained, images, tmp_path):
+    run_dir = tmp_path / "run"
+    flags = [TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 20, "--save_interval", 2]
+    process = subprocess.Popen(script_command(TRAIN, *flags), stdout=subprocess.DEVNULL, env=script_env())
+    deadline = time.monotonic() + 60
+    while not (run_dir / "opt000002.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert not (run_dir / "opt000020.pt").exists()
+    done = run_script(TRAIN, *flags)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"continues after \d+ updates", done.stdout)
+    assert_same_weights(run_dir, trained, 20)
+
+
+def test_resume_checkpoint_continues_a_copy_elsewhere(trained, images, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in trained.glob("*000010.pt"):
+        shutil.copy(path, source)
+    flags = [TINY, "--data_dir", images, "--run_dir", tmp_path / "run", "--max_steps", 20]
+    assert call_script(TRAIN, *flags, "--resume_checkpoint", source / "model000010.pt") == 0
+    assert_same_weights(tmp_path / "run", trained, 20)
+
+
+def test_other_options_in_the_same_folder_are_refused_by_name(trained, images):
+    before = contents(trained)
+    done = run_script(TRAIN, TINY, "--data_dir", images, "--run_dir", trained, "--max_steps", 30, "--lr", 0.5)
+    refused(done, "lr 0.0001 there, 0.5 here")
+    assert contents(trained) == before
+
+
+def test_damaged_checkpoint_is_refused_and_nothing_overwritten(trained, images, tmp_path):
+    for name in ("model000020.pt", "opt000020.pt", "ema_0.9999_000020.pt"):
+        run_dir = tmp_path / name
+        shutil.copytree(trained, run_dir)
+        (run_dir / name).write_bytes((run_dir / name).read_bytes()[:5000])
+        before = contents(run_dir)
+        with pytest.raises(UserError, match=f"{name}: not readable as a checkpoint"):
+            call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 30)
+        assert contents(run_dir) == before
+
+
+def test_checkpoints_that_do_not_fit_are_refused(trained, images, tmp_path):
+    torch.save({"model": "gans", "step": 3}, tmp_path / "gan.pt")
+    torch.save({"time_embed.0.weight": torch.zeros(2, 2)}, tmp_path / "model000005.pt")
+    refused(run_script(SAMPLE, "--model_path", tmp_path / "absent.pt"), "--model_path", "absent.pt")
+    refused(run_script(SAMPLE, "--model_path", tmp_path / "gan.pt"), "checkpoint of gans")
+    for path, sentence in (
+        (trained / "opt000020.pt", "an optimizer's file"),
+        (tmp_path / "model000005.pt", "time_embed.0.weight is"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            call_script(SAMPLE, "--model_path", path)
+    wider = [TINY, "--data_dir", images, "--run_dir", tmp_path / "run", "--num_channels 64"]
+    with pytest.raises(UserError, match=r"model000020.pt: .* there, .* by the flags"):
+        call_script(TRAIN, *wider, "--resume_checkpoint", trained / "model000020.pt")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def no_torch(tmp_path_factory):
+    """The environment of a process in which `import torch` fails."""
+    folder = tmp_path_factory.mktemp("no_torch")
+    (folder / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        (TRAIN, "--num_channel 32", "--num_channel"),
+        (TRAIN, "--lr -1", "--lr"),
+        (TRAIN, "--image_size 33", "--image_size"),
+        (TRAIN, "--noise_schedule sigmoid", "--noise_schedule"),
+        (TRAIN, "--learn_sigma maybe", "--learn_sigma"),
+        (TRAIN, "--ema_rate 0.9,1", "--ema_rate"),
+        (TRAIN, "--timestep_respacing 2000", "--timestep_respacing"),
+        (TRAIN, "--use_fp16 True --precision float32", "--use_fp16"),
+        (TRAIN, "--data_dir {tmp}/absent", "--data_dir"),
+        (TRAIN, "--data_dir {tmp}/empty", "no image"),
+        (TRAIN, "", "datasets/cifar10.py"),
+        (TRAIN, "--data_dir shapes --resume_checkpoint {tmp}/model000001.pt", "--resume_checkpoint"),
+        (SAMPLE, "--model_path {tmp}/absent.pt", "--model_path"),
+        (SAMPLE, "", "--model_path"),
+        ("scripts/npztodir.py", "{tmp}/absent.npz {tmp}/out", "absent.npz"),
+        ("datasets/cifar10.py", "--source {tmp}/empty", "--source"),
+    ],
+)
+def test_wrong_flags_are_judged_before_torch_is_imported(script, flags, words, no_torch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run_script(script, flags.format(tmp=tmp_path), DATA_ROOT=str(tmp_path), **no_torch)
+    refused(done, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize("script", [TRAIN, SAMPLE, "scripts/npztodir.py", "datasets/cifar10.py"])
+def test_help_needs_no_torch(script, no_torch):
+    done = run_script(script, "--help", **no_torch)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
+    sampled = []
+    for batch_size in (3, 10):
+        out = tmp_path / str(batch_size)
+        flags = ["--model_path", trained / "ema_0.9999_000020.pt", "--num_samples", 10, "--batch_size", batch_size]
+        done = run_script(SAMPLE, *flags, "--timestep_respacing", "5", "--precision", "float32", OPENAI_LOGDIR=str(out))
+        assert done.returncode == 0, done.stderr
+        sampled.append(np.load(out / "samples_10x16x16x3.npz")["arr_0"].astype(int))
+        facts = json.loads((out / "sampling.json").read_text())
+        assert (facts["nfe"], facts["sampler"], facts["steps"]) == (5, "ancestral", 5)
+        assert (out / "samples.png").is_file()
+    assert np.mean(np.abs(sampled[0] - sampled[1]) <= 1) >= 0.999
+    assert sampled[0].std() > 10
+
+
+def test_flags_that_disagree_with_the_run_are_refused(trained, tmp_path):
+    flags = ["--model_path", trained / "model000020.pt", "--out_dir", tmp_path / "out"]
+    refused(run_script(SAMPLE, *flags, "--noise_schedule", "linear"), "--noise_schedule linear", "cosine")
+    refused(run_script(SAMPLE, *flags, "--eta", 1), "--eta", "--use_ddim")
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_network_without_config_is_built_from_the_flags(trained, tmp_path):
+    shutil.copy(trained / "model000020.pt", tmp_path / "foreign.pt")
+    flags = "--num_samples 4 --batch_size 4 --use_ddim True --timestep_respacing ddim2 --seed 3 --threads 1"
+    network = "--image_size 16 --num_channels 32 --num_res_blocks 1 --learn_sigma True --diffusion_steps 50"
+    assert call_script(SAMPLE, network, flags, "--model_path", tmp_path / "foreign.pt") == 0
+    assert np.load(tmp_path / "samples_4x16x16x3.npz")["arr_0"].shape == (4, 16, 16, 3)
+
+
+def test_class_conditional_model_trains_and_samples_the_classes_of_the_data(images, tmp_path):
+    run_dir = tmp_path / "run"
+    flags = [TINY, "--data_dir", images, "--class_cond True --use_kl True --ema_rate 0.5,0.9999"]
+    done = run_script(TRAIN, *flags, "--max_steps", 2, OPENAI_LOGDIR=str(run_dir))
+    assert done.returncode == 0, done.stderr
+    assert (run_dir / "ema_0.5_000002.pt").is_file()
+    sampling = "--num_samples 20 --batch_size 20 --use_ddim True --eta 1 --timestep_respacing ddim2 --threads 1"
+    assert call_script(SAMPLE, sampling, "--model_path", run_dir / "ema_0.9999_000002.pt") == 0
+    samples = np.load(run_dir / "samples_20x16x16x3.npz")
+    assert set(samples["arr_1"]) == {0, 1}
+    assert call_script("scripts/npztodir.py", run_dir / "samples_20x16x16x3.npz", tmp_path / "png") == 0
+    first = f"{samples['arr_1'][0]}_00000.png"
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / first)), samples["arr_0"][0])
+    assert len(list((tmp_path / "png").iterdir())) == 20
+    with pytest.raises(UserError, match="not an empty folder"):
+        call_script("scripts/npztodir.py", run_dir / "samples_20x16x16x3.npz", tmp_path / "png")
+
+
+def test_old_checkpoints_are_pruned_and_planned_ones_kept(images, tmp_path):
+    flags = [TINY, "--data_dir", images, "--run_dir", tmp_path / "run", "--max_steps", 7, "--save_interval", 2]
+    assert call_script(TRAIN, *flags, "--keep", 2, "--grid_images", 0, "--save_minutes", 1e-6) == 0
+    assert sorted(p.name for p in (tmp_path / "run").glob("opt*")) == ["opt000004.pt", "opt000006.pt", "opt000007.pt"]
+    assert len(list((tmp_path / "run").glob("*.pt"))) == 9
+    assert not list((tmp_path / "run").glob("grid*"))
+
+
+def test_cifar10_folders_are_converted_once_and_continued(tmp_path):
+    source = tmp_path / "jpeg"
+    for split, count in (("train", 4), ("test", 2)):
+        for label in ("airplane", "cat"):
+            (source / split / label).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (i, 9, 9)).save(source / split / label / f"{i}.jpg")
+    partial = tmp_path / "data" / "cifar_train.partial"
+    partial.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(partial / "plane_00000.png")  # as an interrupted call left it
+    for sentence in ("8 images", "there already"):
+        done = run_script("datasets/cifar10.py", "--source", source, DATA_ROOT=str(tmp_path / "data"))
+        assert done.returncode == 0, done.stderr
+        assert sentence in done.stdout
+    names = sorted(path.name for path in (tmp_path / "data" / "cifar_train").iterdir())
+    assert names == [f"cat_{i:05d}.png" for i in range(4, 8)] + [f"plane_{i:05d}.png" for i in range(4)]
+    assert len(list((tmp_path / "data" / "cifar_test").iterdir())) == 4
+    (tmp_path / "data" / "cifar_train" / names[0]).unlink()
+    refused(run_script("datasets/cifar10.py", "--source", source, DATA_ROOT=str(tmp_path / "data")), "holds 7 images")
+
+
+def test_documented_flags_are_understood(tmp_path):
+    script = 'source "$0"; printf "%s\\n" "$MODEL_FLAGS" "$DIFFUSION_FLAGS" "$TRAIN_FLAGS"'
+    command = ["bash", "-c", script, str(FOLDER / "flags.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, env=script_env(), cwd="/")
+    assert done.stdout.splitlines() == [
+        "--image_size 32 --num_channels 128 --num_res_blocks 2 --learn_sigma True --dropout 0.3",
+        "--diffusion_steps 4000 --noise_schedule linear",
+        "--lr 1e-4 --batch_size 128 --microbatch 64 --use_fp16 true --max_steps 5000 --save_interval 2500",
+    ]
+    done = run_script(TRAIN, done.stdout, DATA_ROOT=str(tmp_path))
+    refused(done, "datasets/cifar10.py")  # understood as far as the data, which is not there
