@@ -4,18 +4,18 @@
     python improved-diffusion/datasets/cifar10.py
 
 By default torchvision downloads the set. --source names one that is there already: a folder with CIFAR-10's Python
-batches (cifar-10-batches-py), or one with train/ and test/ folders of images by class. The folders are written below
-data/ (environment variable DATA_ROOT, or --out_dir); each appears when it is complete, and a call that was cut short
-is continued by the same call.
+batches (cifar-10-batches-py), one with train/ and test/ folders of images by class, or any folder of images by class,
+which becomes cifar_train. The folders are written below data/ (environment variable DATA_ROOT, or --out_dir); each
+appears when it is complete, and a call that was cut short is continued by the same call.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison.cli import UserError, data_root, make_parser, run
+from comparison.cli import UserError, data_root, make_parser, positive_int, run
 from comparison.progress import bar
-from comparison.sources import check_source, find_images
+from comparison.sources import check_source, find_images, is_cifar_batches
 
 # OpenAI's file names say plane and car.
 SHORT_NAMES = {"airplane": "plane", "automobile": "car"}
@@ -25,34 +25,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--source", default="cifar10", help="cifar10 to download, or a folder as above")
+    parser.add_argument("--num_images", type=positive_int, help="of each folder; by default all")
     parser.add_argument("--out_dir", type=Path, default=data_root(), help="where cifar_train and cifar_test go")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Write both folders."""
-    sources = {split: split_source(args.source, split) for split in ("train", "test")}
-    for split, source in sources.items():
-        write_split(source, split, args.out_dir / f"cifar_{split}")
+    """Write the folders."""
+    check_source(args.source, "--source")
+    for split, source in split_sources(args.source).items():
+        write_split(source, split, args.out_dir / f"cifar_{split}", args.num_images)
     return 0
 
 
-def split_source(source: str, split: str) -> str:
-    """Return the data source of a split: the folder's own subfolder where it has one.
-
-    Raises:
-        UserError: nothing there.
-    """
-    folder = Path(source) / split
-    if source != "cifar10" and folder.is_dir():
-        source = str(folder)
-    elif source != "cifar10" and not (Path(source) / "data_batch_1").is_file():
-        raise UserError(f"--source {source}: holds neither data_batch_1 nor the folder {split}")
-    check_source(source, "--source")
-    return source
+def split_sources(source: str) -> dict[str, str]:
+    """Return the data source of each split that `source` has."""
+    folders = {split: Path(source) / split for split in ("train", "test")}
+    if source == "cifar10" or is_cifar_batches(Path(source)):
+        return dict.fromkeys(folders, source)
+    if all(folder.is_dir() for folder in folders.values()):
+        return {split: str(folder) for split, folder in folders.items()}
+    return {"train": source}
 
 
-def write_split(source: str, split: str, folder: Path) -> None:
+def write_split(source: str, split: str, folder: Path, num_images: int | None) -> None:
     """Write one folder, unless it is complete already.
 
     Raises:
@@ -62,7 +58,7 @@ def write_split(source: str, split: str, folder: Path) -> None:
     from improved_diffusion.png_folder import write_png_folder
 
     there = sum(1 for _ in find_images(folder)) if folder.is_dir() else 0
-    image_set = load_images(source, 32, split=split)
+    image_set = load_images(source, 32, split=split, limit=num_images)
     if there == len(image_set):
         print(f"{folder}: {there} images are there already")
         return

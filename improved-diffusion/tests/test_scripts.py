@@ -281,6 +281,15 @@ def test_cifar10_folders_are_converted_once_and_continued(tmp_path):
     refused(run_script("datasets/cifar10.py", "--source", source, DATA_ROOT=str(tmp_path / "data")), "holds 7 images")
 
 
+def test_any_folder_of_classes_becomes_the_training_folder(images, tmp_path):
+    command = ["--source", images, "--num_images", 6, "--out_dir", tmp_path]
+    assert call_script("datasets/cifar10.py", *command) == 0
+    names = [path.name for path in (tmp_path / "cifar_train").iterdir()]
+    assert len(names) == 6
+    assert {name.split("_")[0] for name in names} == {"cat", "dog"}
+    assert not (tmp_path / "cifar_test").exists()
+
+
 def test_documented_flags_are_understood(tmp_path):
     script = 'source "$0"; printf "%s\\n" "$MODEL_FLAGS" "$DIFFUSION_FLAGS" "$TRAIN_FLAGS"'
     command = ["bash", "-c", script, str(FOLDER / "flags.sh")]
