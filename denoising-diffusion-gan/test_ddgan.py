@@ -139,10 +139,10 @@ def draw(
         "model": MODEL,
         "sampler": f"posterior, {steps} steps",
         "checkpoint": path.name,
-        "weights": "average" if config.get("use_ema") else "last",
+        "network": "ema" if config.get("use_ema") else "raw",
         "images_seen": config.get("images_seen"),
         "seed": args.seed,
-        "dtype": precision_name(dtype),
+        "precision": precision_name(dtype),
     }
     shape = (config["num_channels"], config["image_size"], config["image_size"])
 
@@ -172,7 +172,7 @@ def draw(
     timing = read_json(out.parent / "sampling.json")
     print(
         f"{out}: {count} images, {timing['nfe']:g} evaluations each; sampling time {timing['seconds']:.2f} s "
-        f"({timing['seconds_per_image']:.5f} s per image, batch {size}, {timing['device']}, {facts['dtype']})"
+        f"({timing['seconds_per_image']:.5f} s per image, batch {size}, {timing['device']}, {timing['precision']})"
     )
 
 

@@ -42,7 +42,7 @@ def test_exactly_n_images_with_time_and_evaluations(run_folder, capsys):
     assert images.shape == (11, 16, 16, 3)
     assert images.dtype == np.uint8
     report = json.loads((run_folder / "sampling.json").read_text())
-    assert (report["images"], report["nfe"], report["weights"]) == (11, 2, "average")
+    assert (report["images"], report["nfe"], report["network"]) == (11, 2, "ema")
     assert report["seconds"] > 0
     assert "sampling time" in capsys.readouterr().out
 

@@ -102,7 +102,7 @@ def wait_for_update(process: subprocess.Popen, folder: Path, step: int) -> None:
 
 def test_run_killed_and_interrupted_equals_unbroken_run(pictures, tmp_path, unbroken):
     folder = tmp_path / "run"
-    # A checkpoint after every update; one more epoch's worth of time between updates is not needed.
+    # save_minutes: a checkpoint after every update.
     arguments = flags(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2", "--save_minutes", "1e-9")
     process = start(arguments)
     wait_for_update(process, folder, 2)
@@ -136,6 +136,15 @@ def test_longer_budget_continues_to_the_same_weights(pictures, tmp_path, unbroke
     assert (folder / "netG_3.pth").is_file()  # the epoch in progress
     assert train(pictures, folder, *common) == 0
     assert_same_state(folder, unbroken)
+
+
+def test_bf16_run_resumes_to_the_same_weights(pictures, tmp_path):
+    bf16 = ("--num_epoch", "3", "--precision", "bf16")
+    assert train(pictures, tmp_path / "whole", *bf16) == 0
+    assert train(pictures, tmp_path / "parts", *bf16, "--max_steps", "3") == 0
+    assert train(pictures, tmp_path / "parts", *bf16) == 0
+    first, second = (tensors(load_torch(tmp_path / name / "netG_3.pth")) for name in ("whole", "parts"))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize(("bound", "steps"), [("--max_images=24", 3), ("--max_images=20", 3), ("--max_steps=1", 1)])
