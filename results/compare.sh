@@ -98,7 +98,10 @@ CHECK
 ) || exit 2
 [[ "$name" =~ ^[A-Za-z0-9._-]+$ ]] || die "--name $name: letters, digits, '.', '_' and '-' only"
 
-case "$data" in /*) ;; *) [ ! -e "$data" ] || data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data") ;; esac
+if [ -e "$data" ]; then # from here on as seen from the repository, or whole
+  data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data")
+  data=${data#"$root"/}
+fi
 case "$PYTHON" in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
 cd "$root"
 PRESET=$preset

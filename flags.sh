@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Hyperparameters as exported strings; source this file, it runs nothing.
+#
+#   source flags.sh                # PRESET=seed, the documented commands
+#   PRESET=paper source flags.sh   # each paper's CIFAR-10 recipe
+#
+# seed: the documented settings. paper: the papers' settings. gpu: the seed's networks, trained and sampled on one
+# modern GPU in about an hour. cpu: reduced widths for two CPU cores, 20 minutes a model. quick: `shapes` in minutes.
+# No value holds a space, so unquoted use splits into flags in bash; in zsh write ${=MODEL_FLAGS}.
+
+case "${PRESET:-seed}" in
+  seed)
+    MODEL_FLAGS="--image_size 32 --num_channels 128 --num_res_blocks 2 --learn_sigma True --dropout 0.3"
+    DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule linear"
+    TRAIN_FLAGS="--lr 1e-4 --batch_size 128 --microbatch 64 --use_fp16 true --max_steps 5000 --save_interval 2500"
+    SAMPLE_FLAGS="--batch_size 128"
+    GAN_FLAGS="--image_size 64 --batch_size 128 --num_epochs 50 --g_lr 1.6e-4 --d_lr 1.25e-4 --beta1 0.5"
+    DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
+    DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
+    DDGAN_TRAIN_FLAGS="--batch_size 128 --num_epoch 50 --ngf 64 --embedding_type positional --use_ema"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --ema_decay 0.9999 --r1_gamma 0.02 --lr_d 1.25e-4 --lr_g 1.6e-4"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lazy_reg 15 --num_process_per_node 1 --save_content"
+    DDGAN_SAMPLE_FLAGS="--batch_size 200"
+    ;;
+  paper)
+    # Nichol & Dhariwal 2021, L_hybrid on CIFAR-10
+    MODEL_FLAGS="--image_size 32 --num_channels 128 --num_res_blocks 3 --learn_sigma True --dropout 0.3"
+    DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
+    TRAIN_FLAGS="--lr 1e-4 --batch_size 128 --use_fp16 true --max_steps 500000 --save_interval 25000"
+    SAMPLE_FLAGS="--batch_size 256"
+    # Radford et al. 2016, at the size of the data
+    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 50 --g_lr 2e-4 --d_lr 2e-4 --beta1 0.5"
+    # Xiao et al. 2022, as published: 4 x 64 images per update, 1,200 epochs
+    DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
+    DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
+    DDGAN_TRAIN_FLAGS="--batch_size 256 --num_epoch 1200 --ngf 64 --use_ema --ema_decay 0.9999 --r1_gamma 0.02"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 1.25e-4 --lr_g 1.6e-4 --lazy_reg 15 --save_content"
+    DDGAN_SAMPLE_FLAGS="--batch_size 200"
+    ;;
+  gpu)
+    MODEL_FLAGS="--image_size 32 --num_channels 128 --num_res_blocks 2 --learn_sigma True --dropout 0.1"
+    DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
+    TRAIN_FLAGS="--lr 2e-4 --batch_size 128 --use_fp16 true --ema_rate 0.999 --max_steps 0 --save_interval 5000"
+    SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim50 --batch_size 512"
+    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --sample_batch_size 512"
+    DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
+    DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
+    DDGAN_TRAIN_FLAGS="--batch_size 128 --num_epoch 0 --ngf 64 --use_ema --ema_decay 0.999 --r1_gamma 0.02"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 1.25e-4 --lr_g 1.6e-4 --lazy_reg 15"
+    DDGAN_SAMPLE_FLAGS="--batch_size 512"
+    ;;
+  cpu)
+    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 2 --learn_sigma True --attention_resolutions 16,8"
+    DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
+    TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --ema_rate 0.999 --max_steps 0 --save_interval 1000 --log_interval 20"
+    SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim20 --batch_size 100"
+    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
+    DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 32 --num_timesteps 4 --num_res_blocks 1 --nz 100"
+    DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 128 --t_emb_dim 128 --n_mlp 3 --ch_mult 1 2 2 2"
+    DDGAN_TRAIN_FLAGS="--batch_size 32 --num_epoch 0 --ngf 32 --use_ema --ema_decay 0.999 --r1_gamma 0.05"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 2.5e-4 --lr_g 3.2e-4 --lazy_reg 15 --log_interval 20"
+    DDGAN_SAMPLE_FLAGS="--batch_size 100"
+    ;;
+  quick)
+    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 1 --learn_sigma True --attention_resolutions 8"
+    DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
+    TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --ema_rate 0.995 --max_steps 0 --save_interval 1000 --log_interval 10"
+    SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim20 --batch_size 100"
+    GAN_FLAGS="--image_size 32 --batch_size 64 --num_epochs 0 --flip true --grid_every 1 --log_interval 20"
+    DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 16 --num_timesteps 4 --num_res_blocks 1 --nz 32"
+    DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 64 --t_emb_dim 64 --n_mlp 2 --ch_mult 1 2 2"
+    DDGAN_TRAIN_FLAGS="--batch_size 32 --num_epoch 0 --ngf 16 --use_ema --ema_decay 0.98 --r1_gamma 0.05"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 5e-4 --lr_g 8e-4 --lazy_reg 10 --log_interval 10"
+    DDGAN_SAMPLE_FLAGS="--batch_size 100"
+    ;;
+  *)
+    echo "flags.sh: error: PRESET=$PRESET: must be seed, paper, gpu, cpu or quick" >&2
+    ;;
+esac
+export MODEL_FLAGS DIFFUSION_FLAGS TRAIN_FLAGS SAMPLE_FLAGS GAN_FLAGS DDGAN_FLAGS DDGAN_TRAIN_FLAGS DDGAN_SAMPLE_FLAGS
