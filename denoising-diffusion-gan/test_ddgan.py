@@ -36,10 +36,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     group = parser.add_argument_group("checkpoint")
     group.add_argument("--exp", default="experiment_cifar_default", help="name of the run; with a slash, its folder")
-    group.add_argument(
-        "--epoch_id", type=non_negative_int, default=None, help="of netG_<epoch>.pth; default the newest"
-    )
-    group.add_argument("--checkpoint", type=Path, default=None, help="a generator's file, instead of --epoch_id")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--epoch_id", type=non_negative_int, default=None, help="of netG_<epoch>.pth, else the newest")
+    which.add_argument("--checkpoint", type=Path, default=None, help="a generator's file, wherever it lies")
     group.add_argument("--dataset", default=None, help="data set of the training; must agree with the checkpoint")
     group = parser.add_argument_group("sampling")
     group.add_argument(
@@ -110,7 +109,7 @@ def check_targets(args: argparse.Namespace, out: Path) -> None:
         raise UserError(f"--out {out}: must end in .npz")
     if args.png_dir and any(args.png_dir.glob("*.png")):
         raise UserError(f"--png_dir {args.png_dir}: holds PNGs already, which would be mixed with the new ones")
-    if args.compute_fid and args.real_img_dir:
+    if args.real_img_dir:
         check_reference(args.real_img_dir)
 
 

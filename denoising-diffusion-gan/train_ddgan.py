@@ -118,8 +118,7 @@ def main(args: argparse.Namespace) -> int:
                 files.log_row(step, meter.take(), lr)
             files.save_if_due(step)
             if stop.requested:
-                files.save_content(step)
-                record.log(f"stopped at update {step}; the same command continues")
+                files.stop(step)
                 return 130
     files.finish(step, reason)
     return 0

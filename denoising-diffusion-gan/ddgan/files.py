@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ddgan.training import Trainer
 
 GRID_IMAGES = 64
+GRID_UPDATES = 500  # at least, between two grids: on a small data set an epoch costs less than its grid
 
 
 class RunFiles:
@@ -39,6 +40,7 @@ class RunFiles:
         self.record, self.trainer, self.args, self.clock = record, trainer, args, clock
         self.steps_per_epoch, self.fingerprint = steps_per_epoch, fingerprint
         self._saved_at = time.perf_counter()
+        self._grid_step = 0
 
     def epoch_in_progress(self, step: int) -> int:
         """Return the epoch that the last of `step` updates belongs to, from 1."""
@@ -68,13 +70,17 @@ class RunFiles:
         """Write what the epochs passed and the minutes gone by ask for."""
         epoch, into = divmod(step, self.steps_per_epoch)
         ends_epoch = into == 0
-        if ends_epoch and epoch % self.args.save_ckpt_every == 0:
-            self.save_generator(step)
         timed_out = time.perf_counter() - self._saved_at > 60 * self.args.save_minutes
         if timed_out or (ends_epoch and epoch % self.args.save_content_every == 0):
             self.save_content(step)
-        if timed_out or ends_epoch:
+        if ends_epoch and epoch % self.args.save_ckpt_every == 0:
+            self.save_generator(step)
+            self.draw_grid(f"grid_{epoch}.png")
+        elif timed_out:
+            self.save_generator(step)
+        if timed_out or (ends_epoch and step - self._grid_step >= GRID_UPDATES):
             self.draw_grid("grid.png")
+            self._grid_step = step
 
     def save_content(self, step: int) -> None:
         """Write content.pth."""
@@ -86,19 +92,23 @@ class RunFiles:
         self._saved_at = time.perf_counter()
 
     def save_generator(self, step: int) -> None:
-        """Write netG_<epoch>.pth with the weights to sample with, and their samples."""
+        """Write netG_<epoch>.pth, the weights to sample with, named by the epoch completed or in progress."""
         from ddgan.checkpoints import save_generator
 
-        epoch = self.epoch_in_progress(step)
         save_generator(
-            self.record.folder / f"netG_{epoch}.pth",
+            self.record.folder / f"netG_{self.epoch_in_progress(step)}.pth",
             self.trainer.generator_weights(),
             self.record.config["options"],
             step=step,
             images_seen=step * self.args.batch_size,
         )
         prune(self.record.folder, "netG_*.pth", self.args.keep)
-        self.draw_grid(f"grid_{epoch}.png")
+
+    def stop(self, step: int) -> None:
+        """Write what goes on, and can be sampled, after an interruption."""
+        self.save_content(step)
+        self.save_generator(step)
+        self.record.log(f"stopped at update {step}; the same command continues")
 
     def draw_grid(self, name: str) -> None:
         """Draw the first samples of the run's seed with the averaged weights, the same noise every time."""
