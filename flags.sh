@@ -30,11 +30,12 @@ case "${PRESET:-seed}" in
     SAMPLE_FLAGS="--batch_size 256"
     # Radford et al. 2016, at the size of the data
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 50 --g_lr 2e-4 --d_lr 2e-4 --beta1 0.5"
-    # Xiao et al. 2022, as published: 4 x 64 images per update, 1,200 epochs
+    # Xiao et al. 2022, as published: 4 x 64 images per update; the released network is epoch 1,200 of 1,800
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
-    DDGAN_TRAIN_FLAGS="--batch_size 256 --num_epoch 1200 --ngf 64 --use_ema --ema_decay 0.9999 --r1_gamma 0.02"
+    DDGAN_TRAIN_FLAGS="--batch_size 256 --num_epoch 1800 --ngf 64 --use_ema --ema_decay 0.9999 --r1_gamma 0.02"
     DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 1.25e-4 --lr_g 1.6e-4 --lazy_reg 15 --save_content"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --save_ckpt_every 100 --keep 0"
     DDGAN_SAMPLE_FLAGS="--batch_size 200"
     ;;
   gpu)
@@ -56,8 +57,8 @@ case "${PRESET:-seed}" in
     SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim20 --batch_size 100"
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 32 --num_timesteps 4 --num_res_blocks 1 --nz 100"
-    DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 128 --t_emb_dim 128 --n_mlp 3 --ch_mult 1 2 2 2"
-    DDGAN_TRAIN_FLAGS="--batch_size 32 --num_epoch 0 --ngf 32 --use_ema --ema_decay 0.999 --r1_gamma 0.05"
+    DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 128 --t_emb_dim 128 --n_mlp 3 --ch_mult 1 2 2"
+    DDGAN_TRAIN_FLAGS="--batch_size 32 --num_epoch 0 --ngf 32 --use_ema --ema_decay 0.995 --ema_warmup --r1_gamma 0.05"
     DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 2.5e-4 --lr_g 3.2e-4 --lazy_reg 15 --log_interval 20"
     DDGAN_SAMPLE_FLAGS="--batch_size 100"
     ;;
@@ -66,11 +67,11 @@ case "${PRESET:-seed}" in
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
     TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --ema_rate 0.995 --max_steps 0 --save_interval 1000 --log_interval 10"
     SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim20 --batch_size 100"
-    GAN_FLAGS="--image_size 32 --batch_size 64 --num_epochs 0 --flip true --grid_every 1 --log_interval 20"
+    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 1 --log_interval 20"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 16 --num_timesteps 4 --num_res_blocks 1 --nz 32"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 64 --t_emb_dim 64 --n_mlp 2 --ch_mult 1 2 2"
-    DDGAN_TRAIN_FLAGS="--batch_size 32 --num_epoch 0 --ngf 16 --use_ema --ema_decay 0.98 --r1_gamma 0.05"
-    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 5e-4 --lr_g 8e-4 --lazy_reg 10 --log_interval 10"
+    DDGAN_TRAIN_FLAGS="--batch_size 16 --num_epoch 0 --ngf 16 --use_ema --ema_decay 0.99 --ema_warmup --r1_gamma 0.1"
+    DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 4e-4 --lr_g 4e-4 --lazy_reg 10 --log_interval 10"
     DDGAN_SAMPLE_FLAGS="--batch_size 100"
     ;;
   *)
