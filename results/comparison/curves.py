@@ -29,7 +29,7 @@ def draw_run_loss(folder: Path) -> None:
         smooth = len(y) >= 50
         axes.plot(x, y, color=colour, alpha=0.25 if smooth else 1, linewidth=1, label=None if smooth else name)
         if smooth:
-            axes.plot(x, _running_mean(y, len(y) // 25), color=colour, linewidth=1.8, label=name)
+            axes.plot(x, running_mean(y, len(y) // 25), color=colour, linewidth=1.8, label=name)
     axes.set_xlabel("training images seen")
     axes.set_ylabel("loss")
     axes.set_title(f"{folder.parent.name}, {folder.name}", fontsize=10)
@@ -40,7 +40,7 @@ def draw_run_loss(folder: Path) -> None:
     os.replace(temporary, folder / "loss.png")
 
 
-def _running_mean(values: tuple[float, ...], width: int) -> list[float]:
+def running_mean(values: tuple[float, ...], width: int) -> list[float]:
     means, total = [], 0.0
     for i, value in enumerate(values):
         total += value - (values[i - width] if i >= width else 0)

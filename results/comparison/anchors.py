@@ -1,0 +1,180 @@
+"""The controls of every table: real pictures, and real pictures spoilt in known ways.
+
+All but `copies` and `noise` are made from training images that are not in the reference set, as many as it has, so
+that each differs from the floor in one thing only.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comparison.tables import apart
+
+BLUR_SIGMA = 1.0  # pixels at 32 pixels; scaled with the image
+JPEG_QUALITY = 10  # 30 cannot be told from the floor on CIFAR-10 that was JPEG before
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One control.
+
+    Attributes:
+        label: for tables.
+        note: what it is, one clause.
+        images: (N, 3, S, S) uint8.
+        made_from: (L,) int64 training images that must not count when the nearest training image is sought, because
+            they are this control's own.
+    """
+
+    label: str
+    note: str
+    images: Tensor
+    made_from: Tensor | None = None
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur (N, 3, S, S) uint8 with a Gaussian of `sigma` pixels, borders reflected."""
+    radius = min(math.ceil(4 * sigma), images.shape[-1] - 1)
+    kernel = torch.exp(-torch.arange(-radius, radius + 1).float().square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    blurred = []
+    for part in images.split(1000):
+        x = torch.nn.functional.pad(part.float(), (radius, radius, radius, radius), mode="reflect")
+        x = torch.nn.functional.conv2d(x, kernel, groups=3)
+        x = torch.nn.functional.conv2d(x, kernel.transpose(2, 3), groups=3)
+        blurred.append(x.round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(blurred)
+
+
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Compress and decode (N, 3, S, S) uint8 as JPEG of that quality (Pillow, 4:2:0)."""
+    decoded = np.empty((len(images), *images.shape[2:], 3), np.uint8)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        decoded[i] = np.asarray(Image.open(file))
+    return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous()
+
+
+def half_of_the_modes(
+    labels: Tensor | None, features: Tensor, others: Tensor, count: int
+) -> tuple[Tensor, Tensor, str]:
+    """Choose `count` training images from half of the modes.
+
+    Labelled data keep the classes below the median label. Unlabelled data keep the half that lies below the median
+    along the first principal component of the features. Where that half is smaller than `count`, it is used again
+    mirrored, then once more.
+
+    Args:
+        labels: (T,) int64 of the training images, or None.
+        features: (T, D) float32 of the training images.
+        others: (O,) int64, the training images to choose from, in random order.
+        count: images wanted.
+
+    Returns:
+        (count,) int64 training images, (count,) bool whether mirrored, and the rule in words.
+    """
+    if labels is not None and len(labels.unique()) > 1:
+        classes = labels.unique()
+        kept = classes[: len(classes) // 2]
+        keep = torch.isin(labels[others], kept)
+        rule = f"{len(kept)} of {len(classes)} classes"
+    else:
+        x = features[others].double()
+        x = x - x.mean(0)
+        axis = torch.linalg.eigh(x.T @ x).eigenvectors[:, -1]
+        along = x @ (axis * axis[axis.abs().argmax()].sign())
+        keep = along < along.median()
+        rule = "the half below the median of the first principal component"
+    chosen = others[keep]
+    if not len(chosen):
+        chosen = others[: max(1, len(others) // 2)]
+    turns = torch.arange(count)
+    return chosen[turns % len(chosen)], (turns // len(chosen)) % 2 == 1, rule
+
+
+def make_anchors(
+    images: Tensor, labels: Tensor | None, features: Tensor, reference: Tensor, others: Tensor, seed: int
+) -> dict[str, Anchor]:
+    """Make the controls, as many images each as the reference has.
+
+    Args:
+        images: (T, 3, S, S) uint8, the training set.
+        labels: (T,) int64 or None.
+        features: (T, D) float32 of the training set.
+        reference: (N,) int64, the reference's training images.
+        others: (O,) int64, O >= N, the remaining ones in random order.
+        seed: of the noise.
+    """
+    count, size = len(reference), images.shape[-1]
+    floor = others[:count]
+    real = images[floor]
+    sigma = BLUR_SIGMA * size / 32
+    chosen, mirrored, rule = half_of_the_modes(labels, features, others, count)
+    half = torch.where(mirrored[:, None, None, None], images[chosen].flip(3), images[chosen])
+    generator = np.random.Generator(np.random.PCG64([seed, 1]))
+    noise = generator.integers(0, 256, tuple(real.shape), dtype=np.uint8)
+    return {
+        "floor": Anchor("real images (floor)", "training images outside the reference set", real, floor),
+        "copies": Anchor("copied training images", "the reference set itself", images[reference]),
+        "jpeg": Anchor(f"JPEG, quality {JPEG_QUALITY}", "the floor's images as JPEG", jpeg(real, JPEG_QUALITY), floor),
+        "half": Anchor("half of the modes", f"real images of {rule}", half, chosen.unique()),
+        "blur": Anchor(
+            f"blur, {sigma:g} px", f"the floor's images, Gaussian blur of {sigma:g} pixels", blur(real, sigma), floor
+        ),
+        "noise": Anchor("uniform noise", "each value drawn alone", torch.from_numpy(noise)),
+    }
+
+
+# metric, control, control it is held against, and how it must stand to it
+EXPECTED = (
+    *((name, "jpeg", "above", "floor") for name in ("frechet_distance", "kernel_distance")),
+    *((name, "half", "above", "floor") for name in ("frechet_distance", "kernel_distance")),
+    *((name, "blur", "above", "floor") for name in ("frechet_distance", "kernel_distance")),
+    *((name, "noise", "above", "blur") for name in ("frechet_distance", "kernel_distance")),
+    ("frechet_distance", "copies", "not above", "floor"),
+    ("kernel_distance", "copies", "not above", "floor"),
+    ("precision", "noise", "below", "floor"),
+    ("recall", "blur", "below", "floor"),
+    ("recall", "noise", "below", "floor"),
+    ("density", "noise", "below", "floor"),
+    ("coverage", "half", "below", "floor"),
+    ("coverage", "blur", "below", "floor"),
+    ("coverage", "noise", "below", "floor"),
+    ("memorised", "copies", "above", "floor"),
+    ("memorised", "noise", "not above", "floor"),
+    ("modes_covered", "half", "below", "floor"),
+    ("modes_covered", "noise", "below", "half"),
+    ("modes_matched", "noise", "below", "floor"),
+)
+
+
+def check_anchors(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, object]]:
+    """Judge whether each metric moves as it should on the controls.
+
+    Args:
+        metrics: control -> metric -> entry of metrics.json.
+
+    Returns:
+        One dictionary per expectation that can be judged: metric, anchor, expected (`above`, `below`, `not above`),
+        against, ok.
+    """
+    checks = []
+    for metric, anchor, expected, against in EXPECTED:
+        if metric not in metrics.get(anchor, {}) or metric not in metrics.get(against, {}):
+            continue
+        a, b = metrics[anchor][metric], metrics[against][metric]
+        higher = a["value"] > b["value"]
+        differs = apart(a, b)
+        ok = {"above": higher and differs, "below": not higher and differs, "not above": not (higher and differs)}
+        checks.append(
+            {"metric": metric, "anchor": anchor, "expected": expected, "against": against, "ok": ok[expected]}
+        )
+    return checks

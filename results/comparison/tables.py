@@ -1,0 +1,129 @@
+"""Numbers as people read them, and tables for the console and for Markdown. Standard library only."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "-"
+
+METRICS = {  # key in metrics.json -> heading, better
+    "frechet_distance": ("Frechet", "lower"),
+    "kernel_distance": ("kernel x1000", "lower"),
+    "precision": ("precision", "higher"),
+    "recall": ("recall", "higher"),
+    "density": ("density", "higher"),
+    "coverage": ("coverage", "higher"),
+    "memorised": ("memorised", "lower"),
+    "modes_covered": ("modes", "higher"),
+    "modes_matched": ("show a mode", "higher"),
+}
+_PERCENT = ("memorised", "modes_matched")
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """Write a number with so many significant digits, without an exponent where it can be helped."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits + 4) or abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e" in text or abs(value) >= 1000 else text
+
+
+def with_error(value: float, half: float) -> str:
+    """Write value ± half width, the latter to one digit from 3 on, else to two."""
+    if half <= 0 or abs(value) >= 1e5:
+        return plain(value)
+    step = 0
+    while half * 10**step < 2.95 and step < 6:
+        step += 1
+    return f"{round(value, step) + 0.0:,.{step}f} ± {half:,.{step}f}"  # + 0.0: no minus before a zero
+
+
+def half_width(entry: Mapping[str, Any]) -> float:
+    """Return the wider side of an entry's interval (a bound of the range may cut the other), 0 without interval."""
+    low, high = entry.get("interval") or (entry["value"], entry["value"])
+    return max(entry["value"] - low, high - entry["value"])
+
+
+def apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Tell whether two entries of metrics.json differ by more than the 95% interval of their difference."""
+    return abs(a["value"] - b["value"]) > math.hypot(half_width(a), half_width(b))
+
+
+def metric(name: str, entry: Mapping[str, Any] | None, *, error: bool = True) -> str:
+    """Write an entry of metrics.json as a cell."""
+    if entry is None or entry.get("value") is None:
+        return MISSING
+    value, half = entry["value"], half_width(entry) if error else 0.0
+    if name == "modes_covered":
+        return f"{value:.0f} of {entry['total']}" if "total" in entry else f"{value:.0f}"
+    if name in _PERCENT:
+        return f"{100 * value:.1f}%"
+    if name == "kernel_distance":
+        value, half = 1000 * value, 1000 * half
+    return with_error(value, half)
+
+
+def count(value: float | None) -> str:
+    """Write a large count: 3.58 M, 62.3 k."""
+    if value is None:
+        return MISSING
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if value >= size:
+            return f"{value / (size if size != 1e4 else 1e3):.3g}{unit}"
+    return f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """Write a duration with its unit."""
+    if value is None:
+        return MISSING
+    if value >= 7200:
+        return f"{value / 3600:.3g} h"
+    if value >= 300:
+        return f"{value / 60:.3g} min"
+    if value >= 1:
+        return f"{value:.3g} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
+
+
+def memory(value: float | None) -> str:
+    """Write bytes as MiB or GiB."""
+    if value is None:
+        return MISSING
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def console_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns with spaces; the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a GitHub table; a `|` inside a cell is escaped."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+def metrics_columns(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the metrics that any of the rows has, in table order."""
+    return [name for name in METRICS if any(name in row for row in entries)]
+
+
+def check_sentence(check: Mapping[str, Any], anchors: Mapping[str, Any]) -> str:
+    """Say that a control does not move a metric as it should."""
+    name = check["metric"]
+    label, against = anchors[check["anchor"]]["label"], anchors[check["against"]]["label"]
+    cells = [metric(name, anchors[check[key]]["metrics"][name]) for key in ("anchor", "against")]
+    return (
+        f"{METRICS[name][0]} is blind to '{label}' at this number of images: {cells[0]} should be {check['expected']} "
+        f"the {cells[1]} of '{against}' by more than the intervals"
+    )

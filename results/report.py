@@ -1,0 +1,54 @@
+"""Write the comparison of some runs: REPORT.md, report.json and pictures, from the files in their folders.
+
+  python results/report.py --name cifar10 --anchors results/reports/cifar10/anchors.json \
+    results/runs/gans/cifar10 results/runs/improved-diffusion/cifar10
+
+Reads config.json, progress.csv, sampling.json, metrics.json and samples of each run folder, and the controls that
+evaluate.py --anchors wrote. Any folder that keeps to these files joins; what it lacks shows as `-`. Writes into
+results/reports/NAME/ and prints the tables. The same files give the same report.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from comparison.cli import UserError, make_parser, repo_root, run
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--name", required=True, help="of the report and its folder")
+    parser.add_argument("--anchors", type=Path, required=True, metavar="FILE", help="controls, from evaluate.py")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="other folder than results/reports/NAME")
+    parser.add_argument(
+        "--budget", metavar="B", help="what the trainings shared: seconds=N, images=N, or recipe for nothing"
+    )
+    parser.add_argument("--data_note", metavar="TEXT", help="a sentence on the data, e.g. that it is JPEG CIFAR-10")
+    args = parser.parse_args(argv)
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", args.name) or args.name.strip(".") == "":
+        parser.error(f"--name {args.name}: letters, digits, '.', '_' and '-' only")
+    if args.budget and not re.fullmatch(r"(seconds|images)=\d+(\.\d+)?|recipe", args.budget):
+        parser.error(f"--budget {args.budget}: must be seconds=N, images=N or recipe")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Judge the paths, then write and print."""
+    from comparison.rows import check_runs
+
+    if not args.anchors.is_file():
+        raise UserError(f"--anchors {args.anchors}: no such file; evaluate.py --anchors writes it")
+    check_runs(args.runs)
+
+    from comparison import report
+
+    out = args.out or repo_root() / "results" / "reports" / args.name
+    made = report.make_report(args.name, args.runs, args.anchors, out, args.budget, args.data_note or None)
+    print(report.console(made))
+    print(f"\n{out / 'REPORT.md'}")
+
+
+if __name__ == "__main__":
+    run(lambda: main(parse_args()))

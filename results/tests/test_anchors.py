@@ -1,0 +1,96 @@
+"""Every control moves the metrics as it should, on real pictures."""
+
+import numpy as np
+import pytest
+import torch
+from comparison import anchors, shapes
+from comparison.evaluation import Evaluator, Reference
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("data")))
+    reference = Reference.load("shapes:100", 32, 1000, 0)
+    evaluator = Evaluator(reference)
+    made = anchors.make_anchors(
+        reference.data.images, reference.data.labels, reference.training, reference.chosen, reference.others, 0
+    )
+    patch.undo()
+    return {name: evaluator(anchor.images, anchor.made_from) for name, anchor in made.items()}
+
+
+def test_every_expectation_on_the_controls_holds(scored):
+    checks = anchors.check_anchors(scored)
+    assert len(checks) == len(anchors.EXPECTED)
+    assert [c for c in checks if not c["ok"]] == []
+
+
+def test_frechet_distance_orders_the_controls(scored):
+    value = {name: metrics["frechet_distance"]["value"] for name, metrics in scored.items()}
+    assert value["copies"] < value["floor"] < value["half"] < value["noise"]
+    assert value["floor"] < value["blur"] < value["noise"]
+    assert value["noise"] > 100 * value["blur"]
+
+
+def test_only_memorisation_sees_copies(scored):
+    copies, floor = scored["copies"], scored["floor"]
+    for name in ("precision", "recall", "coverage"):
+        assert copies[name]["value"] >= floor[name]["value"]
+    assert copies["memorised"]["value"] == 1
+    assert floor["memorised"]["value"] < 0.1
+
+
+def test_dropped_modes_are_counted(scored):
+    assert scored["floor"]["modes_covered"]["value"] > 98
+    assert scored["half"]["modes_covered"]["value"] == 50
+    assert scored["noise"]["modes_covered"]["value"] == 0
+    assert scored["half"]["precision"]["value"] > 0.95  # precision need not see dropped modes
+
+
+def test_a_control_that_does_not_behave_is_flagged():
+    def entry(value):
+        return {"value": value, "interval": [value - 1, value + 1], "n": 100}
+
+    metrics = {name: {"frechet_distance": entry(v)} for name, v in {"floor": 5.0, "half": 5.5, "noise": 3.0}.items()}
+    checks = {(c["anchor"], c["against"]): c["ok"] for c in anchors.check_anchors(metrics)}
+    assert checks == {("half", "floor"): False}
+    metrics["blur"] = {"frechet_distance": entry(50.0)}
+    checks = {(c["anchor"], c["against"]): c["ok"] for c in anchors.check_anchors(metrics)}
+    assert checks[("noise", "blur")] is False
+    assert checks[("blur", "floor")] is True
+
+
+def test_blur_keeps_the_mean_and_flattens():
+    images = shapes.dataset(10, 32, limit=4)[0]
+    soft = anchors.blur(images, 1.0)
+    assert abs(soft.float().mean() - images.float().mean()) < 0.5
+    assert soft.float().std() < images.float().std()
+    flat = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
+    assert torch.equal(anchors.blur(flat, 2.0), flat)
+
+
+def test_jpeg_changes_little_at_high_quality_and_more_at_low():
+    images = shapes.dataset(10, 32, limit=4)[0]
+
+    def error(quality):
+        return (anchors.jpeg(images, quality).float() - images.float()).abs().mean()
+
+    assert 0 < error(95) < error(10)
+
+
+def test_half_of_the_modes_without_labels_lies_on_one_side():
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((100, 3)) * np.array([5, 1, 1])).float()
+    chosen, mirrored, _ = anchors.half_of_the_modes(None, x, torch.arange(100), 30)
+    assert not mirrored.any()
+    assert len(chosen.unique()) == 30
+    side = x[chosen, 0].sign()
+    assert abs(float(side.mean())) > 0.9
+
+
+def test_a_small_half_is_used_again_mirrored():
+    labels = torch.arange(20) % 4
+    chosen, mirrored, rule = anchors.half_of_the_modes(labels, torch.zeros(20, 2), torch.arange(20), 15)
+    assert set(labels[chosen].tolist()) == {0, 1}
+    assert mirrored.sum() == 5
+    assert rule == "2 of 4 classes"
