@@ -22,11 +22,6 @@ class GroupNorm32(nn.GroupNorm):
         return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).type(x.dtype)
 
 
-def normalization(channels: int) -> GroupNorm32:
-    """Make the normalisation layer of the networks: 32 groups, so `channels` is a multiple of 32."""
-    return GroupNorm32(32, channels)
-
-
 def zero_module(module: M) -> M:
     """Set every parameter of a module to zero, so that its residual branch starts as the identity."""
     for parameter in module.parameters():

@@ -21,7 +21,7 @@ CHANNEL_MULT = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2
 
 FLAG_HELP = {
     "image_size": "height and width in pixels: 16, 32, 64, 128 or 256",
-    "num_channels": "width of the first level, a multiple of 32",
+    "num_channels": "width of the first level, a multiple of norm_groups",
     "num_res_blocks": "residual blocks per level",
     "num_heads": "attention heads",
     "num_heads_upsample": "attention heads on the way up, -1 for the same",
@@ -39,6 +39,7 @@ FLAG_HELP = {
     "rescale_learned_sigmas": "weight the bound by 0.001 whatever T (L_hybrid), not by 1 / T",
     "use_checkpoint": "compute activations again in the backward pass: less memory, more time",
     "use_scale_shift_norm": "condition by scale and shift after the norm, else by addition",
+    "norm_groups": "groups of each normalisation; networks narrower than 128 channels want fewer",
 }
 
 
@@ -64,6 +65,7 @@ def model_and_diffusion_defaults() -> dict[str, Any]:
         "rescale_learned_sigmas": True,
         "use_checkpoint": False,
         "use_scale_shift_norm": True,
+        "norm_groups": 32,
     }
 
 
@@ -74,8 +76,12 @@ def check_flags(flags: dict[str, Any]) -> None:
         ValueError: one sentence that names the flag, its value and what is accepted.
     """
     _channel_mult(flags["image_size"])
-    if flags["num_channels"] < 32 or flags["num_channels"] % 32:
-        raise ValueError(f"num_channels must be a multiple of 32 (GroupNorm), not {flags['num_channels']}")
+    if flags["norm_groups"] < 1:
+        raise ValueError(f"norm_groups must be at least 1, not {flags['norm_groups']}")
+    if flags["num_channels"] < 1 or flags["num_channels"] % flags["norm_groups"]:
+        raise ValueError(
+            f"num_channels must be a multiple of norm_groups {flags['norm_groups']}, not {flags['num_channels']}"
+        )
     if flags["num_res_blocks"] < 1:
         raise ValueError(f"num_res_blocks must be at least 1, not {flags['num_res_blocks']}")
     _attention_factors(flags["image_size"], flags["attention_resolutions"])
@@ -129,6 +135,7 @@ def create_model_and_diffusion(
     rescale_learned_sigmas: bool,
     use_checkpoint: bool,
     use_scale_shift_norm: bool,
+    norm_groups: int = 32,
     num_classes: int = NUM_CLASSES,
 ) -> tuple[UNetModel, SpacedDiffusion]:
     """Make the network and the process of the flags, see `FLAG_HELP`.
@@ -148,6 +155,7 @@ def create_model_and_diffusion(
         num_heads_upsample=num_heads_upsample,
         use_scale_shift_norm=use_scale_shift_norm,
         dropout=dropout,
+        norm_groups=norm_groups,
         num_classes=num_classes,
     )
     diffusion = create_gaussian_diffusion(
@@ -176,6 +184,7 @@ def create_model(
     num_heads_upsample: int,
     use_scale_shift_norm: bool,
     dropout: float,
+    norm_groups: int = 32,
     num_classes: int = NUM_CLASSES,
 ) -> UNetModel:
     """Make the network of the flags for RGB images, see `FLAG_HELP`; `num_classes` counts where class_cond."""
@@ -194,6 +203,7 @@ def create_model(
         num_heads=num_heads,
         num_heads_upsample=num_heads_upsample,
         use_scale_shift_norm=use_scale_shift_norm,
+        norm_groups=norm_groups,
     )
 
 

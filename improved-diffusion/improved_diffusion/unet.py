@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .nn import checkpoint, normalization, timestep_embedding, timestep_frequencies, zero_module
+from .nn import GroupNorm32, checkpoint, timestep_embedding, timestep_frequencies, zero_module
 
 
 class TimestepEmbedSequential(nn.ModuleList):
@@ -59,18 +59,19 @@ class ResBlock(nn.Module):
         out_channels: int,
         use_scale_shift_norm: bool,
         use_checkpoint: bool,
+        norm_groups: int,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
         self.use_checkpoint = use_checkpoint
         self.in_layers = nn.Sequential(
-            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            GroupNorm32(norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, (2 if use_scale_shift_norm else 1) * out_channels)
         )
         self.out_layers = nn.Sequential(
-            normalization(out_channels),
+            GroupNorm32(norm_groups, out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -96,11 +97,11 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over the positions of an image, with a residual connection."""
 
-    def __init__(self, channels: int, num_heads: int, use_checkpoint: bool) -> None:
+    def __init__(self, channels: int, num_heads: int, use_checkpoint: bool, norm_groups: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.use_checkpoint = use_checkpoint
-        self.norm = normalization(channels)
+        self.norm = GroupNorm32(norm_groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
@@ -138,7 +139,7 @@ class UNetModel(nn.Module):
 
     Args:
         in_channels: of the image.
-        model_channels: width of the first level, a multiple of 32.
+        model_channels: width of the first level, a multiple of `norm_groups`.
         out_channels: of the prediction; twice `in_channels` with learned variances.
         num_res_blocks: per level on the way down; one more per level on the way up.
         attention_resolutions: downsampling factors with attention, such as (2, 4).
@@ -149,6 +150,7 @@ class UNetModel(nn.Module):
         num_heads: attention heads; must divide the widths that have attention.
         num_heads_upsample: heads on the way up, -1 for the same.
         use_scale_shift_norm: see `ResBlock`.
+        norm_groups: groups of every normalisation. A group of one channel cannot tell a bright image from a dark one.
     """
 
     frequencies: Tensor
@@ -168,6 +170,7 @@ class UNetModel(nn.Module):
         num_heads: int = 1,
         num_heads_upsample: int = -1,
         use_scale_shift_norm: bool = False,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
@@ -181,7 +184,12 @@ class UNetModel(nn.Module):
             self.label_emb = nn.Embedding(num_classes, emb_channels)
 
         def res_block(channels: int, to_channels: int) -> ResBlock:
-            return ResBlock(channels, emb_channels, dropout, to_channels, use_scale_shift_norm, use_checkpoint)
+            return ResBlock(
+                channels, emb_channels, dropout, to_channels, use_scale_shift_norm, use_checkpoint, norm_groups
+            )
+
+        def attention(channels: int, heads: int) -> AttentionBlock:
+            return AttentionBlock(channels, heads, use_checkpoint, norm_groups)
 
         first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential([first])])
@@ -192,7 +200,7 @@ class UNetModel(nn.Module):
                 layers: list[nn.Module] = [res_block(channels, mult * model_channels)]
                 channels = mult * model_channels
                 if 2**level in attention_resolutions:
-                    layers.append(AttentionBlock(channels, num_heads, use_checkpoint))
+                    layers.append(attention(channels, num_heads))
                 self.input_blocks.append(TimestepEmbedSequential(layers))
                 skip_channels.append(channels)
             if level != len(channel_mult) - 1:
@@ -202,7 +210,7 @@ class UNetModel(nn.Module):
         self.middle_block = TimestepEmbedSequential(
             [
                 res_block(channels, channels),
-                AttentionBlock(channels, num_heads, use_checkpoint),
+                attention(channels, num_heads),
                 res_block(channels, channels),
             ]
         )
@@ -213,13 +221,13 @@ class UNetModel(nn.Module):
                 layers = [res_block(channels + skip_channels.pop(), mult * model_channels)]
                 channels = mult * model_channels
                 if 2**level in attention_resolutions:
-                    layers.append(AttentionBlock(channels, heads_up, use_checkpoint))
+                    layers.append(attention(channels, heads_up))
                 if level and i == num_res_blocks:
                     layers.append(Upsample(channels))
                 self.output_blocks.append(TimestepEmbedSequential(layers))
 
         self.out = nn.Sequential(
-            normalization(channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1))
+            GroupNorm32(norm_groups, channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:

@@ -103,16 +103,16 @@ def main(args: argparse.Namespace) -> int:
                 return diffusion.ddim_sample_loop(model, x.shape, eta=args.eta, **common)
             return diffusion.p_sample_loop(model, x.shape, **common)
 
+    eta = f", eta {args.eta:g}" if args.use_ddim else ""
     facts = {
         "model": MODEL,
+        "sampler": f"{'DDIM' if args.use_ddim else 'ancestral'}, {diffusion.num_timesteps} steps{eta}",
         "checkpoint": args.model_path.name,
         "checkpoint_sha256": hashlib.sha256(args.model_path.read_bytes()).hexdigest()[:16],
-        "sampler": "ddim" if args.use_ddim else "ancestral",
-        "steps": diffusion.num_timesteps,
-        "eta": args.eta,
+        "network": "ema" if args.model_path.name.startswith("ema_") else "raw",
         "clip_denoised": args.clip_denoised,
         "seed": args.seed,
-        "dtype": devices.precision_name(dtype),
+        "precision": devices.precision_name(dtype),
     }
     out = draw_samples(
         draw,
@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
         facts=facts,
         labels=None if labels is None else labels.numpy(),
     )
-    print(f"{args.num_samples} images by {facts['sampler']} sampling in {facts['steps']} steps: {out}")
+    print(f"{args.num_samples} images ({facts['sampler']}): {out}")
     return 0
 
 

@@ -213,7 +213,7 @@ def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
         assert done.returncode == 0, done.stderr
         sampled.append(np.load(out / "samples_10x16x16x3.npz")["arr_0"].astype(int))
         facts = json.loads((out / "sampling.json").read_text())
-        assert (facts["nfe"], facts["sampler"], facts["steps"]) == (5, "ancestral", 5)
+        assert (facts["nfe"], facts["sampler"], facts["network"]) == (5, "ancestral, 5 steps", "ema")
         assert (out / "samples.png").is_file()
     assert np.mean(np.abs(sampled[0] - sampled[1]) <= 1) >= 0.999
     assert sampled[0].std() > 10

@@ -153,6 +153,7 @@ def test_loss_meter_averages_by_quartile():
     [
         ("image_size", 33),
         ("num_channels", 48),
+        ("norm_groups", 0),
         ("num_res_blocks", 0),
         ("num_heads", 5),
         ("num_heads_upsample", 0),
