@@ -51,7 +51,7 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 512"
     ;;
   cpu)
-    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 2 --learn_sigma True --attention_resolutions 16,8"
+    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 2 --norm_groups 8 --learn_sigma True"
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
     TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --ema_rate 0.999 --max_steps 0 --save_interval 1000 --log_interval 20"
     SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim20 --batch_size 100"
@@ -63,7 +63,8 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 100"
     ;;
   quick)
-    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 1 --learn_sigma True --attention_resolutions 8"
+    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 1 --norm_groups 8 --learn_sigma True"
+    MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 8"
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
     TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --ema_rate 0.995 --max_steps 0 --save_interval 1000 --log_interval 10"
     SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim20 --batch_size 100"

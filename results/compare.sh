@@ -19,7 +19,7 @@ usage: bash results/compare.sh [options]
                                                                                gpu images=2500000, paper recipe)
   --models M,M       which of gans,improved-diffusion,denoising-diffusion-gan (all three)
   --name NAME        of the runs and the report                               (<data>-<preset>)
-  --num_samples N    images drawn from and scored for each model              (quick 1000, cpu 5000, else 50000)
+  --num_samples N    images drawn from and scored for each model              (quick 1000, cpu 2000, else 50000)
   --image_size S     pixels of all models                                     (32)
   --seed S           of training and sampling                                 (0)
   --data_note TEXT   a sentence on the data for the report
@@ -51,7 +51,7 @@ done
 # ---- judge everything before the first second is over
 case "$preset" in
   quick) : "${budget:=seconds=150}" "${num_samples:=1000}" ;;
-  cpu) : "${budget:=seconds=1200}" "${num_samples:=5000}" ;;
+  cpu) : "${budget:=seconds=1200}" "${num_samples:=2000}" ;;
   gpu) : "${budget:=images=2500000}" "${num_samples:=50000}" ;;
   paper) : "${budget:=recipe}" "${num_samples:=50000}" ;;
   *) die "--preset $preset: must be quick, cpu, gpu or paper" ;;
