@@ -18,6 +18,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -321,9 +322,12 @@ def draw_grid(trainer: "Trainer", path: Path, args: argparse.Namespace) -> None:
     with torch.inference_mode(), trainer.autocast():
         for start in range(0, args.grid_images, 32):
             noise = SampleNoise(args.seed, range(start, min(start + 32, args.grid_images)), trainer.device)
-            x = noise.normal((3, args.image_size, args.image_size), "x_T")
+            step_noise = partial(noise.normal, (3, args.image_size, args.image_size))
+            x = step_noise("x_T")
             kwargs = {"y": noise.randint(ema.num_classes, "class")} if args.class_cond else {}
-            parts.append(diffusion.ddim_sample_loop(ema, x.shape, noise=x, model_kwargs=kwargs).cpu())
+            # eta 1: the noise of each step washes out the errors that a young network made before it.
+            sample = diffusion.ddim_sample_loop(ema, x.shape, x, model_kwargs=kwargs, eta=1.0, step_noise=step_noise)
+            parts.append(sample.cpu())
     save_grid(to_uint8(torch.cat(parts)), path)
 
 
