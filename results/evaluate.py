@@ -44,6 +44,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.runs and args.anchors is None:
         parser.error("name at least one RUN, or --anchors FILE for the controls alone")
+    if args.num_images < 8:
+        parser.error(f"--num_images {args.num_images}: at least 8, for five neighbours with some images left out")
     if args.image_size < 8:
         parser.error(f"--image_size {args.image_size}: at least 8 pixels")
     if Path(args.out).name != args.out:
@@ -59,6 +61,8 @@ def main(args: argparse.Namespace) -> None:
         path = Path(name)
         if not path.exists():
             raise UserError(f"{name}: no such run folder, .npz file or folder of images")
+        if path.is_file() and path.suffix != ".npz":
+            raise UserError(f"{name}: neither an .npz file nor a folder")
         if path.is_dir() and next(path.glob("samples*.npz"), None) is None:
             if (path / "config.json").is_file():
                 raise UserError(f"{name}: a run without samples*.npz; draw samples first")

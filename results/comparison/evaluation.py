@@ -30,7 +30,7 @@ from comparison.neighbours import memorised, nearest_training, prdc, radii
 from comparison.runs import read_json, versions, write_json
 from comparison.sources import shapes_modes
 
-SCHEMA = 1
+SCHEMA = 1  # rises whenever a metric, a control or an expectation changes, so that older files are not reused
 MEMORY_POOL = 50_000  # training images among which the nearest is sought
 
 Entries = dict[str, dict[str, Any]]  # metric -> value, interval, n

@@ -17,7 +17,7 @@ from torch import Tensor
 
 NEIGHBOURS = 5
 GROUPS = 20
-MIN_IMAGES = 2 * NEIGHBOURS + 2
+MIN_IMAGES = NEIGHBOURS + 3  # a group of two is left out, and each of the rest still has its neighbours
 MEMORISED_RATIO = 0.5
 INTERVAL = f"95%, one of {GROUPS} groups of the images left out at a time (jackknife), reference set fixed"
 BLOCK = 512  # rows of a distance matrix held at a time

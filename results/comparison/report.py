@@ -161,7 +161,7 @@ def markdown(report: Report, pictures: Sequence[str]) -> str:
     parts = [f"# Comparison: {report.name}", _data_sentence(report)]
     parts.append("\n".join(f"- {sentence}" for sentence in report.sentences))
     if report.faults:
-        parts.append("**Mind:**\n" + "\n".join(f"- {fault}" for fault in report.faults))
+        parts.append("**Mind:**\n\n" + "\n".join(f"- {fault}" for fault in report.faults))
     parts += ["## Quality and diversity", f"{anchors['n']} images per row. Controls first."]
     parts += [tables.markdown_table(*quality_table(report)), QUALITY_NOTES]
     parts += ["## Cost", tables.markdown_table(*cost_table(report)), _cost_notes(report)]
@@ -201,7 +201,7 @@ def _protocol(report: Report) -> str:
     lines = [
         f"- Reference: {anchors['n']} training images drawn with seed {anchors['seed']}; the floor is as many others. "
         f"Each model is scored on {anchors['n']} of its samples.",
-        f"- {FRECHET.capitalize()}, relative within this report: {anchors['extractor']['architecture']}.",
+        f"- {FRECHET[0].upper()}{FRECHET[1:]}, relative within this report: {anchors['extractor']['architecture']}.",
         f"- Intervals: {anchors['intervals']}. Two numbers differ significantly where their difference exceeds the "
         "root of the sum of their squared half widths.",
     ]

@@ -11,7 +11,7 @@ FEW_IMAGES = 1000
 
 
 def verdicts(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None) -> list[str]:
-    """Return what the report says first, one sentence or two per topic.
+    """Return what the report says first, a Markdown list item per topic.
 
     Args:
         rows: of `comparison.rows.read_rows`.
@@ -76,11 +76,11 @@ def against_controls(rows: Sequence[Row], controls: Mapping[str, Any]) -> str | 
         else:
             far = f"{tables.plain(1 / below_noise, 2)} times above noise"
         times = tables.plain(entry["value"] / max(floor["value"], 1e-9), 2)
-        said.append(f"{row['label']} is {where} the blur control and {far} ({times} times the floor)")
+        said.append(f"{row['label']} is {where} the blur control and {far}, {times} times the floor.")
     if not said:
         return None
     cells = f"floor {tables.metric(name, floor)}, blur {tables.metric(name, blur)}, noise {tables.metric(name, noise)}"
-    return f"Against the controls ({cells}): {'; '.join(said)}."
+    return "\n  - ".join([f"Against the controls ({cells}):", *said])
 
 
 def speed(rows: Sequence[Row]) -> str | None:

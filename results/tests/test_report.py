@@ -1,0 +1,260 @@
+"""results/report.py: tables, sentences and pictures from files alone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from comparison import shapes, tables, verdicts
+from comparison.images import save_grid, save_npz
+
+
+def write_run(folder, model, images, seconds_per_image, nfe):
+    folder.mkdir(parents=True)
+    save_npz(folder / "samples.npz", images.permute(0, 2, 3, 1).numpy())
+    save_grid(images[:64], folder / "samples.png")
+    config = {"model": model, "parameters": {"generator": 1000, "critic": 500}, "git_commit": "abc", "versions": {}}
+    config["finished"] = {"reason": "max_seconds 9", "steps": 90, "images_seen": 900, "wall_seconds": 9.1}
+    sampling = {"file": "samples.npz", "nfe": nfe, "seconds_per_image": seconds_per_image, "batch_size": 8}
+    sampling |= {"parameters": 1000, "device": "a CPU", "precision": "float32", "protocol": "after warm-up"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "sampling.json").write_text(json.dumps(sampling))
+    lines = [f"{10 * i},{100 * i},{i},{1 / i},{2 / i}" for i in range(1, 10)]
+    (folder / "progress.csv").write_text("\n".join(["step,images_seen,wall_seconds,loss_d,loss_g", *lines]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, script):
+    """Two runs that keep the whole contract, and a third that has samples alone."""
+    place = tmp_path_factory.mktemp("report")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DATA_ROOT", str(place / "data"))
+    images = shapes.dataset(10, 16, split="test", limit=80)[0]
+    save_npz(place / "real.npz", shapes.dataset(10, 16, limit=200)[0].permute(0, 2, 3, 1).numpy())
+    write_run(place / "runs/gans/one", "gans", images // 2, 0.001, 1)
+    write_run(place / "runs/improved-diffusion/one", "improved-diffusion", images, 0.5, 50)
+    (place / "runs/flow/one").mkdir(parents=True)
+    save_npz(place / "runs/flow/one/samples.npz", images.permute(0, 2, 3, 1).numpy())
+    done = script(
+        *(place, "evaluate.py", *RUNS, "--reference", "real.npz", "--image_size", 16, "--num_images", 60),
+        *("--anchors", "report/anchors.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    patch.undo()
+    return place
+
+
+RUNS = ("runs/gans/one", "runs/improved-diffusion/one", "runs/flow/one")
+
+
+@pytest.fixture
+def place(scored, tmp_path):
+    shutil.copytree(scored, tmp_path / "place")
+    return tmp_path / "place"
+
+
+@pytest.fixture
+def report(place, script):
+    def call(*runs, **options):
+        flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+        standard = ("--name", "test", "--out", "report", "--anchors", "report/anchors.json")
+        return script(place, "report.py", *standard, *flags, *runs)
+
+    return call
+
+
+def test_report_has_sentences_tables_pictures_and_provenance(place, report):
+    done = report(*RUNS[:2], budget="seconds=9", data_note="These are test pictures.")
+    assert done.returncode == 0, done.stderr
+    text = (place / "report/REPORT.md").read_text()
+    assert text.index("Quality (random-embedding") < text.index("| real images (floor)") < text.index("samples.png")
+    for words in ("These are test pictures.", "relative within this report", "Equal training time, 9 s each", "`abc`"):
+        assert words in text
+    assert "DCGAN" in done.stdout
+    assert "REPORT.md" in done.stdout
+    content = json.loads((place / "report/report.json").read_text())
+    assert [row["label"] for row in content["models"]] == ["DCGAN", "improved DDPM"]
+    for name in content["pictures"]:
+        assert f"]({name})" in text
+        assert (place / "report" / name).stat().st_size < 300_000
+    assert set(content["pictures"]) == {"samples.png", "speed.png", "bars.png", "loss.png", "controls.png"}
+
+
+def test_reports_never_use_the_name_of_the_standard_score(place, report):
+    done = report(*RUNS)
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, (place / "report/REPORT.md").read_text(), (place / "report/report.json").read_text()):
+        assert "FID" not in text
+
+
+def test_paths_of_this_machine_do_not_show(place, report):
+    report(*(place / run for run in RUNS))
+    for name in ("REPORT.md", "report.json"):
+        assert str(place) not in (place / "report" / name).read_text()
+
+
+def test_report_regenerates_identically(place, report):
+    report(*RUNS)
+    before = {p.name: p.read_bytes() for p in (place / "report").iterdir()}
+    report(*RUNS)
+    assert {p.name: p.read_bytes() for p in (place / "report").iterdir()} == before
+
+
+def test_report_from_committed_files_alone_shows_the_same_samples(place, report):
+    report(*RUNS[:2])
+    before = (place / "report/samples.png").read_bytes()
+    for run in RUNS[:2]:
+        (place / run / "samples.npz").unlink()
+    report(*RUNS[:2])
+    assert (place / "report/samples.png").read_bytes() == before
+
+
+def test_a_fourth_model_joins_by_its_files_and_missing_ones_show_as_dashes(place, report):
+    done = report(*RUNS)
+    assert done.returncode == 0, done.stderr
+    text = (place / "report/REPORT.md").read_text()
+    (quality, cost) = (line for line in text.splitlines() if line.startswith("| flow"))
+    assert "-" not in quality.split("|")[2]
+    assert {cell.strip() for cell in cost.split("|")[2:-1]} == {"-"}
+
+
+def test_a_run_that_is_not_scored_yet_is_said_to_be_so(place, report):
+    (place / "runs/flow/one/metrics.json").unlink()
+    done = report(*RUNS)
+    assert done.returncode == 0, done.stderr
+    assert "flow has no metrics.json" in (place / "report/REPORT.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.update(n=50), "n 50 there, 60 in the controls"),
+        (lambda m: m["reference"].update(fingerprint="0" * 16), "reference"),
+        (lambda m: m["extractor"].update(fingerprint="0" * 16), "extractor"),
+        (lambda m: m.update(seed=3), "seed 3 there"),
+        (lambda m: m["samples"].update(fingerprint="0" * 16), "other samples than"),
+        (lambda m: m["samples"].update(file="samples_old.npz"), "scores samples_old.npz, not samples.npz"),
+    ],
+)
+def test_metrics_that_do_not_belong_here_are_refused(place, report, change, says):
+    path = place / RUNS[0] / "metrics.json"
+    metrics = json.loads(path.read_text())
+    change(metrics)
+    path.write_text(json.dumps(metrics))
+    done = report(*RUNS)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "run evaluate.py again" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (place / "report/REPORT.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("absent",), "absent: no such run folder"),
+        (("data",), "not a run folder"),
+        (("runs/gans/one", "--budget", "hours=3"), "--budget hours=3"),
+        (("runs/gans/one", "--anchors", "none.json"), "--anchors none.json: no such file"),
+        (("runs/gans/one", "runs/gans/one"), "give each once"),
+        (("runs/gans/one", "--anchors", "runs/gans/one/config.json"), "not a file that evaluate.py"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(place, report, args, says):
+    (place / "data").mkdir(exist_ok=True)
+    done = report(*args)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def row(label, value, half=1.0, **more):
+    entry = {"value": value, "interval": [value - half, value + half], "n": 10}
+    return {"label": label, "metrics": {"frechet_distance": entry}, "seconds_per_image": None, **more}
+
+
+def test_ranking_says_no_significant_difference_when_there_is_none():
+    close = verdicts.rank([row("A", 5.0), row("B", 5.5), row("C", 50.0)], "frechet_distance", "Q", lowest=True)
+    assert close.startswith("Q: no significant difference between A (5.0 ± 1.0) and B (5.5 ± 1.0); C")
+    clear = verdicts.rank([row("A", 9.0), row("B", 5.0)], "frechet_distance", "Q", lowest=True)
+    assert clear.startswith("Q: **B** is best (5.0 ± 1.0); A (9.0 ± 1.0) follows")
+
+
+def test_sentence_tells_the_side_of_blur_and_the_distance_from_noise():
+    controls = {n: row(n, v) for n, v in {"floor": 2.0, "blur": 20.0, "noise": 900.0}.items()}
+    text = verdicts.against_controls([row("A", 9.0), row("B", 60.0), row("C", 20.5)], controls)
+    assert "A is below the blur control and 100 times below noise, 4.5 times the floor" in text
+    assert "B is above the blur control and 15 times below noise" in text
+    assert "C is not significantly different from the blur control" in text
+
+
+def test_speed_on_different_devices_is_said_to_be_so():
+    rows = [row("A", 1.0), row("B", 1.0)]
+    for r, t, device in zip(rows, (0.1, 0.2), ("cpu", "gpu"), strict=True):
+        r |= {"seconds_per_image": t, "device": device, "precision": "float32", "nfe": 1}
+    assert "devices or precisions differ" in verdicts.speed(rows)
+    rows[1]["device"] = "cpu"
+    assert "differ" not in verdicts.speed(rows)
+    assert "2 times as fast as B" in verdicts.speed(rows)
+
+
+def test_equal_images_print_the_seconds_and_equal_seconds_the_images():
+    rows = [row("A", 1.0, images_seen=5000, training_seconds=10.0)]
+    assert verdicts.cost(rows, "images=5000") == "Equal training images, 5,000 each; training time: A 10 s."
+    assert verdicts.cost(rows, "seconds=10") == "Equal training time, 10 s each; images seen: A 5,000."
+    assert "Unequal" in verdicts.cost(rows, "recipe")
+
+
+def test_copies_are_called_memorised():
+    def memorised(label, value):
+        return {"label": label, "metrics": {"memorised": {"value": value, "interval": [value - 0.01, value + 0.01]}}}
+
+    controls = {"floor": memorised("floor", 0.02)}
+    assert "A stands closer" in verdicts.memorisation([memorised("A", 0.5), memorised("B", 0.01)], controls)
+    assert "no sign" in verdicts.memorisation([memorised("B", 0.025)], controls)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [(12.34, 0.4, "12.3 ± 0.4"), (0.93, 0.0047, "0.930 ± 0.005"), (6380, 13, "6,380 ± 13"), (-0.2, 3, "0 ± 3")],
+)
+def test_numbers_are_rounded_to_their_error(value, half, text):
+    assert tables.with_error(value, half) == text
+
+
+def test_quantities_carry_their_units():
+    assert [tables.seconds(s) for s in (2e-4, 0.016, 12, 1200, 8000)] == ["200 us", "16 ms", "12 s", "20 min", "2.22 h"]
+    assert [tables.count(c) for c in (900, 62300, 3.58e6, None)] == ["900", "62.3 k", "3.58 M", "-"]
+    assert tables.memory(3 * 2**30) == "3.00 GiB"
+
+
+def test_grid_is_cut_as_it_was_pasted(tmp_path):
+    from comparison.rows import read_grid
+
+    images = shapes.dataset(10, 16, limit=13)[0]
+    save_grid(images, tmp_path / "grid.png")
+    assert np.array_equal(read_grid(tmp_path / "grid.png", 64), images.permute(0, 2, 3, 1).numpy())
+
+
+def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from comparison.evaluation import find_samples, load_samples
+    from comparison.rows import check_runs
+
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    run = Path("results/runs/flow/mine")
+    check_runs([run])
+    assert load_samples(find_samples(run), 32).shape == (1000, 3, 32, 32)
+
+
+def test_examples_of_the_readme_are_valid_json():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    examples = [json.loads(part.split("```")[0]) for part in text.split("```json\n")[1:]]
+    assert len(examples) == 3
