@@ -19,10 +19,10 @@ FOLDERS = {
 LOCAL = {"comparison", "gan", "ddgan", "improved_diffusion"}
 PRESETS = ["seed", "paper", "gpu", "cpu", "quick"]
 SCRIPTS = {
-    "gans/cifar_gan.py": "$GAN_FLAGS",
-    "improved-diffusion/scripts/image_train.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS",
+    "gans/cifar_gan.py": "$GAN_FLAGS --max_seconds 9",
+    "improved-diffusion/scripts/image_train.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --max_seconds 9",
     "improved-diffusion/scripts/image_sample.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS --model_path x.pt",
-    "denoising-diffusion-gan/train_ddgan.py": "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --dataset shapes --exp e",
+    "denoising-diffusion-gan/train_ddgan.py": "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --dataset shapes --exp e --max_seconds 9",
     "denoising-diffusion-gan/test_ddgan.py": "$DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --dataset shapes --exp e",
 }
 ALL_SCRIPTS = [
@@ -81,7 +81,9 @@ def test_every_flag_set_is_accepted_by_its_scripts(preset, shell, checkout):
 
 
 def test_seed_preset_is_the_documented_one(shell):
-    done = shell('source improved-diffusion/flags.sh && printf "%s\\n" "$MODEL_FLAGS" "$DIFFUSION_FLAGS" "$TRAIN_FLAGS"')
+    done = shell(
+        'source improved-diffusion/flags.sh && printf "%s\\n" "$MODEL_FLAGS" "$DIFFUSION_FLAGS" "$TRAIN_FLAGS"'
+    )
     assert done.stdout.splitlines() == [
         "--image_size 32 --num_channels 128 --num_res_blocks 2 --learn_sigma True --dropout 0.3",
         "--diffusion_steps 4000 --noise_schedule linear",
@@ -121,7 +123,7 @@ def test_help_and_wrong_flags_need_no_torch(script, checkout, environment, tmp_p
         ("denoising-diffusion-gan/test_ddgan.py --dataset shapes --exp {missing}", "missing"),
         ("results/evaluate.py {missing} --reference shapes", "missing"),
         ("results/evaluate.py {empty} --reference {missing}", "missing"),
-        ("results/report.py --name x {missing}", "missing"),
+        ("results/report.py --name x --anchors {missing}.json {empty}", "missing.json"),
     ],
 )
 def test_unusable_paths_are_judged_before_torch_is_imported(line, message, checkout, environment, tmp_path):
@@ -141,6 +143,8 @@ def test_unusable_paths_are_judged_before_torch_is_imported(line, message, check
     [
         ("--preset big", "must be quick, cpu, gpu or paper"),
         ("--budget hours=3", "must be seconds=N, images=N or recipe"),
+        ("--budget recipe", "only the paper preset"),
+        ("--budget seconds=0", "must be above 0"),
         ("--models gans,vae", "must be among"),
         ("--data /no/such/folder", "neither shapes, cifar10 nor"),
         ("--num_samples many", "must be a whole number"),

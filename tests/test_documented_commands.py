@@ -1,0 +1,133 @@
+"""Every command of README.md runs in a fresh copy of the repository, with small overrides appended."""
+
+import re
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+# Commands that set up the machine, or that this suite is: named here so that a new one cannot slip through.
+NOT_RUN = (
+    "make compare",  # its line of compare.sh is run below
+    "make test",
+    "python3 -m venv .venv",
+    ". .venv/bin/activate",
+    "pip install -r requirements.txt",
+    "tmux attach",
+)
+TINY_GAN = "--data shapes --image_size 16 --ngf 2 --ndf 2 --batch_size 8"
+TINY_DDPM = "--image_size 32 --num_channels 32 --num_res_blocks 1 --attention_resolutions 16 --batch_size 4"
+TINY_DDGAN = "--num_channels_dae 16 --num_res_blocks 1 --z_emb_dim 8 --n_mlp 1 --ch_mult 1 1"
+GAN_RUN = "results/runs/gans/cifar10-64"
+DDPM_RUN = "results/runs/improved-diffusion/cifar10"
+DDGAN_RUN = "results/runs/denoising-diffusion-gan/ddgan_cifar10_exp1"
+# command prefix -> what is appended; the first prefix that fits counts
+OVERRIDES = {
+    "bash results/compare.sh": "--data shapes --preset quick --budget images=128 --num_samples 64 --name readme",
+    "python -u gans/cifar_gan.py": f"{TINY_GAN} --max_steps 2 --num_samples 8 --run_dir {GAN_RUN}",
+    "python -u gans/sample_gan.py": "--num_samples 4",
+    "python improved-diffusion/datasets/cifar10.py": "--source train_images",
+    "python improved-diffusion/scripts/image_train.py": f"{TINY_DDPM} --microbatch 2 --diffusion_steps 24 "
+    "--max_steps 2 --save_interval 2 --precision float32",
+    "python improved-diffusion/scripts/image_sample.py": f"{TINY_DDPM} --diffusion_steps 24 --num_samples 4",
+    "python3 -u denoising-diffusion-gan/train_ddgan.py": f"{TINY_DDGAN} --ngf 8 --batch_size 4 --dataset shapes "
+    "--max_steps 2 --t_emb_dim 8",
+    "python3 -u denoising-diffusion-gan/test_ddgan.py": f"{TINY_DDGAN} --dataset shapes --t_emb_dim 8 "
+    "--num_samples 4 --batch_size 4 --epoch_id 1",
+    "python results/evaluate.py": "--reference shapes --image_size 16 --num_images 8",
+}
+
+
+def commands():
+    """Every line of the README's bash blocks."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        yield from filter(None, map(str.strip, block.splitlines()))
+
+
+def override(command):
+    """Return the command with what keeps it small."""
+    for prefix, extra in OVERRIDES.items():
+        if prefix in command and command.endswith('" Enter'):
+            return command.removesuffix('" Enter') + f' {extra}" Enter'
+        if command.startswith(prefix):
+            return f"{command} {extra}"
+    return command
+
+
+COMMANDS = [command for command in commands() if not command.startswith(NOT_RUN)]
+STATE = re.compile(r"source |export |PRESET=|echo ")  # lines that the commands after them depend on
+
+
+@pytest.fixture(scope="module")
+def prepared(checkout):
+    """The copy with a few pictures where the documented commands expect some."""
+    rng = np.random.default_rng(0)
+    for folder in ("train_images", "path/to/images"):
+        (checkout / folder).mkdir(parents=True)
+        for i in range(16):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(checkout / folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
+    return checkout
+
+
+def before(command, folder):
+    """Give files that the documented length of training would leave the names that the next command uses."""
+    renamed = {
+        "checkpoint_019500.pt": (GAN_RUN, "checkpoint_000002.pt"),
+        "model005000.pt": (DDPM_RUN, "model000002.pt"),
+        "samples_1024x32x32x3.npz": (DDPM_RUN, "samples_4x32x32x3.npz"),
+    }
+    for wanted, (run, name) in renamed.items():
+        if wanted in command and (folder / run / name).exists():
+            shutil.copy(folder / run / name, folder / run / wanted)
+    return command
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=lambda n: re.sub(r"[^\w.]+", "-", COMMANDS[n])[:60])
+def test_readme_command_works(number, prepared, shell):
+    command = before(COMMANDS[number], prepared)
+    if command.startswith("tmux"):
+        return run_in_tmux(command, prepared, shell)
+    state = [line for line in COMMANDS[:number] if STATE.match(line) and not line.startswith("PRESET=")]
+    done = shell("set -e\n" + "\n".join([*state, override(command)]))
+    assert done.returncode == 0, f"{override(command)}\n{done.stdout}\n{done.stderr}"
+    return None
+
+
+def run_in_tmux(command, folder, shell):
+    """Run a documented tmux line on a server of its own and wait for the job in it to end."""
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    (folder / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+    (folder / ".venv" / "bin" / "activate").write_text(f"export PATH={sys.prefix}/bin:$PATH\n")
+    for old in (folder / GAN_RUN).glob("*"):
+        old.unlink()
+    server = {"TMUX_TMPDIR": str(folder.parent), "TMUX": ""}
+    started = shell(override(command), **server)
+    assert started.returncode == 0, started.stderr
+    try:
+        wait_for(folder / GAN_RUN / "sampling.json")
+    finally:
+        shown = shell("tmux capture-pane -p", **server).stdout
+        shell("tmux kill-server", **server)
+    assert (folder / GAN_RUN / "sampling.json").exists(), shown
+
+
+def wait_for(path, seconds=120):
+    """Wait until a file appears, in vain at most `seconds`."""
+    for _ in range(seconds):
+        if path.exists():
+            return
+        time.sleep(1)
+
+
+def test_readme_names_only_commands_that_are_known():
+    for command in COMMANDS:
+        known = any(prefix in command for prefix in OVERRIDES) or STATE.match(command)
+        known = known or command.startswith(("python improved-diffusion/scripts/npztodir.py", "python denoising"))
+        assert known, command
