@@ -65,9 +65,10 @@ limit=()
 case "$budget" in
   seconds=*) whole "--budget seconds=" "${budget#seconds=}" && limit=(--max_seconds "${budget#seconds=}") ;;
   images=*) whole "--budget images=" "${budget#images=}" && limit=(--max_images "${budget#images=}") ;;
-  recipe) ;;
+  recipe) [ "$preset" = paper ] || die "--budget recipe: only the paper preset says how long each model trains" ;;
   *) die "--budget $budget: must be seconds=N, images=N or recipe" ;;
 esac
+[ "${#limit[@]}" = 0 ] || [ "${limit[1]}" -gt 0 ] || die "--budget $budget: must be above 0"
 IFS=, read -r -a chosen <<<"$models"
 for model in "${chosen[@]}"; do
   case "$model" in
