@@ -9,6 +9,7 @@ the run folder, and with --compute_fid adds the Frechet Inception distance to sa
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from comparison.cli import (
     run,
 )
 from ddgan.fid import check_reference, is_statistics, read_statistics
+from ddgan.files import saved_epochs
 from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, MODEL, add_architecture_options, run_folder
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
     folder = run_folder(args.exp)
     if not folder.is_dir():
         raise UserError(f"--exp {args.exp}: no run in {folder}")
-    epochs = sorted(int(p.stem[5:]) for p in folder.glob("netG_*.pth") if p.stem[5:].isdigit())
+    epochs = saved_epochs(folder)
     if not epochs:
         raise UserError(f"--exp {args.exp}: no netG_<epoch>.pth in {folder}; the training has not saved one yet")
     if args.epoch_id is not None and args.epoch_id not in epochs:
@@ -138,6 +140,7 @@ def draw(
         "model": MODEL,
         "sampler": f"posterior, {steps} steps",
         "checkpoint": path.name,
+        "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
         "network": "ema" if config.get("use_ema") else "raw",
         "images_seen": config.get("images_seen"),
         "seed": args.seed,

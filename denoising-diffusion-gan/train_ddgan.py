@@ -18,7 +18,6 @@ from comparison.cli import (
     UserError,
     add_run_options,
     data_root,
-    fraction,
     make_parser,
     non_negative_float,
     non_negative_int,
@@ -28,12 +27,13 @@ from comparison.cli import (
 )
 from comparison.runs import Run
 from comparison.sources import check_source
-from ddgan.files import RunFiles
+from ddgan.files import RunFiles, delete_weights
 from ddgan.options import (
     MODEL,
     ONE_PROCESS,
     add_architecture_options,
     add_process_options,
+    below_one,
     check_architecture,
     check_process_options,
     discriminator_size,
@@ -71,11 +71,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--lr_g", type=positive_float, default=1.5e-4, help="generator's learning rate")
     group.add_argument("--lr_d", type=positive_float, default=1e-4, help="discriminator's learning rate")
-    group.add_argument("--beta1", type=fraction, default=0.5, help="of Adam")
-    group.add_argument("--beta2", type=fraction, default=0.9, help="of Adam")
+    group.add_argument("--beta1", type=below_one, default=0.5, help="of Adam")
+    group.add_argument("--beta2", type=below_one, default=0.9, help="of Adam")
     group.add_argument("--no_lr_decay", action="store_true", help="constant rates instead of a cosine over num_epoch")
     group.add_argument("--use_ema", action="store_true", help="average the generator's weights and sample with them")
-    group.add_argument("--ema_decay", type=fraction, default=0.9999, help="share of the old average per update")
+    group.add_argument("--ema_decay", type=below_one, default=0.9999, help="share of the old average per update")
     group.add_argument("--ema_warmup", action="store_true", help="smaller decay at first, for short runs")
     group.add_argument("--r1_gamma", type=non_negative_float, default=0.05, help="weight of the R1 penalty, 0 for none")
     group.add_argument("--lazy_reg", type=positive_int, default=1, help="updates from one R1 penalty to the next")
@@ -100,6 +100,8 @@ def main(args: argparse.Namespace) -> int:
     content = record.folder / "content.pth"
     resumes = record.resumed and content.is_file()
     step, elapsed = load_content(content, trainer, images.fingerprint) if resumes else (0, 0.0)
+    if args.fresh:
+        delete_weights(record.folder)
     record.start(step)
     announce(record, trainer, images, stream.steps_per_epoch, step)
     files = RunFiles(record, trainer, args, stream.steps_per_epoch, images.fingerprint, Clock(elapsed))
@@ -120,6 +122,8 @@ def main(args: argparse.Namespace) -> int:
             if stop.requested:
                 files.stop(step)
                 return 130
+    if losses := meter.take():
+        files.log_row(step, losses, lr)
     files.finish(step, reason)
     return 0
 

@@ -163,8 +163,11 @@ def load_content(path: Path, trainer: "Trainer", fingerprint: str) -> tuple[int,
         raise UserError(f"{path}: holds a generator, not the state of a training")
     if payload["data_fingerprint"] != fingerprint:
         raise UserError(f"--dataset: the images have changed since {path} was written; use --fresh or another --exp")
-    trainer.load_state_dict(payload)
-    return payload["step"], payload["wall_seconds"]
+    try:
+        trainer.load_state_dict(payload)
+        return payload["step"], payload["wall_seconds"]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: does not fit these networks ({str(error).splitlines()[0]})") from None
 
 
 def seeded_networks(config: Mapping[str, Any], size: str, seed: int) -> tuple[Generator, Discriminator]:

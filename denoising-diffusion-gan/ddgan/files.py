@@ -3,17 +3,41 @@
 import argparse
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comparison.budget import Clock
 from comparison.cli import UserError
-from comparison.runs import Run, prune
+from comparison.runs import Run
 
 if TYPE_CHECKING:
     from ddgan.training import Trainer
 
 GRID_IMAGES = 64
 GRID_UPDATES = 500  # at least, between two grids: on a small data set an epoch costs less than its grid
+
+
+def saved_epochs(folder: Path) -> list[int]:
+    """Return the epochs of the folder's netG_<epoch>.pth, ascending."""
+    return sorted(int(p.stem[5:]) for p in folder.glob("netG_*.pth") if p.stem[5:].isdigit())
+
+
+def prune_generators(folder: Path, save_ckpt_every: int, keep: int) -> None:
+    """Delete old netG_<epoch>.pth: of the planned ones all but the newest `keep` (0 keeps all), of the others all but
+    the newest of all.
+    """
+    epochs = saved_epochs(folder)
+    planned = [epoch for epoch in epochs if epoch % save_ckpt_every == 0]
+    for epoch in set(epochs) - {*planned[-keep:], *epochs[-1:]}:
+        (folder / f"netG_{epoch}.pth").unlink(missing_ok=True)
+
+
+def delete_weights(folder: Path) -> None:
+    """Delete what `Run.start` leaves of an earlier run: its state must not be resumed, nor its networks sampled."""
+    if (folder / "config.json").is_file():
+        (folder / "content.pth").unlink(missing_ok=True)
+        for epoch in saved_epochs(folder):
+            (folder / f"netG_{epoch}.pth").unlink()
 
 
 class RunFiles:
@@ -52,19 +76,25 @@ class RunFiles:
         Raises:
             UserError: the training has diverged.
         """
-        from ddgan.training import gradient_norm
-
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise UserError(
-                f"the training has diverged by update {step} ({losses}); content.pth holds an earlier state: "
-                "lower --lr_g and --lr_d or raise --r1_gamma, with --fresh"
-            )
-        norms = {
-            "grad_norm_g": gradient_norm(self.trainer.generator).item(),
-            "grad_norm_d": gradient_norm(self.trainer.discriminator).item(),
-        }
+        self._refuse_divergence(step, losses)
+        norms = self._gradient_norms()
         images_seen = step * self.args.batch_size
         self.record.log_row(step, images_seen, self.clock.seconds(), **losses, lr=lr, **norms)
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """Return the norms of the last update's gradients; empty before the first one."""
+        from ddgan.training import gradient_norm
+
+        networks = {"grad_norm_g": self.trainer.generator, "grad_norm_d": self.trainer.discriminator}
+        done = any(p.grad is not None for p in self.trainer.generator.parameters())
+        return {name: gradient_norm(network).item() for name, network in networks.items()} if done else {}
+
+    def _refuse_divergence(self, step: int, values: dict[str, float]) -> None:
+        if not all(math.isfinite(value) for value in values.values()):
+            raise UserError(
+                f"the training has diverged by update {step} ({values}); what is saved is an earlier state: "
+                "lower --lr_g and --lr_d or raise --r1_gamma, with --fresh"
+            )
 
     def save_if_due(self, step: int) -> None:
         """Write what the epochs passed and the minutes gone by ask for."""
@@ -83,8 +113,14 @@ class RunFiles:
             self._grid_step = step
 
     def save_content(self, step: int) -> None:
-        """Write content.pth."""
+        """Write content.pth.
+
+        Raises:
+            UserError: the training has diverged; what was saved before stays.
+        """
         from ddgan.checkpoints import save_content
+
+        self._refuse_divergence(step, self._gradient_norms())
 
         path = self.record.folder / "content.pth"
         seconds = self.clock.seconds()
@@ -102,7 +138,7 @@ class RunFiles:
             step=step,
             images_seen=step * self.args.batch_size,
         )
-        prune(self.record.folder, "netG_*.pth", self.args.keep)
+        prune_generators(self.record.folder, self.args.save_ckpt_every, self.args.keep)
 
     def stop(self, step: int) -> None:
         """Write what goes on, and can be sampled, after an interruption."""

@@ -10,6 +10,15 @@ from comparison.cli import UserError, default_run_folder, fraction, non_negative
 
 MODEL = "denoising-diffusion-gan"
 
+
+def below_one(text: str) -> float:
+    """Read a number in [0, 1), an argparse type."""
+    value = fraction(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, not {text}")
+    return value
+
+
 # name -> (type or "switch", published default, help). A switch is False unless given; a "published" one inverts.
 _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
     "image_size": (positive_int, 32, "height and width, pixels"),
@@ -19,7 +28,7 @@ _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
     "ch_mult": ([positive_int], [1, 2, 2, 2], "width of each resolution, in units of num_channels_dae"),
     "num_res_blocks": (positive_int, 2, "residual blocks per resolution"),
     "attn_resolutions": ([positive_int], [16], "resolutions with self-attention, pixels"),
-    "dropout": (fraction, 0.0, "probability, generator"),
+    "dropout": (below_one, 0.0, "probability, generator"),
     "resamp_with_conv": ("off", True, "INVERTED as published: giving it resamples without convolution (ddpm blocks)"),
     "conditional": ("off", True, "INVERTED as published: giving it hides the time index from the generator"),
     "fir": ("off", True, "INVERTED as published: giving it resamples by repeating and averaging pixels"),

@@ -14,6 +14,7 @@ import torch
 import train_ddgan
 from comparison.cli import UserError
 from comparison.runs import load_torch, read_progress, save_checkpoint
+from ddgan.files import prune_generators, saved_epochs
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 
 SCRIPT = FOLDER / "train_ddgan.py"
@@ -169,10 +170,20 @@ def test_fresh_starts_over(pictures, tmp_path):
     assert train(pictures, folder, "--max_steps", "4") == 0
     assert train(pictures, folder, "--max_steps", "2", "--lr_g", "1e-3", "--fresh") == 0
     assert load_torch(folder / "content.pth")["step"] == 2
+    assert [p.name for p in folder.glob("netG_*.pth")] == ["netG_1.pth"]  # none of the longer run, netG_2.pth
     assert [row["step"] for row in read_progress(folder / "progress.csv")] == [2]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "generator"])
+def test_timed_generators_do_not_displace_planned_ones(tmp_path):
+    for epoch in (2, 4, 6, 7, 8, 9):
+        (tmp_path / f"netG_{epoch}.pth").touch()
+    prune_generators(tmp_path, save_ckpt_every=2, keep=2)
+    assert saved_epochs(tmp_path) == [6, 8, 9]
+    prune_generators(tmp_path, save_ckpt_every=4, keep=0)
+    assert saved_epochs(tmp_path) == [8, 9]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "generator", "shape"])
 def test_damaged_state_is_refused_and_nothing_overwritten(pictures, tmp_path, damage):
     folder = tmp_path / "run"
     assert train(pictures, folder, "--max_steps", "2") == 0
@@ -181,6 +192,10 @@ def test_damaged_state_is_refused_and_nothing_overwritten(pictures, tmp_path, da
         content.write_bytes(content.read_bytes()[:2000])
     elif damage == "foreign":
         save_checkpoint(content, {"step": 1}, model="gans")
+    elif damage == "shape":
+        payload = load_torch(content)
+        payload["generator"]["conv_in.weight"] = torch.zeros(3)
+        save_checkpoint(content, payload, model=payload["model"])
     else:
         content.write_bytes((folder / "netG_1.pth").read_bytes())
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -217,6 +232,7 @@ def test_documented_names_of_resuming_are_kept(pictures, tmp_path, unbroken):
     ("arguments", "message"),
     [
         (["--batch_size", "0"], "--batch_size"),
+        (["--beta1", "1"], "--beta1"),
         (["--numepoch", "5"], "--numepoch"),
         (["--dataset", "/no/such/folder"], "--dataset /no/such/folder"),
         (["--dataset", "stackmnist"], "--dataset stackmnist"),
