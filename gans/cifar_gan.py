@@ -116,6 +116,9 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     device = local_device(args.device, rank, args.ngpu)
     dtype = autocast_dtype(args.precision, device)
     images = load_images(args.data, args.image_size)
+    known = run.config.get("data")
+    if run.resumed and known and known != images.describe():
+        raise cli.UserError(f"{run.folder}: trained on other images: {known} there, {images.describe()} here")
     stream = BatchStream(
         images, args.batch_size, args.seed, flip=args.flip, device=device, rank=rank, world_size=args.ngpu
     )

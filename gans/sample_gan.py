@@ -39,6 +39,8 @@ def main(args: argparse.Namespace) -> None:
     """Find the checkpoint, draw, and write the images."""
     checkpoint = find_checkpoint(args.checkpoint)
     out = args.out_dir / "samples.npz" if args.out_dir else args.out or checkpoint.parent / "samples.npz"
+    if args.out_dir:
+        refuse_other_pngs(args.out_dir, args.num_samples)
     options = {name: getattr(args, name) for name in ("num_samples", "batch_size", "seed", "use_ema")}
     if is_drawn(out, checkpoint, **options):
         print(f"{out} holds these {args.num_samples} images already")
@@ -53,6 +55,16 @@ def main(args: argparse.Namespace) -> None:
         from gan.sampling import write_pngs
 
         write_pngs(out, args.out_dir)
+
+
+def refuse_other_pngs(folder: Path, num_samples: int) -> None:
+    """Refuse a folder with numbered PNGs that would stay among the new ones.
+
+    Raises:
+        UserError: it holds an image number of num_samples or more.
+    """
+    if any(path.stem.isdigit() and int(path.stem) >= num_samples for path in folder.glob("*.png")):
+        raise cli.UserError(f"--out_dir {folder}: holds more than {num_samples} images of an earlier call")
 
 
 def find_checkpoint(path: Path) -> Path:

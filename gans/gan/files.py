@@ -1,5 +1,6 @@
 """Names and files of this model's runs; no torch, so that a finished job says so at once."""
 
+import hashlib
 from pathlib import Path
 
 from comparison.runs import read_json
@@ -13,6 +14,11 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint_{step:06d}.pt"
 
 
+def checkpoint_hash(path: Path) -> str:
+    """Return 16 hexadecimal digits of a file's SHA-256: checkpoints of two runs may share a name."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def is_drawn(
     out: Path, checkpoint: Path, *, num_samples: int, batch_size: int, seed: int, use_ema: bool | None = None
 ) -> bool:
@@ -20,17 +26,17 @@ def is_drawn(
 
     Args:
         out: an .npz with sampling.json beside it.
-        checkpoint: that the samples would be drawn from; they must be younger.
+        checkpoint: that the samples would be drawn from.
         num_samples: images.
         batch_size: images at a time, because sampling.json says how long such a batch took.
         seed: of the noise.
         use_ema: whether of the moving average; None for whichever the checkpoint gives.
     """
     facts_path = out.parent / "sampling.json"
-    if not out.is_file() or not facts_path.is_file() or out.stat().st_mtime < checkpoint.stat().st_mtime:
+    if not out.is_file() or not facts_path.is_file():
         return False
     wanted = {
-        **{"file": out.name, "checkpoint": checkpoint.name},
+        **{"file": out.name, "checkpoint": checkpoint.name, "checkpoint_sha256": checkpoint_hash(checkpoint)},
         **{"images": num_samples, "batch_size": batch_size, "seed": seed},
     }
     if use_ema is not None:

@@ -107,9 +107,14 @@ class Recorder:
             self.draw_grid()
 
     def save(self) -> None:
-        """Write checkpoint_<step>.pt unless it is there, and delete the oldest ones."""
+        """Write checkpoint_<step>.pt unless it is there, and delete the oldest ones.
+
+        Raises:
+            UserError: a loss is not finite; nothing is written then.
+        """
         if self._run is None or self._saved_step == self.step:
             return
+        self._refuse_divergence({name: value.item() for name, value in self._losses.items()})
         payload = {
             **self._gan.state_dict(),
             "step": self.step,

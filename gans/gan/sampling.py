@@ -14,7 +14,7 @@ from comparison.sampling import draw_samples
 from PIL import Image
 from torch import Tensor
 
-from .files import MODEL
+from .files import MODEL, checkpoint_hash
 from .networks import Generator
 from .training import build_generator
 
@@ -132,6 +132,7 @@ def sample_checkpoint(
             "model": MODEL,
             "sampler": "one generator pass",
             "checkpoint": path.name,
+            "checkpoint_sha256": checkpoint_hash(path),
             "network": "ema" if is_average else "raw",
             "seed": seed,
             "precision": precision_name(dtype),

@@ -215,6 +215,17 @@ def test_damaged_checkpoint_stops_the_run_and_nothing_is_overwritten(damage, ima
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_changed_images_are_refused(images, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    data = shutil.copytree(images, tmp_path / "pictures")
+    config = json.loads((folder / "config.json").read_text())
+    config["options"]["data"], config["data"]["name"] = str(data), "pictures"
+    (folder / "config.json").write_text(json.dumps(config))
+    next(data.glob("*.png")).unlink()
+    with pytest.raises(UserError, match="trained on other images"):
+        train_here("--data", data, "--run_dir", folder, *TINY, "--max_steps", 104)
+
+
 def test_corrupt_image_is_named(images, tmp_path):
     folder = shutil.copytree(images, tmp_path / "images")
     (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:60])
@@ -274,6 +285,12 @@ def test_training_then_sampling_in_one_command(images, tmp_path, no_torch):
     call("cifar_gan.py", *arguments, env=no_torch)  # nothing is left to do
 
 
+def test_fewer_pngs_are_not_mixed_with_those_of_an_earlier_call(finished, tmp_path, no_torch):
+    (tmp_path / "000005.png").touch()
+    arguments = ["--checkpoint", finished, "--out_dir", tmp_path, "--num_samples", 5]
+    assert "holds more than 5 images" in refused("sample_gan.py", *arguments, env=no_torch)
+
+
 def test_samples_are_drawn_anew_only_where_something_changed(finished, tmp_path, no_torch):
     arguments = ["--checkpoint", finished, "--out", tmp_path / "s.npz", "--batch_size", 8, "--num_samples"]
     call("sample_gan.py", *arguments, 10)
@@ -282,6 +299,10 @@ def test_samples_are_drawn_anew_only_where_something_changed(finished, tmp_path,
     assert (
         "torch was imported" in call("sample_gan.py", *arguments, 10, "--use_ema", "false", env=no_torch, ok=1).stderr
     )
+    other = tmp_path / "checkpoint_000100.pt"  # of another run, under the same name
+    other.write_bytes((finished / "checkpoint_000090.pt").read_bytes())
+    arguments[1] = other
+    assert "torch was imported" in call("sample_gan.py", *arguments, 10, env=no_torch, ok=1).stderr
 
 
 def test_grey_networks_train_and_draw_grey_images(images, tmp_path):
