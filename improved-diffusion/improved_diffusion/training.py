@@ -175,6 +175,11 @@ class Trainer:
         for rate, ema in self.ema.items():
             update_ema(ema.parameters(), self.model.parameters(), warmed_up_rate(rate, step + 1))
 
+    def is_finite(self) -> bool:
+        """Say whether every weight is finite; waits for the device."""
+        weights = [p.detach() for p in self.model.parameters()]
+        return bool(torch.stack(torch._foreach_norm(weights)).isfinite().all())
+
     def optimizer_state(self) -> dict[str, Any]:
         """Return the optimizer's state dict, with the loss scale's beside it."""
         return {**self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}

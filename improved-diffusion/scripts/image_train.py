@@ -226,6 +226,8 @@ def train(
 
     def checkpoint() -> None:
         nonlocal saved_at
+        if not trainer.is_finite():
+            raise UserError(f"the weights are not finite at update {step}: lower --lr, or use --precision float32")
         save(trainer, folder, step, {"images_seen": images_seen, "wall_seconds": clock.seconds()})
         prune(folder, args.save_interval, args.keep)
         saved_at = time.monotonic()

@@ -126,6 +126,14 @@ def test_restored_optimizer_keeps_the_new_learning_rate():
     assert other.optimizer.state_dict()["state"][0]["step"] == 1
 
 
+def test_weights_that_are_not_finite_are_noticed():
+    trainer = tiny_trainer()
+    assert trainer.is_finite()
+    with torch.no_grad():
+        next(trainer.model.parameters()).view(-1)[0] = torch.nan
+    assert not trainer.is_finite()
+
+
 def test_class_labels_reach_the_network_and_are_demanded():
     trainer = tiny_trainer(class_cond=True)
     x, t, _ = tiny_batch(4)
