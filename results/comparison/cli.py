@@ -31,7 +31,9 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Call `main` and leave with its status: 2 and one sentence after a UserError, 130 after Ctrl-C."""
+    """Call `main` and leave with its status: 2 and one sentence after a UserError or a file that cannot be used, 130
+    after Ctrl-C.
+    """
     try:
         status = main()
     except UserError as error:
@@ -43,6 +45,11 @@ def run(main: Callable[[], Any]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        status = 2
     sys.exit(status or 0)
 
 

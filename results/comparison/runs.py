@@ -109,11 +109,8 @@ class Run:
         config = {"model": model, "options": options, "git_commit": git_commit(), "versions": versions()}
         config["created"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         path = folder / "config.json"
-        if fresh:
-            stale = [p for pattern in _OWN_FILES for p in folder.glob(pattern)] if path.is_file() else []
-            return cls(folder, config, False, stale)
         if not path.is_file():
-            if any(folder.glob("*.pt")):
+            if not fresh and (any(folder.glob("*.pt")) or any(folder.glob("*.pth"))):
                 raise UserError(f"{folder}: holds checkpoints but no config.json; name another folder")
             return cls(folder, config, False, [])
         known = read_json(path)
@@ -121,6 +118,9 @@ class Run:
             raise UserError(f"{path}: not the config.json of a training run")
         if known.get("model") != model:
             raise UserError(f"{folder} holds a run of {known.get('model')}, not of {model}")
+        if fresh:
+            stale = [found for pattern in _OWN_FILES for found in folder.glob(pattern) if found.is_file()]
+            return cls(folder, config, False, stale)
         _refuse_differences(folder, known["options"], options, MAY_CHANGE | set(may_change))
         config = {**known, "options": {**known["options"], **options}}
         return cls(folder, config, True, [])
@@ -142,6 +142,9 @@ class Run:
             path.unlink(missing_ok=True)
         self._stale = []
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob(".*"):  # temporary names that a killed process left
+            if path.suffix[1:].isdigit() and path.is_file():
+                path.unlink(missing_ok=True)
         self.config.pop("finished", None)
         self._write_config()
         path = self.folder / "progress.csv"
@@ -201,6 +204,7 @@ class Run:
 # What a run writes, and --fresh deletes.
 _OWN_FILES = (
     "*.pt",
+    "*.pth",
     "config.json",
     "progress.*",
     "log.txt",
@@ -286,7 +290,9 @@ def load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise each their own on a damaged file
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        if "Weights only load failed" in str(error):
+            raise UserError(f"{path}: not a checkpoint of plain types and tensors") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not readable as a checkpoint, perhaps truncated ({reason})") from None
 
 

@@ -54,6 +54,17 @@ class TestRun:
         assert not (tmp_path / "checkpoint_000001.pt").exists()
         assert (tmp_path / "thesis.txt").exists()
 
+    def test_fresh_spares_another_models_run(self, tmp_path):
+        open_run(tmp_path)
+        with pytest.raises(UserError, match="holds a run of gans, not of ddgan"):
+            Run.open(tmp_path, {"lr": 9}, model="ddgan", fresh=True)
+
+    def test_temporary_files_of_a_killed_process_are_cleared(self, tmp_path):
+        run = open_run(tmp_path)
+        (tmp_path / ".checkpoint_000001.pt.4711").write_bytes(b"half")
+        run.start()
+        assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
     def test_fresh_deletes_nothing_in_a_folder_that_is_no_run(self, tmp_path):
         (tmp_path / "samples.npz").write_bytes(b"x")
         Run.open(tmp_path, {"lr": 9}, model="gans", fresh=True).start()
@@ -226,6 +237,11 @@ class TestCommandLine:
         code = "from comparison import cli\ndef main(): raise cli.UserError('the thing is wrong')\ncli.run(main)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (2, "-c: error: the thing is wrong\n")
+
+    def test_unusable_file_leaves_with_status_two_and_one_sentence(self):
+        code = "from comparison import cli\ndef main(): open('/no/such/file')\ncli.run(main)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, "-c: error: /no/such/file: No such file or directory\n")
 
     def test_shared_modules_that_judge_flags_do_not_import_torch(self):
         modules = "comparison.cli, comparison.sources, comparison.runs, comparison.budget"
