@@ -27,7 +27,7 @@ from comparison.cli import (
 )
 from comparison.runs import Run
 from comparison.sources import check_source
-from ddgan.files import RunFiles, delete_weights
+from ddgan.files import RunFiles
 from ddgan.options import (
     MODEL,
     ONE_PROCESS,
@@ -100,8 +100,6 @@ def main(args: argparse.Namespace) -> int:
     content = record.folder / "content.pth"
     resumes = record.resumed and content.is_file()
     step, elapsed = load_content(content, trainer, images.fingerprint) if resumes else (0, 0.0)
-    if args.fresh:
-        delete_weights(record.folder)
     record.start(step)
     announce(record, trainer, images, stream.steps_per_epoch, step)
     files = RunFiles(record, trainer, args, stream.steps_per_epoch, images.fingerprint, Clock(elapsed))

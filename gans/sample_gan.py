@@ -25,9 +25,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=cli.non_negative_int, default=0, help="of the noise")
     ema_help = "true for the moving average, false for the raw generator; the average where there is one unless given"
     add("--use_ema", type=cli.str2bool, help=ema_help)
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--out", type=Path, help="the .npz to write, samples.npz beside the checkpoint unless given")
-    target.add_argument("--out_dir", type=Path, help="folder for one PNG per image, with samples.npz inside it")
+    add("--out", type=Path, help="the .npz to write, samples.npz beside the checkpoint unless given")
+    add("--out_dir", type=Path, help="folder for one PNG per image as well")
     cli.add_device_options(parser)
     args = parser.parse_args(argv)
     if args.out and args.out.suffix != ".npz":
@@ -38,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Find the checkpoint, draw, and write the images."""
     checkpoint = find_checkpoint(args.checkpoint)
-    out = args.out_dir / "samples.npz" if args.out_dir else args.out or checkpoint.parent / "samples.npz"
+    out = args.out or checkpoint.parent / "samples.npz"
     if args.out_dir:
         refuse_other_pngs(args.out_dir, args.num_samples)
     options = {name: getattr(args, name) for name in ("num_samples", "batch_size", "seed", "use_ema")}
@@ -54,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
     if args.out_dir:
         from gan.sampling import write_pngs
 
+        args.out_dir.mkdir(parents=True, exist_ok=True)
         write_pngs(out, args.out_dir)
 
 

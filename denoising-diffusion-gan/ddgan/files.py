@@ -32,14 +32,6 @@ def prune_generators(folder: Path, save_ckpt_every: int, keep: int) -> None:
         (folder / f"netG_{epoch}.pth").unlink(missing_ok=True)
 
 
-def delete_weights(folder: Path) -> None:
-    """Delete what `Run.start` leaves of an earlier run: its state must not be resumed, nor its networks sampled."""
-    if (folder / "config.json").is_file():
-        (folder / "content.pth").unlink(missing_ok=True)
-        for epoch in saved_epochs(folder):
-            (folder / f"netG_{epoch}.pth").unlink()
-
-
 class RunFiles:
     """Progress, checkpoints and sample grids of one run.
 

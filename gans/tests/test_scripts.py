@@ -272,10 +272,11 @@ def test_average_that_was_not_kept_is_refused(finished, tmp_path):
 
 
 def test_one_png_per_image(finished, tmp_path):
-    call("sample_gan.py", "--checkpoint", finished, "--out_dir", tmp_path / "png", "--num_samples", 5, "--threads", 1)
-    assert sorted(path.name for path in (tmp_path / "png").glob("0*.png")) == [f"{n:06d}.png" for n in range(5)]
+    outputs = ["--out", tmp_path / "samples.npz", "--out_dir", tmp_path / "png"]
+    call("sample_gan.py", "--checkpoint", finished, *outputs, "--num_samples", 5, "--threads", 1)
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == [f"{n:06d}.png" for n in range(5)]
     with Image.open(tmp_path / "png" / "000004.png") as image:
-        assert np.array_equal(np.asarray(image), np.load(tmp_path / "png" / "samples.npz")["arr_0"][4])
+        assert np.array_equal(np.asarray(image), np.load(tmp_path / "samples.npz")["arr_0"][4])
 
 
 def test_training_then_sampling_in_one_command(images, tmp_path, no_torch):
