@@ -11,6 +11,7 @@ from comparison.evaluation import Evaluator, Reference
 def scored(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("data")))
+    patch.setitem(shapes.COUNTS, "train", 4000)
     reference = Reference.load("shapes:100", 32, 1000, 0)
     evaluator = Evaluator(reference)
     made = anchors.make_anchors(
