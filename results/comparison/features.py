@@ -6,7 +6,6 @@ and coarse layout; it knows no objects. Distances in it are relative: they compa
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from comparison.cli import data_root
-from comparison.images import from_uint8
+from comparison.images import from_uint8, write_cache
 from comparison.progress import bar
 
 NAME = "random embedding"
@@ -100,19 +99,8 @@ def embed_cached(
         if found.shape == (len(images), DIMENSIONS):
             return torch.from_numpy(found)
     features = embed(images, device=device, desc=desc)
-    _write_cache(path, features.numpy())
+    write_cache(path, features.numpy())
     return features
-
-
-def _write_cache(path: Path, features: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, features)
-        os.replace(temporary, path)
-    except OSError:  # a full or read-only disk costs time at the next call, nothing else
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

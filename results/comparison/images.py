@@ -198,7 +198,7 @@ def _read_folder(folder: Path, image_size: int, limit: int | None) -> tuple[Tens
         for _ in pool.map(read, range(len(paths))):
             progress.update()
     if len(paths) >= CACHE_FROM:
-        _write_cache(cache, images)
+        write_cache(cache, images)
     return torch.from_numpy(images), labels, class_names
 
 
@@ -228,14 +228,15 @@ def _cache_file(folder: Path, paths: Sequence[Path], image_size: int) -> Path:
     return data_root() / "cache" / f"{digest.hexdigest()[:24]}.npy"
 
 
-def _write_cache(cache: Path, images: np.ndarray) -> None:
+def write_cache(cache: Path, array: np.ndarray) -> None:
+    """Keep an array as .npy for the next call, atomically; on a full or read-only disk there is just no cache."""
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.save(file, images)
+            np.save(file, array)
         os.replace(temporary, cache)
-    except OSError:  # a full or read-only disk costs time at the next start, nothing else
+    except OSError:
         temporary.unlink(missing_ok=True)
 
 
