@@ -4,11 +4,13 @@ import re
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Commands that set up the machine, or that this suite is: named here so that a new one cannot slip through.
 NOT_RUN = (
@@ -131,3 +133,26 @@ def test_readme_names_only_commands_that_are_known():
         known = any(prefix in command for prefix in OVERRIDES) or STATE.match(command)
         known = known or command.startswith(("python improved-diffusion/scripts/npztodir.py", "python denoising"))
         assert known, command
+
+
+def test_second_call_of_the_main_job_reuses_what_is_finished(prepared, shell):
+    line = f"bash results/compare.sh {OVERRIDES['bash results/compare.sh']}"
+    assert shell(line).returncode == 0
+    weights = sorted(
+        path for pattern in ("*.pt", "*.pth") for path in prepared.glob(f"results/runs/*/readme/{pattern}")
+    )
+    assert len(weights) >= 3
+    before_call = [path.stat().st_mtime_ns for path in weights]
+    report = (prepared / "results" / "reports" / "readme" / "REPORT.md").read_bytes()
+    again = shell(line)
+    assert again.returncode == 0
+    assert again.stdout.count("finished") == 3
+    assert [path.stat().st_mtime_ns for path in weights] == before_call
+    assert (prepared / "results" / "reports" / "readme" / "REPORT.md").read_bytes() == report
+    assert "REPORT.md" in again.stdout.splitlines()[-1]
+
+
+def test_main_job_of_make_compare_is_the_documented_line(shell):
+    printed = shell("make -n compare").stdout
+    assert "bash results/compare.sh --data shapes --preset quick --name quick" in printed
+    assert "bash results/compare.sh --data shapes --preset quick --name quick" in COMMANDS

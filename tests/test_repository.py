@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ SCRIPTS = {
     "gans/cifar_gan.py": "$GAN_FLAGS --max_seconds 9",
     "improved-diffusion/scripts/image_train.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --max_seconds 9",
     "improved-diffusion/scripts/image_sample.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS --model_path x.pt",
-    "denoising-diffusion-gan/train_ddgan.py": "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --dataset shapes --exp e --max_seconds 9",
+    "denoising-diffusion-gan/train_ddgan.py": "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --dataset shapes --exp e --max_images 9",
     "denoising-diffusion-gan/test_ddgan.py": "$DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --dataset shapes --exp e",
 }
 ALL_SCRIPTS = [
@@ -165,3 +166,14 @@ def test_make_targets_run_the_documented_scripts(shell):
     assert "--fresh" in shell("make -n compare FRESH=1").stdout
     assert "pytest" in shell("make -n test").stdout
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_readme_shows_the_tables_of_the_committed_reports():
+    block = re.search(r"<!-- results(.*?)<!-- /results -->", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    reports = "".join(path.read_text() for path in (ROOT / "results" / "reports").glob("*/REPORT.md"))
+    rows = [line for line in block.splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    for row in rows:
+        assert row in reports
+    for picture in re.findall(r"\]\((results/[^)]+)\)", block):
+        assert (ROOT / picture).exists(), picture

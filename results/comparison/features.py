@@ -8,7 +8,6 @@ and coarse layout; it knows no objects. Distances in it are relative: they compa
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
