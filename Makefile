@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 
 $(INSTALLED): requirements.txt results/pyproject.toml improved-diffusion/improved_diffusion/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: error: Python 3.11 or newer is needed; name it with PYTHON=..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: error: $(PYTHON) cannot create $(VENV); on Debian: apt install python3-venv" >&2; exit 2; }
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.txt
 	command -v mpiexec >/dev/null || $(VENV)/bin/pip install --disable-pip-version-check mpich
 	touch $@

@@ -63,13 +63,19 @@ whole --seed "$seed"
 [ "$num_samples" -ge 64 ] || die "--num_samples $num_samples: at least 64 are needed for a score"
 limit=()
 case "$budget" in
-  seconds=*) whole "--budget seconds=" "${budget#seconds=}" && limit=(--max_seconds "${budget#seconds=}") ;;
-  images=*) whole "--budget images=" "${budget#images=}" && limit=(--max_images "${budget#images=}") ;;
+  seconds=*) whole --budget "${budget#seconds=}" && limit=(--max_seconds "${budget#seconds=}") ;;
+  images=*) whole --budget "${budget#images=}" && limit=(--max_images "${budget#images=}") ;;
   recipe) [ "$preset" = paper ] || die "--budget recipe: only the paper preset says how long each model trains" ;;
   *) die "--budget $budget: must be seconds=N, images=N or recipe" ;;
 esac
 [ "${#limit[@]}" = 0 ] || [ "${limit[1]}" -gt 0 ] || die "--budget $budget: must be above 0"
+case "$image_size" in
+  16 | 32 | 64 | 128 | 256) ;;
+  *) die "--image_size $image_size: must be 16, 32, 64, 128 or 256" ;;
+esac
 IFS=, read -r -a chosen <<<"$models"
+[ "${#chosen[@]}" -gt 0 ] || die "--models: name at least one model"
+[ -z "$(printf '%s\n' "${chosen[@]}" | sort | uniq -d)" ] || die "--models $models: name each model once"
 for model in "${chosen[@]}"; do
   case "$model" in
     gans | improved-diffusion | denoising-diffusion-gan) ;;
@@ -81,12 +87,14 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
-name=$("$PYTHON" - "$data" "$preset" "$name" <<'CHECK'
+checked=$("$PYTHON" - "$data" "$preset" "$name" <<'CHECK'
+import re
 import sys
+from pathlib import Path
 
 try:
     from comparison.cli import UserError
-    from comparison.sources import check_source, source_name
+    from comparison.sources import check_source, find_images, is_cifar_batches, source_name
 except ImportError:
     sys.exit("compare.sh: error: the package `comparison` is missing: pip install -r requirements.txt")
 data, preset, name = sys.argv[1:]
@@ -94,12 +102,20 @@ try:
     check_source(data, "--data")
 except UserError as error:
     sys.exit(f"compare.sh: error: {error}")
-print(name or f"{source_name(data)}-{preset}")
+print(name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source_name(data)}-{preset}").lstrip("-."))
+folder = Path(data)
+if folder.is_dir() and data != "cifar10" and not is_cifar_batches(folder):
+    count = sum(1 for _ in find_images(folder))
+    if count < 16:
+        sys.exit(f"compare.sh: error: --data {data}: {count} images; at least 16 are needed")
+    if count < 128:  # the largest batch size of the flag sets that are meant for small machines
+        print(2 ** (count.bit_length() - 1))
 CHECK
 ) || exit 2
-[[ "$name" =~ ^[A-Za-z0-9._-]+$ ]] || die "--name $name: letters, digits, '.', '_' and '-' only"
+read -r -d '' name small_batch <<<"$checked" || true
+[[ "$name" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "--name $name: letters, digits, '.', '_' and '-' only"
 
-if [ -e "$data" ]; then # from here on as seen from the repository, or whole
+if [ "$data" != cifar10 ] && [ -e "$data" ]; then # from here on as seen from the repository, or whole
   data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data")
   data=${data#"$root"/}
 fi
@@ -110,6 +126,7 @@ PRESET=$preset
 source ./flags.sh
 common=(--seed "$seed" --device "$device")
 train=("${limit[@]}" "${common[@]}" $fresh)
+[ -z "$small_batch" ] || train+=(--batch_size "$small_batch")
 draw=(--num_samples "$num_samples" --seed "$seed" --device "$device")
 
 say() { printf '\n== %s (%s)\n' "$1" "$(date +%H:%M:%S)"; }
@@ -161,4 +178,4 @@ mkdir -p "$report"
   --num_images "$num_samples" --seed "$seed" --device "$device" --anchors "$report/anchors.json"
 say "report"
 "$PYTHON" -u results/report.py --name "$name" --anchors "$report/anchors.json" --budget "$budget" \
-  --data_note "$data_note" "${runs[@]}"
+  --data_note="$data_note" "${runs[@]}"

@@ -16,9 +16,9 @@ def checkout(tmp_path_factory):
     """A folder with the repository's files, without runs, data or environment."""
     copy = tmp_path_factory.mktemp("clone") / "comparative-diffusion-models"
     git = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
-    listed = subprocess.run(git, capture_output=True, text=True)
-    if listed.returncode:
-        ignored = shutil.ignore_patterns(".venv", "data", "runs", "__pycache__", "*.egg-info", ".*_cache")
+    listed = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
+    if listed is None or listed.returncode:
+        ignored = shutil.ignore_patterns(".git", ".venv", "data", "runs", "__pycache__", "*.egg-info", ".*_cache")
         shutil.copytree(ROOT, copy, ignore=ignored)
         return copy
     for name in filter(None, listed.stdout.split("\0")):

@@ -29,6 +29,8 @@ DDPM_RUN = "results/runs/improved-diffusion/cifar10"
 DDGAN_RUN = "results/runs/denoising-diffusion-gan/ddgan_cifar10_exp1"
 # command prefix -> what is appended; the first prefix that fits counts
 OVERRIDES = {
+    "bash results/compare.sh --data cifar10": "--data shapes --preset quick --budget images=128 --num_samples 64",
+    "bash results/compare.sh --data path/to/images": "--preset quick --budget images=32 --num_samples 64 --models gans",
     "bash results/compare.sh": "--data shapes --preset quick --budget images=128 --num_samples 64 --name readme",
     "python -u gans/cifar_gan.py": f"{TINY_GAN} --max_steps 2 --num_samples 8 --run_dir {GAN_RUN}",
     "python -u gans/sample_gan.py": "--num_samples 4",
@@ -80,7 +82,6 @@ def prepared(checkout):
 def before(command, folder):
     """Give files that the documented length of training would leave the names that the next command uses."""
     renamed = {
-        "checkpoint_019500.pt": (GAN_RUN, "checkpoint_000002.pt"),
         "model005000.pt": (DDPM_RUN, "model000002.pt"),
         "samples_1024x32x32x3.npz": (DDPM_RUN, "samples_4x32x32x3.npz"),
     }
@@ -150,6 +151,11 @@ def test_second_call_of_the_main_job_reuses_what_is_finished(prepared, shell):
     assert [path.stat().st_mtime_ns for path in weights] == before_call
     assert (prepared / "results" / "reports" / "readme" / "REPORT.md").read_bytes() == report
     assert "REPORT.md" in again.stdout.splitlines()[-1]
+    fresh = shell(f"{line} --models gans --fresh")
+    assert fresh.returncode == 0
+    after = {path.name: path.stat().st_mtime_ns for path in prepared.glob("results/runs/gans/readme/*.pt")}
+    assert after
+    assert not set(after.values()) & set(before_call)
 
 
 def test_main_job_of_make_compare_is_the_documented_line(shell):

@@ -46,9 +46,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"{Path(sys.argv[0]).name}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror or error}", file=sys.stderr)
         status = 2
     sys.exit(status or 0)
 

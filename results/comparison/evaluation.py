@@ -47,6 +47,7 @@ class Reference:
         others: the remaining ones, in random order.
         seed: that drew them.
         scale: z-scores features by the reference.
+        total: images of the whole training set, also where `data` is a part of it.
         training: (T, D) float32 z-scored features of the training set, or of MEMORY_POOL of its images.
     """
 
@@ -55,6 +56,7 @@ class Reference:
     chosen: Tensor
     others: Tensor
     seed: int
+    total: int
     scale: extractor.Scale = field(repr=False)
     training: Tensor = field(repr=False)
 
@@ -72,7 +74,8 @@ class Reference:
         data = load_images(source, image_size, split="train")
         if len(data) < 2 * MIN_IMAGES:
             raise UserError(f"--reference {source}: {len(data)} images; at least {2 * MIN_IMAGES} are needed")
-        num_images = min(num_images, len(data) // 2)
+        total = len(data)
+        num_images = min(num_images, total // 2)
         order = torch.from_numpy(np.random.Generator(np.random.PCG64([seed, 0])).permutation(len(data)))
         if len(data) > MEMORY_POOL + 2 * num_images:
             order = order[: MEMORY_POOL + 2 * num_images]
@@ -85,14 +88,14 @@ class Reference:
         )
         chosen, others = order[:num_images], order[num_images:]
         scale = extractor.Scale.of(features[chosen])
-        return cls(source, data, chosen, others, seed, scale, scale(features))
+        return cls(source, data, chosen, others, seed, total, scale, scale(features))
 
     def describe(self) -> dict[str, Any]:
         """Return what must agree between numbers that are compared."""
         return {
             "reference": {
                 "name": self.data.name,
-                "training_images": len(self.data),
+                "training_images": self.total,
                 "training_fingerprint": self.data.fingerprint,
                 "fingerprint": fingerprint(self.data.images[self.chosen]),
             },

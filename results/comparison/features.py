@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from comparison.cli import data_root
-from comparison.images import from_uint8, write_cache
+from comparison.images import from_uint8, read_cache, write_cache
 from comparison.progress import bar
 
 NAME = "random embedding"
@@ -90,13 +90,8 @@ def embed_cached(
     if len(images) < CACHE_FROM:
         return embed(images, device=device, desc=desc)
     path = data_root() / "cache" / f"features-{images_fingerprint}-{fingerprint()}.npy"
-    if path.is_file():
-        try:
-            found = np.load(path)
-        except (OSError, ValueError, EOFError):  # damaged: computed anew
-            found = np.empty(0)
-        if found.shape == (len(images), DIMENSIONS):
-            return torch.from_numpy(found)
+    if (found := read_cache(path, (len(images), DIMENSIONS))) is not None:
+        return torch.from_numpy(found)
     features = embed(images, device=device, desc=desc)
     write_cache(path, features.numpy())
     return features

@@ -80,7 +80,7 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
             Python batches, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1 labels.
         image_size: pixels; other sizes are reduced to it by area, or enlarged, and cropped to the centre.
         split: `train` or `test`, for the sources that know both; a folder is taken whole.
-        limit: keep only so many images, evenly spread over the source.
+        limit: keep only so many images, evenly spread over the source (of `shapes` the first, which are random).
 
     Raises:
         UserError: the source is missing, empty, corrupt or larger than memory allows.
@@ -184,9 +184,10 @@ def _read_folder(folder: Path, image_size: int, limit: int | None) -> tuple[Tens
         )
     labels, class_names = _folder_labels(paths)
     cache = _cache_file(folder, paths, image_size)
-    if cache.is_file():
-        return torch.from_numpy(np.load(cache)), labels, class_names
-    images = np.empty((len(paths), 3, image_size, image_size), np.uint8)
+    shape = (len(paths), 3, image_size, image_size)
+    if (cached := read_cache(cache, shape)) is not None:
+        return torch.from_numpy(cached), labels, class_names
+    images = np.empty(shape, np.uint8)
 
     def read(i: int) -> None:
         images[i] = _read_file(paths[i], image_size).transpose(2, 0, 1)
@@ -228,6 +229,15 @@ def _cache_file(folder: Path, paths: Sequence[Path], image_size: int) -> Path:
     return data_root() / "cache" / f"{digest.hexdigest()[:24]}.npy"
 
 
+def read_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the array that `write_cache` kept, or None where it is missing, damaged or of another shape."""
+    try:
+        found = np.load(cache)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape else None
+
+
 def write_cache(cache: Path, array: np.ndarray) -> None:
     """Keep an array as .npy for the next call, atomically; on a full or read-only disk there is just no cache."""
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
@@ -254,8 +264,10 @@ def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
         raise UserError(f"{path}: holds no arr_0 with images") from None
     except Exception as error:  # zipfile, zlib, struct and NumPy raise each their own on a damaged file
         raise UserError(f"{path}: not readable as an .npz file ({error})") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise UserError(f"{path}: arr_0 is {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
+    if labels is not None and labels.shape != (len(images),):
+        raise UserError(f"{path}: arr_1 holds {tuple(labels.shape)} labels for {len(images)} images")
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 

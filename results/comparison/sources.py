@@ -11,9 +11,10 @@ CIFAR_BATCHES = "cifar-10-batches-py"
 
 
 def find_images(folder: Path) -> Iterator[Path]:
-    """Yield the image files below `folder`, in no fixed order, hidden files left out."""
+    """Yield the image files below `folder`, in no fixed order, hidden files and folders left out."""
     for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
             yield path
 
 

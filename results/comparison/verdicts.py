@@ -117,12 +117,24 @@ def cost(rows: Sequence[Row], budget: str | None) -> str | None:
     if not images or not times:
         return None
     unit, _, amount = (budget or "").partition("=")
+    if unit in ("seconds", "images") and not _kept(rows, unit, float(amount)):
+        unit = "unequal"
     if unit == "seconds":
         return f"Equal training time, {tables.seconds(float(amount))} each; images seen: {_listed(images)}."
     if unit == "images":
         return f"Equal training images, {tables.count(float(amount))} each; training time: {_listed(times)}."
-    first = "Unequal budgets, each model's own recipe; images seen" if unit == "recipe" else "Images seen"
+    first = {
+        "recipe": "Unequal budgets, each model's own recipe; images seen",
+        "unequal": f"Unequal budgets, not the {budget} that was asked for; images seen",
+    }.get(unit, "Images seen")
     return f"{first} in training: {_listed(images)}; training time: {_listed(times)}."
+
+
+def _kept(rows: Sequence[Row], unit: str, amount: float) -> bool:
+    """Tell whether every training ended within 5% (and an update of 10 seconds or 512 images) of the budget."""
+    name, slack = ("training_seconds", 10.0) if unit == "seconds" else ("images_seen", 512.0)
+    used = [row[name] for row in rows if row[name] is not None]
+    return all(amount <= value <= 1.05 * amount + slack for value in used)
 
 
 def memorisation(rows: Sequence[Row], controls: Mapping[str, Any]) -> str | None:
