@@ -36,7 +36,7 @@ OVERRIDES = {
     "python -u gans/sample_gan.py": "--num_samples 4",
     "python improved-diffusion/datasets/cifar10.py": "--source train_images",
     "python improved-diffusion/scripts/image_train.py": f"{TINY_DDPM} --microbatch 2 --diffusion_steps 24 "
-    "--max_steps 2 --save_interval 2 --precision float32",
+    "--max_steps 2 --save_interval 2",
     "python improved-diffusion/scripts/image_sample.py": f"{TINY_DDPM} --diffusion_steps 24 --num_samples 4",
     "python3 -u denoising-diffusion-gan/train_ddgan.py": f"{TINY_DDGAN} --ngf 8 --batch_size 4 --dataset shapes "
     "--max_steps 2 --t_emb_dim 8",
