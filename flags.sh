@@ -4,8 +4,8 @@
 #   source flags.sh                # PRESET=seed, the documented commands
 #   PRESET=paper source flags.sh   # each paper's CIFAR-10 recipe
 #
-# seed: the documented settings. paper: the papers' settings. gpu: the seed's networks, trained and sampled on one
-# modern GPU in about an hour. cpu: reduced widths for two CPU cores, 20 minutes a model. quick: `shapes` in minutes.
+# seed: the documented settings. paper: the papers' settings. gpu: the seed's networks, for one
+# modern GPU, drawn in few steps. cpu: reduced widths for two CPU cores, 20 minutes a model. quick: `shapes` in minutes.
 # No value holds a space, so unquoted use splits into flags in bash; in zsh write ${=MODEL_FLAGS}.
 
 case "${PRESET:-seed}" in

@@ -65,6 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
+    """Draw the images, then score them if asked; return the exit status."""
     path = checkpoint_path(args)
     out = args.out or path.parent / "samples.npz"
     check_targets(args, out)

@@ -85,6 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
+    """Train until the epochs or a bound end it; return the exit status, 130 after Ctrl-C."""
     record, budget = open_run(args)
     if reason := record.finished_reason(budget):
         print(f"{record.folder}: finished ({reason}); --fresh starts over")
