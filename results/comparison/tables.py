@@ -8,11 +8,14 @@ MISSING = "-"
 
 METRICS = {  # key in metrics.json -> heading, better
     "frechet_distance": ("Frechet", "lower"),
+    "frechet_infinite": ("Frechet, N = inf", "lower"),
     "kernel_distance": ("kernel x1000", "lower"),
+    "sliced_wasserstein": ("sliced W2", "lower"),
     "precision": ("precision", "higher"),
     "recall": ("recall", "higher"),
     "density": ("density", "higher"),
     "coverage": ("coverage", "higher"),
+    "class_entropy": ("classes, bits", "higher"),
     "memorised": ("memorised", "lower"),
     "modes_covered": ("modes", "higher"),
     "modes_matched": ("show a mode", "higher"),
