@@ -124,6 +124,24 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_device_options(parser)
 
 
+def add_sampling_extras(parser: argparse.ArgumentParser) -> None:
+    """Add what every sampling script also does: --benchmark, --benchmark_seconds and --interpolation."""
+    group = parser.add_argument_group("benchmark and interpolation")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--benchmark", action="store_true", help="measure speed and memory into timing.json instead of drawing"
+    )
+    either.add_argument(
+        "--interpolation", action="store_true", help="also write interpolation.png: 4 walks between pairs of samples"
+    )
+    group.add_argument(
+        "--benchmark_seconds",
+        type=positive_float,
+        default=2.0,
+        help="least seconds per batch size; a call that would take 15 times as long is left out",
+    )
+
+
 def repo_root() -> Path:
     """Return the folder that holds `results/`."""
     return Path(__file__).resolve().parents[2]

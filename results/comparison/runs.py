@@ -53,6 +53,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
 
 
+def agrees(path: Path, wanted: dict[str, Any]) -> bool:
+    """Tell whether a JSON file is there and says all that is wanted."""
+    if not path.is_file():
+        return False
+    there = read_json(path)
+    return all(there.get(name) == value for name, value in json.loads(json.dumps(wanted, default=str)).items())
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
@@ -140,6 +148,10 @@ class Run:
         """Make the folder ready for training from `step`: old files of a fresh start go, later rows are trimmed."""
         for path in self._stale:
             path.unlink(missing_ok=True)
+        for name in _SET_FOLDERS if self._stale else ():
+            for path in (*self.folder.glob(f"{name}/*"), self.folder / name):
+                with contextlib.suppress(OSError):  # a file, or a folder that holds something of the user's
+                    path.rmdir()
         self._stale = []
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(".*"):  # temporary names that a killed process left
@@ -201,19 +213,13 @@ class Run:
         write_json(self.folder / "config.json", self.config)
 
 
-# What a run writes, and --fresh deletes.
+# What a run writes, and --fresh deletes; in these folders lie sample sets of other settings and earlier checkpoints.
+_SET_FOLDERS = ("settings", "history")
+_SAMPLE_FILES = ("samples*", "sampling.json", "metrics.json", "timing.json", "interpolation.png", "neighbours.png")
 _OWN_FILES = (
-    "*.pt",
-    "*.pth",
-    "config.json",
-    "progress.*",
-    "log.txt",
-    "loss.png",
-    "grid*.png",
-    "samples*",
-    "sampling.json",
-    "metrics.json",
-    "timing.json",
+    *("*.pt", "*.pth", "config.json", "progress.*", "log.txt", "loss.png", "grid*.png"),
+    *_SAMPLE_FILES,
+    *(f"{folder}/*/{name}" for folder in _SET_FOLDERS for name in _SAMPLE_FILES),
 )
 
 
@@ -245,6 +251,32 @@ def read_progress(path: Path) -> list[dict[str, float]]:
                 if {"step", "images_seen", "wall_seconds"} <= set(values):
                     rows.append(values)
     return rows
+
+
+def trained_facts(
+    folder: Path, step: int | None, images_seen: int | None = None, wall_seconds: float | None = None
+) -> dict[str, Any]:
+    """Say how long a checkpoint was trained, for sampling.json.
+
+    Args:
+        folder: of the run; its config.json and progress.csv tell what the checkpoint does not.
+        step: updates, None where unknown.
+        images_seen, wall_seconds: where the checkpoint holds them.
+
+    Returns:
+        step, images_seen and wall_seconds, None where unknown.
+    """
+    config, progress = folder / "config.json", folder / "progress.csv"
+    finished = read_json(config).get("finished") or {} if config.is_file() else {}
+    known = [{**finished, "step": finished.get("steps")}, *(read_progress(progress) if progress.is_file() else [])]
+    at_step = next((row for row in known if step is not None and row["step"] == step), {})
+    images_seen = at_step.get("images_seen") if images_seen is None else images_seen
+    wall_seconds = at_step.get("wall_seconds") if wall_seconds is None else wall_seconds
+    return {
+        "step": step,
+        "images_seen": None if images_seen is None else int(images_seen),
+        "wall_seconds": None if wall_seconds is None else round(wall_seconds, 3),
+    }
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

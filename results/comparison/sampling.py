@@ -15,7 +15,7 @@ from comparison.cli import UserError
 from comparison.device import describe_device, peak_memory_bytes, reset_peak_memory, synchronize
 from comparison.images import save_grid, save_npz, to_uint8
 from comparison.progress import bar
-from comparison.runs import read_json, write_json
+from comparison.runs import agrees, read_json, write_json
 
 PROTOCOL = (
     "wall time of drawing, eval and inference mode, after one warm-up batch, device synchronised, batch size as "
@@ -49,6 +49,7 @@ def draw_samples(
     image_size: int,
     device: torch.device,
     facts: dict[str, Any],
+    trained: dict[str, Any] | None = None,
     labels: np.ndarray | None = None,
     warm_up: bool = True,
 ) -> Path:
@@ -63,6 +64,7 @@ def draw_samples(
         image_size: S, pixels.
         device: that the drawing keeps busy.
         facts: what sampling.json also says and a continued call must match: sampler, seed, checkpoint, dtype.
+        trained: what `runs.trained_facts` says of the checkpoint, for sampling.json.
         labels: (num_samples,) int64 for arr_1.
         warm_up: draw one batch untimed first.
 
@@ -73,7 +75,8 @@ def draw_samples(
         UserError: the network gives values that are not finite.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    if _is_drawn(out, {"file": out.name, "images": num_samples, **facts, "batch_size": batch_size}):
+    drawn = {"file": out.name, "images": num_samples, **facts, "batch_size": batch_size}
+    if out.is_file() and agrees(out.parent / "sampling.json", drawn):
         print(f"{out}: drawn already", flush=True)
         return out
     part = _Part(out, num_samples, image_size, {**facts, "batch_size": batch_size})
@@ -106,11 +109,9 @@ def draw_samples(
     write_json(
         out.parent / "sampling.json",
         {
-            "file": out.name,
-            "images": num_samples,
-            **facts,
+            **drawn,
+            "trained": trained,
             "nfe": round(evaluations / num_samples, 3),
-            "batch_size": batch_size,
             "seconds": round(seconds, 3),
             "seconds_per_image": seconds / num_samples,
             "device": describe_device(device),
@@ -121,14 +122,6 @@ def draw_samples(
     )
     part.remove()
     return out
-
-
-def _is_drawn(out: Path, wanted: dict[str, Any]) -> bool:
-    record = out.parent / "sampling.json"
-    if not (out.is_file() and record.is_file()):
-        return False
-    there = read_json(record)
-    return all(there.get(name) == value for name, value in json.loads(json.dumps(wanted, default=str)).items())
 
 
 class _Part:
