@@ -5,17 +5,20 @@
 The network is rebuilt from the checkpoint; flags that describe it may be repeated and must then agree. Published
 NVlabs weights (netG_1200.pth) load too, with the flags they were trained with. Writes samples.npz (arr_0 uint8
 (N, H, W, 3)), samples.png (the first 64) and sampling.json (seconds without disk writes, evaluations per image) into
-the run folder, and with --compute_fid adds the Frechet Inception distance to sampling.json.
+the run folder or beside --out; --interpolation adds interpolation.png, --compute_fid the Frechet Inception distance to
+sampling.json. With --benchmark it writes timing.json there instead.
 """
 
 import argparse
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import (
     UserError,
     add_device_options,
+    add_sampling_extras,
     make_parser,
     non_negative_int,
     positive_int,
@@ -60,12 +63,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "default the training data",
     )
     add_architecture_options(parser, suppress=True)
+    add_sampling_extras(parser)
     add_device_options(parser)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Draw the images, then score them if asked; return the exit status."""
+    """Draw the images, then score them if asked, or measure; return the exit status."""
     path = checkpoint_path(args)
     out = args.out or path.parent / "samples.npz"
     check_targets(args, out)
@@ -80,8 +84,28 @@ def main(args: argparse.Namespace) -> int:
         check_reference(str(real))
     device = pick_device(args.device)
     set_threads(args.threads)
+    draw, draw_walk, evaluate = make_sampler(generator, config, args.seed, device, args.precision)
+    facts = describe(path, config, args.seed, device, args.precision)
+    common = {"image_size": config["image_size"], "device": device, "facts": facts}
+    if args.benchmark:
+        from comparison.timing import write_benchmark
+
+        timing = out.parent / "timing.json"
+        write_benchmark(timing, draw, [generator], evaluate, **common, min_seconds=args.benchmark_seconds)
+        return 0
+
+    from comparison.runs import trained_facts
+    from comparison.sampling import draw_samples
+
     count = args.num_samples or (WITH_FID if args.compute_fid else WITHOUT_FID)
-    draw(args, count, generator, config, device, out, path)
+    trained = trained_facts(path.parent, config.get("step"), config.get("images_seen"))
+    size = min(args.batch_size, count)
+    draw_samples(draw, [generator], num_samples=count, batch_size=size, out=out, trained=trained, **common)
+    announce(out)
+    if args.interpolation:
+        from comparison.interpolation import draw_interpolation
+
+        draw_interpolation(out.parent, draw_walk, latent="x_T", sampler=facts["sampler"])
     if args.png_dir:
         write_pngs(out, args.png_dir)
     if args.compute_fid:
@@ -110,72 +134,78 @@ def check_targets(args: argparse.Namespace, out: Path) -> None:
     """Judge the paths that are written to, and the reference of the score."""
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: must end in .npz")
+    if args.benchmark and (args.png_dir or args.compute_fid):
+        flag = "--png_dir" if args.png_dir else "--compute_fid"
+        raise UserError(f"{flag}: --benchmark draws no images for it; leave one of them out")
     if args.png_dir and any(args.png_dir.glob("*.png")):
         raise UserError(f"--png_dir {args.png_dir}: holds PNGs already, which would be mixed with the new ones")
     if args.real_img_dir:
         check_reference(args.real_img_dir)
 
 
-def draw(
-    args: argparse.Namespace,
-    count: int,
-    generator: "Generator",
-    config: dict[str, Any],
-    device: "torch.device",
-    out: Path,
-    path: Path,
-) -> None:
-    """Draw `count` images to `out`."""
+def make_sampler(
+    generator: "Generator", config: dict[str, Any], seed: int, device: "torch.device", precision: str
+) -> tuple[Callable[[range], "torch.Tensor"], Callable[[int], "torch.Tensor"], Callable[[int], "torch.Tensor"]]:
+    """Move the generator to the device and return what draws with it.
+
+    Returns:
+        Three functions to (N, C, H, W) float32 in [-1, 1]: from image numbers to samples; from the number of a walk to
+        its images, for interpolation.png: x_T changes, latents and posterior noise are the first sample's; and from
+        a batch size to the output of one evaluation.
+    """
     import torch
-    from comparison.device import autocast_dtype, precision_name
-    from comparison.runs import read_json
-    from comparison.sampling import draw_samples
+    from comparison.device import autocast_dtype
+    from comparison.interpolation import WalkNoise
+    from comparison.rng import SampleNoise
     from ddgan.process import DenoisingProcess
-    from ddgan.sampling import sample
+    from ddgan.sampling import sample_from
 
     generator.to(device).to(memory_format=torch.channels_last)
-    steps = config["num_timesteps"]
+    steps, nz = config["num_timesteps"], config["nz"]
     process = DenoisingProcess(steps, config["beta_min"], config["beta_max"], config["use_geometric"]).to(device)
-    dtype = autocast_dtype(args.precision, device)
-    facts = {
+    dtype = autocast_dtype(precision, device)
+    shape = (config["num_channels"], config["image_size"], config["image_size"])
+
+    def draw(indices: range) -> torch.Tensor:
+        return sample_from(SampleNoise(seed, indices, device), generator, process, nz, shape, dtype)
+
+    def draw_walk(walk: int) -> torch.Tensor:
+        return sample_from(WalkNoise(seed, walk, device, "x_T"), generator, process, nz, shape, dtype)
+
+    def evaluate(batch_size: int) -> torch.Tensor:
+        noise = SampleNoise(seed, range(batch_size), device)
+        t = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return generator(noise.normal(shape, "x_T"), t, noise.normal((nz,), "z 0"))
+
+    return draw, draw_walk, evaluate
+
+
+def describe(path: Path, config: dict[str, Any], seed: int, device: "torch.device", precision: str) -> dict[str, Any]:
+    """Return what sampling.json and timing.json say of the sampler."""
+    from comparison.device import autocast_dtype, precision_name
+
+    return {
         "model": MODEL,
-        "sampler": f"posterior, {steps} steps",
+        "sampler": f"posterior, {config['num_timesteps']} steps",
         "checkpoint": path.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
         "network": "ema" if config.get("use_ema") else "raw",
         "images_seen": config.get("images_seen"),
-        "seed": args.seed,
-        "precision": precision_name(dtype),
+        "seed": seed,
+        "precision": precision_name(autocast_dtype(precision, device)),
     }
-    shape = (config["num_channels"], config["image_size"], config["image_size"])
 
-    def draw_batch(indices: range) -> torch.Tensor:
-        return sample(
-            generator,
-            process,
-            indices,
-            seed=args.seed,
-            nz=config["nz"],
-            shape=shape,
-            device=device,
-            autocast_dtype=dtype,
-        )
 
-    size = min(args.batch_size, count)
-    draw_samples(
-        draw_batch,
-        [generator],
-        num_samples=count,
-        batch_size=size,
-        out=out,
-        image_size=config["image_size"],
-        device=device,
-        facts=facts,
-    )
-    timing = read_json(out.parent / "sampling.json")
+def announce(out: Path) -> None:
+    """Print what was drawn and how long it took."""
+    from comparison.runs import read_json
+
+    facts = read_json(out.parent / "sampling.json")
     print(
-        f"{out}: {count} images, {timing['nfe']:g} evaluations each; sampling time {timing['seconds']:.2f} s "
-        f"({timing['seconds_per_image']:.5f} s per image, batch {size}, {timing['device']}, {timing['precision']})"
+        f"{out}: {facts['images']} images, {facts['nfe']:g} evaluations each; sampling time {facts['seconds']:.2f} s "
+        f"({facts['seconds_per_image']:.5f} s per image, batch {facts['batch_size']}, {facts['device']}, "
+        f"{facts['precision']})"
     )
 
 

@@ -3,8 +3,9 @@
     python gans/sample_gan.py --checkpoint results/runs/gans/cifar10-64 --num_samples 50000
 
 Writes samples.npz (arr_0 uint8 (N, H, W, 3)), samples.png (the first 64) and sampling.json (time per image and how it
-was measured) beside the checkpoint or to --out; with --out_dir also one PNG per image. The network is rebuilt from the
-options inside the checkpoint. Image i of a seed is the same whatever the batch size.
+was measured) beside the checkpoint or to --out; with --out_dir also one PNG per image, with --interpolation also
+interpolation.png. With --benchmark it writes timing.json there instead. The network is rebuilt from the options inside
+the checkpoint. Image i of a seed is the same whatever the batch size.
 """
 
 import argparse
@@ -27,28 +28,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--use_ema", type=cli.str2bool, help=ema_help)
     add("--out", type=Path, help="the .npz to write, samples.npz beside the checkpoint unless given")
     add("--out_dir", type=Path, help="folder for one PNG per image as well")
+    cli.add_sampling_extras(parser)
     cli.add_device_options(parser)
     args = parser.parse_args(argv)
     if args.out and args.out.suffix != ".npz":
         parser.error(f"argument --out: {args.out} does not end in .npz")
+    if args.benchmark and args.out_dir:
+        parser.error("argument --out_dir: --benchmark draws no images to write there")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
-    """Find the checkpoint, draw, and write the images."""
+    """Find the checkpoint, then draw and write the images, or measure."""
     checkpoint = find_checkpoint(args.checkpoint)
     out = args.out or checkpoint.parent / "samples.npz"
+    network = {name: getattr(args, name) for name in ("seed", "use_ema")}
+    device = {name: getattr(args, name) for name in ("device", "precision", "threads")}
+    if args.benchmark:
+        from gan.sampling import benchmark_checkpoint
+
+        timing = out.parent / "timing.json"
+        benchmark_checkpoint(checkpoint, timing, min_seconds=args.benchmark_seconds, **network, **device)
+        return
     if args.out_dir:
         refuse_other_pngs(args.out_dir, args.num_samples)
-    options = {name: getattr(args, name) for name in ("num_samples", "batch_size", "seed", "use_ema")}
-    if is_drawn(out, checkpoint, **options):
+    samples = {name: getattr(args, name) for name in ("num_samples", "batch_size", "interpolation")}
+    if is_drawn(out, checkpoint, **samples, **network):
         print(f"{out} holds these {args.num_samples} images already")
     else:
         from gan.sampling import sample_checkpoint
 
-        sample_checkpoint(
-            checkpoint, out, **options, device=args.device, precision=args.precision, threads=args.threads
-        )
+        sample_checkpoint(checkpoint, out, **samples, **network, **device)
         print(f"{args.num_samples} images in {out}")
     if args.out_dir:
         from gan.sampling import write_pngs

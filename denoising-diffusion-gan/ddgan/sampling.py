@@ -37,11 +37,22 @@ def sample(
     Returns:
         (N, C, H, W) float32, in [-1, 1] for a tanh generator.
     """
-    noise = SampleNoise(seed, indices, device)
+    return sample_from(SampleNoise(seed, indices, device), generator, process, nz, shape, autocast_dtype)
+
+
+def sample_from(
+    noise: SampleNoise,
+    generator: Predict,
+    process: DenoisingProcess,
+    nz: int,
+    shape: tuple[int, int, int],
+    autocast_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Draw the images of some noise: its draws `x_T`, `z <t>` and `posterior <t>`; arguments as in `sample`."""
     x = noise.normal(shape, "x_T").contiguous(memory_format=torch.channels_last)
     for index in reversed(range(process.num_timesteps)):
-        t = torch.full((len(indices),), index, dtype=torch.int64, device=device)
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+        t = torch.full((len(x),), index, dtype=torch.int64, device=x.device)
+        with torch.autocast(x.device.type, autocast_dtype, enabled=autocast_dtype is not None):
             x_0 = generator(x, t, noise.normal((nz,), f"z {index}"))
         # The last step returns x_0 itself, so it needs no noise.
         x = process.sample_posterior(x_0, x, t, noise.normal(shape, f"posterior {index}")) if index else x_0

@@ -11,8 +11,11 @@ import test_ddgan as sampling
 import torch
 import train_ddgan
 from comparison.cli import UserError
+from comparison.interpolation import WalkNoise
 from comparison.runs import save_checkpoint
 from ddgan import fid
+from ddgan.process import DenoisingProcess
+from ddgan.sampling import sample, sample_from
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, archive, config_of, make_images, weights_by_recipe
 from PIL import Image
 
@@ -162,6 +165,52 @@ def test_loss_graph_draws_both_losses(run_folder, tmp_path):
     assert Image.open(tmp_path / "out" / "loss.png").size[0] > 300
     with pytest.raises(UserError, match="no progress"):
         loss_graph.main(loss_graph.parse_args([f"{tmp_path}/"]))
+
+
+def test_benchmark_writes_timing_instead_of_samples(run_folder, tmp_path):
+    flags = ["--exp", f"{run_folder}/", *CPU, "--benchmark", "--benchmark_seconds", "1e-4"]
+    assert sampling.main(sampling.parse_args([*flags, "--out", str(tmp_path / "a" / "samples.npz")])) == 0
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["timing.json"]
+    timing = json.loads((tmp_path / "a" / "timing.json").read_text())
+    assert timing.keys() >= {
+        *("schema", "protocol", "model", "sampler", "checkpoint", "network", "precision", "device", "threads"),
+        *("versions", "parameters", "nfe", "gflop_per_evaluation", "gflop_per_image", "batches", "best", "largest"),
+        "skipped",
+    }
+    assert (timing["sampler"], timing["network"], timing["nfe"]) == ("posterior, 2 steps", "ema", 2)
+    assert timing["gflop_per_image"] == pytest.approx(2 * timing["gflop_per_evaluation"], rel=1e-4)
+    for flag in (["--compute_fid"], ["--png_dir", str(tmp_path / "png")]):
+        with pytest.raises(UserError, match=f"{flag[0]}: --benchmark draws no images"):
+            sampling.main(sampling.parse_args([*flags, *flag]))
+
+
+def test_settings_folder_gets_samples_walks_and_the_training_behind_them(run_folder, capsys):
+    out = run_folder / "settings" / "seed5" / "samples.npz"
+    for _ in range(2):
+        images = draw(run_folder, "--num_samples", "8", "--seed", "5", "--interpolation", "--out", str(out)).astype(int)
+    assert capsys.readouterr().out.count("drawn already") == 2
+    names = {"samples.npz", "samples.png", "sampling.json", "interpolation.png"}
+    assert {path.name for path in out.parent.iterdir()} == names
+    facts = json.loads((out.parent / "sampling.json").read_text())
+    finished = json.loads((run_folder / "config.json").read_text())["finished"]
+    assert facts["trained"] == {
+        "step": finished["steps"], "images_seen": finished["images_seen"], "wall_seconds": finished["wall_seconds"]
+    }  # fmt: skip
+    assert Image.open(out.parent / "interpolation.png").size == (2 + 8 * 18, 2 + 4 * 18)
+    assert len(images) == 8
+
+
+def test_walks_hold_latents_and_posterior_noise_and_begin_at_samples():
+    def predict(x, t, z):
+        return torch.tanh(x + z.mean(dim=1)[:, None, None, None])
+
+    process, shape = DenoisingProcess(3), (3, 4, 4)
+    samples = sample(predict, process, range(4), seed=1, nz=5, shape=shape, device=torch.device("cpu"))
+    walk = sample_from(WalkNoise(1, 1, "cpu", "x_T"), predict, process, 5, shape)
+    assert torch.allclose(walk[0], samples[2], atol=1e-5)
+    assert not torch.allclose(walk[-1], samples[3], atol=1e-2)  # its x_T, but not its other noise
+    steps = (walk[1:] - walk[:-1]).abs().mean()
+    assert steps < (walk[-1] - walk[0]).abs().mean() / 2
 
 
 def test_documented_command_parses():

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from comparison.runs import read_json
+from comparison.runs import agrees, read_json
 
 MODEL = "gans"  # the tag of this model's runs and checkpoints
 CHECKPOINTS = "checkpoint_*.pt"
@@ -20,7 +20,14 @@ def checkpoint_hash(path: Path) -> str:
 
 
 def is_drawn(
-    out: Path, checkpoint: Path, *, num_samples: int, batch_size: int, seed: int, use_ema: bool | None = None
+    out: Path,
+    checkpoint: Path,
+    *,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    use_ema: bool | None = None,
+    interpolation: bool = False,
 ) -> bool:
     """Say whether `out` holds the samples that this checkpoint gives with these options.
 
@@ -31,9 +38,9 @@ def is_drawn(
         batch_size: images at a time, because sampling.json says how long such a batch took.
         seed: of the noise.
         use_ema: whether of the moving average; None for whichever the checkpoint gives.
+        interpolation: whether interpolation.png must be there too.
     """
-    facts_path = out.parent / "sampling.json"
-    if not out.is_file() or not facts_path.is_file():
+    if not out.is_file():
         return False
     wanted = {
         **{"file": out.name, "checkpoint": checkpoint.name, "checkpoint_sha256": checkpoint_hash(checkpoint)},
@@ -41,5 +48,7 @@ def is_drawn(
     }
     if use_ema is not None:
         wanted["network"] = "ema" if use_ema else "raw"
-    facts = read_json(facts_path)
-    return all(facts.get(name) == value for name, value in wanted.items())
+    facts = out.parent / "sampling.json"
+    if not agrees(facts, wanted):
+        return False
+    return not interpolation or ("interpolation" in read_json(facts) and (out.parent / "interpolation.png").is_file())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError
-from comparison.runs import load_checkpoint, load_torch, save_checkpoint
+from comparison.runs import load_checkpoint, load_torch, save_checkpoint, trained_facts
 from improved_diffusion.script_util import check_flags
 
 if TYPE_CHECKING:
@@ -96,6 +96,19 @@ def load_state(path: Path) -> dict[str, Any]:
         of = f"a checkpoint of {found}" if isinstance(found, str) else "not a network"
         raise UserError(f"{path}: {of}, not of {MODEL}")
     return state
+
+
+def training_of(path: Path) -> dict[str, Any]:
+    """Say how long a network's file was trained, by its name and the files of its run; None where unknown."""
+    match = re.fullmatch(r"(?:model|ema_[\d.]+_)(\d+)\.pt", path.name)
+    if not match:
+        return trained_facts(path.parent, None)
+    facts = trained_facts(path.parent, int(match[1]))
+    optimizer_file = path.with_name(f"opt{match[1]}.pt")
+    if None in facts.values() and optimizer_file.is_file():  # large, so only where config.json does not tell
+        payload = load_torch(optimizer_file)
+        facts = trained_facts(path.parent, int(match[1]), payload.get("images_seen"), payload.get("wall_seconds"))
+    return facts
 
 
 def saved_steps(folder: Path) -> list[int]:
