@@ -116,7 +116,7 @@ def pictures(count: int, size: int, seed: int = 0) -> "Tensor":
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 5, 5, generator=generator)
     images = 50 * F.interpolate(coarse, size=(size, size), mode="bilinear")
-    images += 2.5 * torch.randn(images.shape, generator=generator)
+    images += 4.5 * torch.randn(images.shape, generator=generator)
     return images.add(128).clamp(0, 255).to(torch.uint8)
 
 
