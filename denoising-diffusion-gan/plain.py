@@ -82,6 +82,8 @@ class PlainAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         h, (n, channels, height, width) = self.norm(x), x.shape
+        assert self.qkv.bias is not None
+        assert self.out.bias is not None
         parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         q, k, v = (_project(h, weight, bias) for weight, bias in parts)
         weights = torch.einsum("nchw,ncij->nhwij", q, k) * channels**-0.5
@@ -126,7 +128,8 @@ class Draws(NamedTuple):
 def draw(x_0: Tensor, num_timesteps: int, nz: int) -> Draws:
     """Draw them afresh."""
     t = torch.randint(0, num_timesteps, (len(x_0),), device=x_0.device)
-    return Draws(t, *(torch.randn_like(x_0) for _ in range(3)), torch.randn(len(x_0), nz, device=x_0.device))
+    x_t, x_t_plus_1, posterior = (torch.randn_like(x_0) for _ in range(3))
+    return Draws(t, x_t, x_t_plus_1, posterior, torch.randn(len(x_0), nz, device=x_0.device))
 
 
 class PlainTrainer:

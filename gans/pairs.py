@@ -3,6 +3,7 @@
 Goals are the ratios that the known levers gave on two cores of a CPU that multiplies bfloat16 in hardware.
 """
 
+import importlib
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,11 @@ def pairs(small: bool) -> list[Pair]:
     ]  # fmt: skip
 
 
+def plain_module() -> Any:
+    """Return plain.py of this folder; every model folder has a module of that name, which confuses type checkers."""
+    return importlib.import_module("plain")
+
+
 def gan_options(sizes: dict[str, int], g_lr: float = 1.6e-4, d_lr: float = 1.25e-4) -> dict[str, Any]:
     """Return the flags of cifar_gan.py with its defaults, the sizes apart."""
     networks = {name: sizes[name] for name in ("image_size", "nz", "ngf", "ndf")}
@@ -54,11 +60,10 @@ def both(sizes: dict[str, int], settings: Settings, g_lr: float = 1.6e-4, d_lr: 
 
     import torch
     from gan.training import build_gan
-    from plain import PlainDCGAN
 
     fast = build_gan(gan_options(sizes, g_lr, d_lr), settings.device, settings.dtype)
     networks = (deepcopy(net).to(memory_format=torch.contiguous_format) for net in (fast.generator, fast.discriminator))
-    return PlainDCGAN(*networks, g_lr=g_lr, d_lr=d_lr, **plain), fast
+    return plain_module().PlainDCGAN(*networks, g_lr=g_lr, d_lr=d_lr, **plain), fast
 
 
 def real_images(sizes: dict[str, int], device: "torch.device") -> "torch.Tensor":
@@ -109,7 +114,6 @@ def samplers(sizes: dict[str, int], settings: Settings) -> Sides:
     import torch
     from comparison.rng import SampleNoise
     from gan.sampling import make_draw
-    from plain import sample
 
     plain, fast = both(sizes, settings)
     for generator in (plain.generator, fast.generator):
@@ -122,7 +126,9 @@ def samplers(sizes: dict[str, int], settings: Settings) -> Sides:
             return draw(indices)
 
     def draw_plain() -> torch.Tensor:
-        return sample(plain.generator, SampleNoise(0, indices, settings.device).normal((sizes["nz"],), "z"))
+        return plain_module().sample(
+            plain.generator, SampleNoise(0, indices, settings.device).normal((sizes["nz"],), "z")
+        )
 
     return Sides(draw_plain, draw_fast)
 
@@ -137,7 +143,6 @@ def build_reading(sizes: dict[str, int], settings: Settings) -> Sides:
     """Read an epoch: pictures resized by two workers each time, or once for all and then kept as uint8."""
     from comparison.batches import BatchStream
     from comparison.images import ImageSet, fingerprint, resize
-    from plain import epoch
 
     source = pictures(sizes["read"], 32)
     kept = resize(source, sizes["image_size"])
@@ -146,7 +151,7 @@ def build_reading(sizes: dict[str, int], settings: Settings) -> Sides:
     arrays, epochs = source.permute(0, 2, 3, 1).contiguous().numpy(), count()
 
     def read_plain() -> None:
-        for _ in epoch(arrays, sizes["image_size"], sizes["batch_size"], settings.device):
+        for _ in plain_module().epoch(arrays, sizes["image_size"], sizes["batch_size"], settings.device):
             pass
 
     def read_fast() -> None:

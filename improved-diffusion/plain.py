@@ -30,7 +30,7 @@ class PlainUNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Map x_t, (N, 3, H, W), and (N,) timesteps to the prediction, (N, 6, H, W)."""
-        width = self.unet.time_embed[0].in_features
+        width = 2 * len(self.unet.frequencies)
         frequencies = timestep_frequencies(width).to(x.device)  # made anew, and moved, at each call
         emb = _sequence(self.unet.time_embed, timestep_embedding(timesteps, frequencies))
         h, skips = x, []
@@ -50,8 +50,8 @@ def _sequence(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-def _block(layers: nn.ModuleList, h: Tensor, emb: Tensor) -> Tensor:
-    for layer in layers:
+def _block(layers: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+    for layer in layers.children():
         if isinstance(layer, ResBlock):
             h = _residual(layer, h, emb)
         elif isinstance(layer, AttentionBlock):
@@ -226,7 +226,7 @@ class Files(Dataset):
         """Return (3, S, S) float32 in [-1, 1]."""
         size = self.image_size
         with self.open(self.paths[index], "rb") as file:
-            image = Image.open(file)
+            image: Image.Image = Image.open(file)
             image.load()
         while min(image.size) >= 2 * size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

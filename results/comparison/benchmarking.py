@@ -136,7 +136,7 @@ def measure_folder(request: Mapping[str, Any]) -> int:
 
 def reference_words(seconds: Sequence[float] | None) -> str:
     """Write the time of the reference's own code."""
-    return " to ".join(dict.fromkeys(map(tables.seconds, seconds or [None])))
+    return " to ".join(dict.fromkeys(map(tables.seconds, seconds or ()))) or tables.MISSING
 
 
 def list_table(pairs: Sequence[Pair]) -> str:
