@@ -1,36 +1,52 @@
-"""The report: REPORT.md, report.json and pictures from run folders and the controls' file; no number is typed in."""
+"""The report: REPORT.md, REPORT.html, report.json and pictures from run folders and the controls' file.
+
+No number is typed in, but for the published ones. The tables are those of `comparison.sections`, the sentences those
+of `comparison.verdicts`; report.schema.json describes report.json.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from comparison import plots, tables
+from comparison import charts, html, pictures, plots, published, sections, tables
 from comparison.cli import UserError
-from comparison.rows import first_samples, read_grid, read_rows
+from comparison.rows import first_samples, read_grid, read_rows, read_strips
 from comparison.runs import read_json, read_progress, write_json, write_text
-from comparison.verdicts import FRECHET, faults, verdicts
+from comparison.tradeoffs import break_evens, main_rows, pareto_front
+from comparison.verdicts import faults, verdicts
 
-SCHEMA = 1
+SCHEMA = 2
 
-QUALITY_NOTES = """\
-How to read it: **Frechet** is the random-embedding Frechet distance and **kernel** the squared MMD in the same
-features, both 0 for equal distributions but for the finite number of images, so compare with the floor. **Precision**
-and **density** say how far samples lie among real images, **recall** and **coverage** how far real images lie among
-samples; equal distributions have density 1 and coverage 0.97. **Memorised** is the share of samples less than half as
-far from a training image as that image is from its nearest other one. Intervals are 95%, from leaving out one of 20
-groups of samples at a time, the reference fixed. The embedding sees colours, textures, sharpness, noise and coarse
-layout, not objects: every number is relative within this report."""
-
-_PICTURES = (
-    ("samples.png", "Samples", "The first images of each model, in order, uncurated."),
-    ("speed.png", "Quality against time per image", "Down and to the left is better."),
-    ("bars.png", "Distance and coverage beside the controls", "Models coloured, controls grey, 95% intervals."),
-    ("loss.png", "Loss", "Against training images seen; the losses of two models are different quantities."),
-    ("controls.png", "The controls", ""),
-)
+PICTURES = {  # file -> title, caption
+    "samples.png": ("Samples", "The first images of each model, in order, uncurated."),
+    "bars.png": ("Models beside the controls", "Models coloured, controls grey, 95% intervals."),
+    "speed.png": (
+        "Quality against time per image",
+        "Down and to the left is better. A line joins the sampler settings of one training; no setting lies below and "
+        "to the left of the dotted Pareto front.",
+    ),
+    "trilemma.png": (
+        "Quality, diversity and speed at once",
+        "Up is better on each axis; thick lines are the default samplers, thin ones the other settings.",
+    ),
+    "total_cost.png": (
+        "Total cost against images drawn",
+        "Training and sampling together, default samplers. It says nothing about quality.",
+    ),
+    "training.png": ("Quality against training time", "The default sampler on earlier checkpoints, 95% intervals."),
+    "loss.png": ("Loss", "Against training images seen; the losses of two models are different quantities."),
+    "neighbours.png": (
+        "Nearest training images",
+        "Upper rows: the samples that are nearest to a training image for how isolated that image is, the most "
+        "suspicious first. Lower rows: those training images.",
+    ),
+    "interpolation.png": (
+        "Walks between latents",
+        "Each row is one walk between two latents on the sphere, drawn by the default sampler.",
+    ),
+    "controls.png": ("The controls", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ def load_anchors(path: Path) -> dict[str, Any]:
     needed = {"anchors", "checks", "n", "reference", "extractor"}
     if not isinstance(anchors, dict) or not needed <= set(anchors) or "floor" not in anchors["anchors"]:
         raise UserError(f"--anchors {path}: not a file that evaluate.py --anchors wrote")
+    if not all("verdict" in check for check in anchors["checks"]):
+        raise UserError(f"--anchors {path}: of an older evaluate.py; run it again")
     return anchors
 
 
@@ -79,101 +97,121 @@ def make_report(
     rows = read_rows(folders, anchors)
     report = Report(name, rows, anchors, budget, data_note, verdicts(rows, anchors, budget), faults(anchors, rows))
     out.mkdir(parents=True, exist_ok=True)
-    pictures = _draw(report, folders, anchors_path, out)
-    write_text(out / "REPORT.md", markdown(report, pictures))
-    write_json(out / "report.json", _as_json(report, pictures))
+    drawn = _draw(report, folders, anchors_path, out)
+    text = markdown(report, drawn)
+    write_text(out / "REPORT.md", text)
+    write_json(out / "report.json", _as_json(report, drawn))
+    if not html.write_html(text, f"Comparison: {name}", out / "REPORT.html"):
+        print("No REPORT.html: it needs the package markdown (pip install markdown); REPORT.md says the same.")
     return report
 
 
 def _draw(report: Report, folders: Sequence[Path], anchors_path: Path, out: Path) -> list[str]:
+    """Draw every picture that the files suffice for; those that they do not suffice for are deleted."""
     rows, controls = report.rows, report.anchors["anchors"]
+    frechet = sections.frechet_name(report.anchors["extractor"])
+    mains = main_rows(rows)
     curves = [
         read_progress(folder / "progress.csv") if (folder / "progress.csv").is_file() else [] for folder in folders
     ]
-    panels = []
-    real = read_grid(anchors_path.with_name(f"{anchors_path.stem}-real.png"), 64)
-    if real is not None:
-        panels.append(("real images", real, "#666666"))
-    for row, folder, colour in zip(rows, folders, plots.colours(rows), strict=True):
-        images = first_samples(folder, 64)
-        if images is not None:
-            panels.append((row["label"], images, colour))
     drawn = {
-        "samples.png": plots.draw_samples(panels, out / "samples.png"),
-        "speed.png": plots.draw_speed(rows, controls, out / "speed.png"),
-        "bars.png": plots.draw_bars(rows, controls, out / "bars.png"),
-        "loss.png": plots.draw_loss(rows, curves, out / "loss.png"),
+        "samples.png": _draw_samples(mains, folders, anchors_path, out / "samples.png"),
+        "bars.png": plots.draw_bars(mains, controls, frechet, out / "bars.png"),
+        "speed.png": charts.draw_speed(rows, controls, frechet, out / "speed.png"),
+        "trilemma.png": charts.draw_trilemma(rows, controls, frechet, out / "trilemma.png"),
+        "total_cost.png": charts.draw_total_cost(mains, out / "total_cost.png"),
+        "training.png": charts.draw_training(mains, controls, frechet, out / "training.png"),
+        "loss.png": plots.draw_loss(mains, curves, out / "loss.png"),
+        "neighbours.png": _draw_strips(mains, folders, "neighbours.png", 2, 12, out),
+        "interpolation.png": _draw_strips(mains, folders, "interpolation.png", 4, 8, out),
         "controls.png": _draw_controls(report, anchors_path, out / "controls.png"),
     }
     for name, there in drawn.items():
         if not there:
             (out / name).unlink(missing_ok=True)
-    return [name for name, _, _ in _PICTURES if drawn[name]]
+    return [name for name in PICTURES if drawn[name]]
+
+
+def _draw_samples(mains: Sequence[sections.Row], folders: Sequence[Path], anchors_path: Path, path: Path) -> bool:
+    panels = []
+    real = read_grid(anchors_path.with_name(f"{anchors_path.stem}-real.png"), 64)
+    if real is not None:
+        panels.append(("real images", real, "#666666"))
+    for row, folder, colour in zip(mains, folders, plots.colours(mains), strict=True):
+        images = first_samples(folder, 64)
+        if images is not None:
+            panels.append((row["label"], images, colour))
+    return pictures.draw_samples(panels, path)
+
+
+def _draw_strips(
+    mains: Sequence[sections.Row], folders: Sequence[Path], name: str, lines: int, columns: int, out: Path
+) -> bool:
+    """Gather a picture of this name from the run folders, one titled panel each."""
+    panels = []
+    for row, folder, colour in zip(mains, folders, plots.colours(mains), strict=True):
+        strips = read_strips(folder / name, lines, columns)
+        if strips:
+            panels.append((row["label"], colour, strips))
+    return pictures.draw_strips(panels, out / name, edge=600 // columns)
 
 
 def _draw_controls(report: Report, anchors_path: Path, path: Path) -> bool:
     """Label the rows of the picture that evaluate.py left beside the controls' file."""
     controls = report.anchors["anchors"]
-    source = anchors_path.with_name(f"{anchors_path.stem}-controls.png")
     columns = min(10, report.anchors["n"])
-    images = read_grid(source, columns * len(controls), columns=columns)
-    if images is None or len(images) < columns * len(controls):
-        return False
-    strips = np.split(images[: columns * len(controls)], len(controls))
-    return plots.draw_strips([control["label"] for control in controls.values()], strips, path)
+    source = anchors_path.with_name(f"{anchors_path.stem}-controls.png")
+    strips = read_strips(source, len(controls), columns)
+    labels = [control["label"] for control in controls.values()]
+    panels = [(label, plots.INK, [strip]) for label, strip in zip(labels, strips, strict=False)]
+    return pictures.draw_strips(panels, path)
 
 
-def quality_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Return heading and rows: the controls first, then the models."""
-    rows = [(row["label"], row["metrics"]) for row in report.anchors["anchors"].values()]
-    rows += [(row["label"], row["metrics"]) for row in report.rows]
-    names = tables.metrics_columns([metrics for _, metrics in rows])
-    header = ["", *(tables.METRICS[name][0] for name in names)]
-    return header, [[label, *(tables.metric(name, metrics.get(name)) for name in names)] for label, metrics in rows]
+def markdown(report: Report, drawn: Sequence[str]) -> str:
+    """Return REPORT.md: verdicts, samples, tables with their pictures, protocol, provenance."""
+    anchors, rows = report.anchors, report.rows
+    controls = anchors["anchors"]
 
+    def picture(name: str) -> list[str]:
+        title, caption = PICTURES[name]
+        return [f"![{title}]({name})", *([caption] if caption else [])] if name in drawn else []
 
-def cost_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Return heading and rows of what sampling and training cost."""
-    header = ["", "parameters", "NFE", "time per image", "batch", "memory, sampling"]
-    header += ["training time", "images seen", "memory, training"]
-    cells = []
-    for row in report.rows:
-        nfe, batch = row["nfe"], row["batch_size"]
-        cells.append(
-            [
-                row["label"],
-                tables.count(row["parameters"]),
-                tables.MISSING if nfe is None else f"{nfe:g}",
-                tables.seconds(row["seconds_per_image"]),
-                tables.MISSING if batch is None else str(batch),
-                tables.memory(row["sampling_peak_bytes"]),
-                tables.seconds(row["training_seconds"]),
-                tables.count(row["images_seen"]),
-                tables.memory(row["training_peak_bytes"]),
-            ]
-        )
-    return header, cells
+    def section(title: str, *parts: str) -> list[str]:
+        return [f"## {title}", *parts] if parts else []
 
-
-def markdown(report: Report, pictures: Sequence[str]) -> str:
-    """Return REPORT.md: verdicts, tables, pictures, protocol, provenance."""
-    anchors = report.anchors
     parts = [f"# Comparison: {report.name}", _data_sentence(report)]
     parts.append("\n".join(f"- {sentence}" for sentence in report.sentences))
     if report.faults:
         parts.append("**Mind:**\n\n" + "\n".join(f"- {fault}" for fault in report.faults))
-    parts += ["## Quality and diversity", f"{anchors['n']} images per row. Controls first."]
-    parts += [tables.markdown_table(*quality_table(report)), QUALITY_NOTES]
-    parts += ["## Cost", tables.markdown_table(*cost_table(report)), _cost_notes(report)]
-    for name, title, caption in _PICTURES:
-        if name in pictures:
-            parts += [f"## {title}", f"![{title}]({name})"]
-            if caption:
-                parts.append(caption)
-            if name == "controls.png":
-                parts.append("\n".join(f"- {a['label']}: {a['note']}" for a in anchors["anchors"].values()))
+    parts += section("Samples", *picture("samples.png"))
+    quality = tables.markdown_table(*sections.quality_table(controls, rows))
+    notes = sections.quality_notes(controls, rows, anchors["extractor"])
+    parts += section("Quality and diversity", sections.numbers_sentence(anchors), quality, notes, *picture("bars.png"))
+    protocol = sections.timing_protocol(rows)
+    cost = [tables.markdown_table(*sections.cost_table(rows)), sections.cost_notes(rows), *picture("total_cost.png")]
+    parts += section("Cost", *([protocol] if protocol else []), *cost)
+    parts += section("Quality against time", *picture("speed.png"), *picture("trilemma.png"))
+    parts += section("Training", *picture("training.png"), *picture("loss.png"))
+    parts += section("Nearest training images", *picture("neighbours.png"))
+    parts += section("Interpolation", *picture("interpolation.png"))
+    parts += section("Do the metrics see what they should?", *_controls(report), *picture("controls.png"))
+    parts.append("\n".join(f"- {control['label']}: {control['note']}" for control in controls.values()))
+    if any(row["standard"] for row in rows):
+        standard = tables.markdown_table(*sections.standard_table(rows))
+        parts += section("Standard metrics", standard, sections.standard_notes(rows))
+    if published.matches(anchors["reference"]["name"]):
+        table = tables.markdown_table(*published.published_table())
+        parts += section("Published figures, not comparable", published.NOTE, table, published.SEED_NOTE)
     parts += ["## Protocol", _protocol(report), "## Provenance", _provenance(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def _controls(report: Report) -> list[str]:
+    checks, controls = report.anchors["checks"], report.anchors["anchors"]
+    if not checks:
+        return []
+    table = tables.markdown_table(*sections.corruption_table(checks, controls))
+    return [table, sections.corruption_notes(checks, controls)]
 
 
 def _data_sentence(report: Report) -> str:
@@ -183,32 +221,16 @@ def _data_sentence(report: Report) -> str:
     return f"{text} {report.data_note.strip()}" if report.data_note and report.data_note.strip() else text
 
 
-def _cost_notes(report: Report) -> str:
-    lines = ["Parameters are those of the networks used in sampling; NFE is network evaluations per image, by a hook."]
-    for row in report.rows:
-        facts = [row["sampler"], row["precision"], row["device"]]
-        trained = row["parameters_trained"]
-        if trained and trained != row["parameters"]:
-            facts.append(f"{tables.count(trained)} parameters while training")
-        known = ", ".join(str(fact) for fact in facts if fact)
-        if known:
-            lines.append(f"- {row['label']}: {known}")
-    return lines[0] + "\n\n" + "\n".join(lines[1:]) if len(lines) > 1 else lines[0]
-
-
 def _protocol(report: Report) -> str:
     anchors = report.anchors
+    frechet = sections.frechet_name(anchors["extractor"])
     lines = [
         f"- Reference: {anchors['n']} training images drawn with seed {anchors['seed']}; the floor is as many others. "
         f"Each model is scored on {anchors['n']} of its samples.",
-        f"- {FRECHET[0].upper()}{FRECHET[1:]}, relative within this report: {anchors['extractor']['architecture']}.",
+        f"- {frechet[0].upper()}{frechet[1:]}, relative within this report: {anchors['extractor']['architecture']}.",
         f"- Intervals: {anchors['intervals']}. Two numbers differ significantly where their difference exceeds the "
         "root of the sum of their squared half widths.",
     ]
-    protocols = dict.fromkeys(row["sampling_protocol"] for row in report.rows if row["sampling_protocol"])
-    lines += [f"- Time per image: {protocol}." for protocol in protocols]
-    passed = sum(check["ok"] for check in anchors["checks"])
-    lines.append(f"- Controls: {passed} of {len(anchors['checks'])} expectations on them hold.")
     return "\n".join(lines)
 
 
@@ -221,9 +243,15 @@ def _provenance(report: Report) -> str:
         f"- Scored with {_versions(anchors.get('versions'))}",
     ]
     for row in report.rows:
-        facts = [f"run `{row['model']}/{row['run']}`"]
+        main = row["setting"] is None
+        facts = [f"run `{row['model']}/{row['run']}`"] if main else []
+        if row["checkpoint"]:
+            facts.append(f"checkpoint `{row['checkpoint']}`")
         if row["samples"]:
             facts.append(f"samples `{row['samples']['fingerprint']}`")
+        if not main:
+            lines += [f"- {row['label']}: {', '.join(facts)}"] if facts else []
+            continue
         if row["git_commit"]:
             facts.append(f"commit `{row['git_commit']}`")
         if row["finished"]:
@@ -238,7 +266,7 @@ def _versions(versions: dict[str, str] | None) -> str:
     return ", ".join(f"{name} {version}" for name, version in (versions or {}).items()) or "unknown versions"
 
 
-def _as_json(report: Report, pictures: Sequence[str]) -> dict[str, Any]:
+def _as_json(report: Report, drawn: Sequence[str]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "name": report.name,
@@ -250,13 +278,16 @@ def _as_json(report: Report, pictures: Sequence[str]) -> dict[str, Any]:
         "controls": report.anchors["anchors"],
         "checks": report.anchors["checks"],
         "models": report.rows,
-        "pictures": list(pictures),
+        "pareto_front": [row["label"] for row in pareto_front(report.rows)],
+        "break_even": break_evens(main_rows(report.rows)),
+        "pictures": list(drawn),
     }
 
 
 def console(report: Report) -> str:
     """Return tables and verdicts for the console."""
-    parts = [tables.console_table(*quality_table(report)), tables.console_table(*cost_table(report))]
+    parts = [tables.console_table(*sections.quality_table(report.anchors["anchors"], report.rows))]
+    parts.append(tables.console_table(*sections.cost_table(report.rows)))
     parts.append("\n".join(f"* {sentence.replace('**', '')}" for sentence in report.sentences))
     if report.faults:
         parts.append("\n".join(f"! {fault}" for fault in report.faults))

@@ -20,7 +20,16 @@ METRICS = {  # key in metrics.json -> heading, better
     "modes_covered": ("modes", "higher"),
     "modes_matched": ("show a mode", "higher"),
 }
+STANDARD = {  # key in the section `standard` of metrics.json -> heading
+    "fid": "FID",
+    "pytorch_fid": "FID, pytorch-fid",
+    "kid": "KID x1000",
+    "inception_score": "inception score",
+    "inception_precision": "precision",
+    "inception_recall": "recall",
+}
 _PERCENT = ("memorised", "modes_matched")
+_THOUSANDTHS = ("kernel_distance", "kid")
 
 
 def plain(value: float, digits: int = 3) -> str:
@@ -63,7 +72,7 @@ def metric(name: str, entry: Mapping[str, Any] | None, *, error: bool = True) ->
         return f"{value:.0f} of {entry['total']}" if "total" in entry else f"{value:.0f}"
     if name in _PERCENT:
         return f"{100 * value:.1f}%"
-    if name == "kernel_distance":
+    if name in _THOUSANDTHS:
         value, half = 1000 * value, 1000 * half
     return with_error(value, half)
 
@@ -98,6 +107,21 @@ def memory(value: float | None) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
+def rate(value: float | None) -> str:
+    """Write images per second."""
+    return MISSING if value is None else f"{plain(value)}/s"
+
+
+def number(value: float | None) -> str:
+    """Write a number, or the mark of a missing one."""
+    return MISSING if value is None else plain(value)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words as a sentence does: A, B and C."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def console_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns with spaces; the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
@@ -123,10 +147,11 @@ def metrics_columns(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def check_sentence(check: Mapping[str, Any], anchors: Mapping[str, Any]) -> str:
     """Say that a control does not move a metric as it should."""
-    name = check["metric"]
+    name, verdict = check["metric"], check["verdict"]
     label, against = anchors[check["anchor"]]["label"], anchors[check["against"]]["label"]
     cells = [metric(name, anchors[check[key]]["metrics"][name]) for key in ("anchor", "against")]
-    return (
-        f"{METRICS[name][0]} is blind to '{label}' at this number of images: {cells[0]} should be {check['expected']} "
-        f"the {cells[1]} of '{against}' by more than the intervals"
-    )
+    if verdict == "unchanged":
+        said = f"cannot tell '{label}' from '{against}' at this number of images"
+    else:
+        said = f"finds '{label}' {verdict} than '{against}'"
+    return f"{METRICS[name][0]} {said} ({cells[0]} and {cells[1]}), where {' or '.join(check['expected'])} is expected"

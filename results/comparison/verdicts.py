@@ -1,12 +1,15 @@
 """Sentences drawn from the numbers of a report and their intervals. Standard library only."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from comparison import tables
+from comparison.sections import frechet_name, memorises
+from comparison.tables import listed
+from comparison.tradeoffs import QUALITY, break_evens, main_rows, pareto_front, trend
 
 Row = Mapping[str, Any]
-FRECHET = "random-embedding Frechet distance"
 FEW_IMAGES = 1000
 
 
@@ -19,22 +22,25 @@ def verdicts(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None
         budget: as given to the comparison: `seconds=N`, `images=N`, `recipe`, or None.
     """
     controls = anchors["anchors"]
+    frechet = frechet_name(anchors["extractor"])
+    mains = main_rows(rows)
     sentences = [
-        rank(rows, "frechet_distance", f"Quality ({FRECHET}, lower is better)", lowest=True),
-        against_controls(rows, controls),
-        rank(rows, "coverage", "Diversity (coverage, share of the real images with a sample nearby)", lowest=False),
-        rank(rows, "modes_covered", "Modes drawn", lowest=False),
-        speed(rows),
-        cost(rows, budget),
+        rank(mains, QUALITY, f"Quality ({frechet}, lower is better)", lowest=True),
+        against_controls(mains, controls),
+        rank(mains, "coverage", "Diversity (coverage, share of the real images with a sample nearby)", lowest=False),
+        rank(mains, "modes_covered", "Modes drawn", lowest=False),
+        classes(mains, controls),
+        speed(mains),
+        *settings(rows, frechet),
+        pareto(rows, frechet),
+        cost(mains, budget),
+        total_cost(mains),
+        *history(mains, frechet),
         memorisation(rows, controls),
     ]
     if anchors["n"] < FEW_IMAGES:
         sentences.append(f"Only {anchors['n']} images per row: intervals are wide, small differences stay open.")
     return [sentence for sentence in sentences if sentence]
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def rank(rows: Sequence[Row], name: str, topic: str, *, lowest: bool) -> str | None:
@@ -51,10 +57,10 @@ def rank(rows: Sequence[Row], name: str, topic: str, *, lowest: bool) -> str | N
     if len(tied) == 1:
         first = f"**{tied[0]}** is best ({tables.metric(name, best)})"
     else:
-        first = f"no significant difference between {_listed([told[label] for label in tied])}"
+        first = f"no significant difference between {listed([told[label] for label in tied])}"
     if not rest:
         return f"{topic}: {first}."
-    follow = _listed([told[label] for label in rest])
+    follow = listed([told[label] for label in rest])
     return f"{topic}: {first}; {follow} {'follows' if len(rest) == 1 else 'follow'}."
 
 
@@ -97,13 +103,121 @@ def speed(rows: Sequence[Row]) -> str | None:
     where = {(row["device"], row["precision"]) for row in known}
     caveat = "" if len(where) == 1 else "; devices or precisions differ, so the times do not compare the models alone"
     first = f"**{fast['label']}** draws an image in {tables.seconds(fast['seconds_per_image'])}{_evaluations(fast)}"
-    return f"Speed: {first}, {_listed(others)}{caveat}."
+    return f"Speed: {first}, {listed(others)}{caveat}."
 
 
 def _evaluations(row: Row) -> str:
     if row["nfe"] is None:
         return ""
     return f", {row['nfe']:g} network evaluation{'' if row['nfe'] == 1 else 's'}"
+
+
+def classes(rows: Sequence[Row], controls: Mapping[str, Any]) -> str | None:
+    """Say whose classes are as evenly drawn as those of real images."""
+    name = "class_entropy"
+    floor = controls["floor"]["metrics"].get(name)
+    known = [row for row in rows if name in row["metrics"]]
+    if not known or floor is None:
+        return None
+    said: dict[str, list[str]] = {}
+    for row in known:
+        entry = row["metrics"][name]
+        if not tables.apart(entry, floor):
+            side = "as even as those of real images"
+        else:
+            side = "less even" if entry["value"] < floor["value"] else "more even"
+        said.setdefault(side, []).append(f"{row['label']} ({tables.metric(name, entry)})")
+    words = "; ".join(f"{side} for {listed(names)}" for side, names in said.items())
+    return f"Classes (entropy in bits, real images {tables.metric(name, floor)}): {words}."
+
+
+def settings(rows: Sequence[Row], frechet: str) -> list[str | None]:
+    """Rank the sampler settings of each training that has several."""
+    said = []
+    for series in dict.fromkeys(row["series"] for row in rows):
+        mine = [row for row in rows if row["series"] == series]
+        named = [{**row, "label": row["setting"] or f"the default{_with_evaluations(row)}"} for row in mine]
+        said.append(rank(named, QUALITY, f"Samplers of {series} ({frechet})", lowest=True))
+    return said
+
+
+def _with_evaluations(row: Row) -> str:
+    return "" if row["nfe"] is None else f" with {row['nfe']:g} evaluation{'' if row['nfe'] == 1 else 's'}"
+
+
+def pareto(rows: Sequence[Row], frechet: str) -> str | None:
+    """Say which settings no other beats in both speed and quality, and which steps along them are within the noise."""
+    topic = f"Speed against quality ({frechet})"
+    known = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]
+    if len(known) < 2:
+        return None
+    front = pareto_front(rows)
+    told = [
+        f"{row['label']} ({tables.seconds(row['seconds_per_image'])} per image, "
+        f"{tables.metric(QUALITY, row['metrics'][QUALITY])})"
+        for row in front
+    ]
+    if len(front) == 1:
+        best = front[0]["metrics"][QUALITY]
+        tied = [
+            row["label"] for row in known if row is not front[0] and not tables.apart(best, row["metrics"][QUALITY])
+        ]
+        caveat = f", though not significantly better than {listed(tied)}" if tied else ""
+        return f"{topic}: {told[0]} is both the fastest and the best of {len(known)} settings{caveat}."
+    text = f"{topic}: no other setting is both faster and better than {listed(told)}"
+    for fast, slow in pairwise(front):
+        if not tables.apart(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
+            text += f"; {slow['label']} is not significantly better than the faster {fast['label']}"
+    beaten = len(known) - len(front)
+    if beaten:
+        others = "the other setting" if beaten == 1 else f"each of the other {beaten} settings"
+        text += f"; for {others} there is a faster and better one"
+    return f"{text}."
+
+
+def total_cost(rows: Sequence[Row]) -> str | None:
+    """Say after how many images which training and sampling together have cost less."""
+    pairs = break_evens(rows)
+    if not pairs:
+        return None
+    said = [
+        f"after {_round(pair['after'])} images {pair['cheaper']} has cost less than {pair['than']}"
+        for pair in pairs
+        if pair["after"]
+    ]
+    always: dict[str, list[str]] = {}
+    for pair in pairs:
+        if not pair["after"]:
+            always.setdefault(pair["cheaper"], []).append(pair["than"])
+    said += [f"{cheap} costs less than {listed(others)} for any number of images" for cheap, others in always.items()]
+    places = {(row["device"], row["training_device"]) for row in rows if row["seconds_per_image"]}
+    caveat = "" if len(places) == 1 else "; devices differ, so the times do not compare the models alone"
+    return f"Total cost in seconds, training included: {'; '.join(said)}{caveat}."
+
+
+def _round(images: int) -> str:
+    return f"{float(f'{images:.3g}'):,.0f}"
+
+
+def history(rows: Sequence[Row], frechet: str) -> list[str | None]:
+    """Say of each training with scored checkpoints whether it was still getting better at its end."""
+    said = []
+    for row in rows:
+        found = trend(row)
+        if found is None:
+            continue
+        verdict, point = found
+        end = tables.metric(QUALITY, row["metrics"][QUALITY]) if QUALITY in row["metrics"] else tables.MISSING
+        then = tables.metric(QUALITY, point["entry"])
+        since = "the checkpoint before" if point["percent"] is None else f"{point['percent']}% of training"
+        said.append(
+            {
+                "better": f"{row['label']} was still getting better ({then} at {since}, {end} at the end)",
+                "worse": f"{row['label']} has got worse since {since} ({then} there, {end} at the end)",
+                "steady": f"{row['label']} shows no significant change since {since} ({then} there, {end} at the end)",
+            }[verdict]
+        )
+    return [f"Training ({frechet}): {'; '.join(said)}."] if said else []
 
 
 def cost(rows: Sequence[Row], budget: str | None) -> str | None:
@@ -120,14 +234,14 @@ def cost(rows: Sequence[Row], budget: str | None) -> str | None:
     if unit in ("seconds", "images") and not _kept(rows, unit, float(amount)):
         unit = "unequal"
     if unit == "seconds":
-        return f"Equal training time, {tables.seconds(float(amount))} each; images seen: {_listed(images)}."
+        return f"Equal training time, {tables.seconds(float(amount))} each; images seen: {listed(images)}."
     if unit == "images":
-        return f"Equal training images, {tables.count(float(amount))} each; training time: {_listed(times)}."
+        return f"Equal training images, {tables.count(float(amount))} each; training time: {listed(times)}."
     first = {
         "recipe": "Unequal budgets, each model's own recipe; images seen",
         "unequal": f"Unequal budgets, not the {budget} that was asked for; images seen",
     }.get(unit, "Images seen")
-    return f"{first} in training: {_listed(images)}; training time: {_listed(times)}."
+    return f"{first} in training: {listed(images)}; training time: {listed(times)}."
 
 
 def _kept(rows: Sequence[Row], unit: str, amount: float) -> bool:
@@ -138,36 +252,38 @@ def _kept(rows: Sequence[Row], unit: str, amount: float) -> bool:
 
 
 def memorisation(rows: Sequence[Row], controls: Mapping[str, Any]) -> str | None:
-    """Flag the models that stand closer to training images than held-out real images do."""
+    """Flag the rows that stand closer to training images than held-out real images do."""
     name = "memorised"
-    floor = controls["floor"]["metrics"].get(name)
+    floor = controls["floor"]["metrics"]
     known = [row for row in rows if name in row["metrics"]]
-    if not known or floor is None:
+    if not known or name not in floor:
         return None
-    cells = [f"{row['label']} {tables.metric(name, row['metrics'][name])}" for row in known]
-    flagged = [
-        row["label"]
-        for row in known
-        if row["metrics"][name]["value"] > floor["value"] and tables.apart(row["metrics"][name], floor)
-    ]
-    held_out = tables.metric(name, floor)
+    flagged = [row for row in known if memorises(row["metrics"], floor)]
+    cells = [f"{row['label']} {tables.metric(name, row['metrics'][name])}" for row in flagged or known]
+    if len(cells) > 4:
+        highest = max((row["metrics"][name] for row in known), key=lambda entry: entry["value"])
+        cells = [f"at most {tables.metric(name, highest)}"]
+    held_out = tables.metric(name, floor[name])
     if flagged:
         return (
-            f"Memorisation: {_listed(flagged)} {'stands' if len(flagged) == 1 else 'stand'} closer to training images "
-            f"than held-out real images do ({_listed(cells)}; held out {held_out})."
+            f"Memorisation: {listed([row['label'] for row in flagged])} {'stands' if len(flagged) == 1 else 'stand'} "
+            f"closer to training images than held-out real images do ({listed(cells)}; held out {held_out})."
         )
-    return f"Memorisation: no sign of copied training images ({_listed(cells)}; held-out real images {held_out})."
+    return f"Memorisation: no sign of copied training images ({listed(cells)}; held-out real images {held_out})."
 
 
 def faults(anchors: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """Return what makes the report weaker than it looks: blind metrics, missing numbers, other training data."""
-    sentences = [tables.check_sentence(c, anchors["anchors"]) for c in anchors["checks"] if not c["ok"]]
+    wrong = [check for check in anchors["checks"] if not check["ok"]]
+    sentences = [tables.check_sentence(check, anchors["anchors"]) for check in wrong]
     found = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]
     trained_on = anchors["reference"]["training_fingerprint"]
     for row in rows:
         data = row["data"]
-        if isinstance(data, dict) and data.get("fingerprint") not in (None, trained_on):
+        if row["setting"] is None and isinstance(data, dict) and data.get("fingerprint") not in (None, trained_on):
             found.append(f"{row['label']} was trained on other images than the reference is drawn from.")
         if not row["metrics"]:
             found.append(f"{row['label']} has no metrics.json: its samples are not scored.")
+        if row["timed_otherwise"]:
+            found.append(f"{row['label']} was timed with another sampler than its samples were drawn with.")
     return found

@@ -27,3 +27,11 @@ def script():
         return subprocess.CompletedProcess(args, end.value.code, out.getvalue(), err.getvalue())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Return a folder with made-up runs and report/anchors.json; copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("made")
+    runpy.run_path(str(Path(__file__).with_name("made_runs.py")))["make"](folder)
+    return folder

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from comparison import shapes, tables, verdicts
+from comparison import shapes, tables
 from comparison.images import save_grid, save_npz
 
 
@@ -67,7 +67,7 @@ def test_report_has_sentences_tables_pictures_and_provenance(place, report):
     done = report(*RUNS[:2], budget="seconds=9", data_note="These are test pictures.")
     assert done.returncode == 0, done.stderr
     text = (place / "report/REPORT.md").read_text()
-    assert text.index("Quality (random-embedding") < text.index("| real images (floor)") < text.index("samples.png")
+    assert text.index("Quality (random-embedding") < text.index("samples.png") < text.index("| real images (floor)")
     for words in ("These are test pictures.", "relative within this report", "Equal training time, 9 s each", "`abc`"):
         assert words in text
     assert "DCGAN" in done.stdout
@@ -77,7 +77,9 @@ def test_report_has_sentences_tables_pictures_and_provenance(place, report):
     for name in content["pictures"]:
         assert f"]({name})" in text
         assert (place / "report" / name).stat().st_size < 300_000
-    assert set(content["pictures"]) == {"samples.png", "speed.png", "bars.png", "loss.png", "controls.png"}
+    strips = {"neighbours.png"}  # evaluate.py drew them
+    charts = {"bars.png", "speed.png", "trilemma.png", "total_cost.png", "loss.png"}
+    assert set(content["pictures"]) == {"samples.png", "controls.png"} | charts | strips
 
 
 def test_reports_never_use_the_name_of_the_standard_score(place, report):
@@ -166,52 +168,6 @@ def test_wrong_arguments_are_one_sentence(place, report, args, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def row(label, value, half=1.0, **more):
-    entry = {"value": value, "interval": [value - half, value + half], "n": 10}
-    return {"label": label, "metrics": {"frechet_distance": entry}, "seconds_per_image": None, **more}
-
-
-def test_ranking_says_no_significant_difference_when_there_is_none():
-    close = verdicts.rank([row("A", 5.0), row("B", 5.5), row("C", 50.0)], "frechet_distance", "Q", lowest=True)
-    assert close.startswith("Q: no significant difference between A (5.0 ± 1.0) and B (5.5 ± 1.0); C")
-    clear = verdicts.rank([row("A", 9.0), row("B", 5.0)], "frechet_distance", "Q", lowest=True)
-    assert clear.startswith("Q: **B** is best (5.0 ± 1.0); A (9.0 ± 1.0) follows")
-
-
-def test_sentence_tells_the_side_of_blur_and_the_distance_from_noise():
-    controls = {n: row(n, v) for n, v in {"floor": 2.0, "blur": 20.0, "noise": 900.0}.items()}
-    text = verdicts.against_controls([row("A", 9.0), row("B", 60.0), row("C", 20.5)], controls)
-    assert "A is below the blur control and 100 times below noise, 4.5 times the floor" in text
-    assert "B is above the blur control and 15 times below noise" in text
-    assert "C is not significantly different from the blur control" in text
-
-
-def test_speed_on_different_devices_is_said_to_be_so():
-    rows = [row("A", 1.0), row("B", 1.0)]
-    for r, t, device in zip(rows, (0.1, 0.2), ("cpu", "gpu"), strict=True):
-        r |= {"seconds_per_image": t, "device": device, "precision": "float32", "nfe": 1}
-    assert "devices or precisions differ" in verdicts.speed(rows)
-    rows[1]["device"] = "cpu"
-    assert "differ" not in verdicts.speed(rows)
-    assert "2 times as fast as B" in verdicts.speed(rows)
-
-
-def test_equal_images_print_the_seconds_and_equal_seconds_the_images():
-    rows = [row("A", 1.0, images_seen=5000, training_seconds=10.0)]
-    assert verdicts.cost(rows, "images=5000") == "Equal training images, 5,000 each; training time: A 10 s."
-    assert verdicts.cost(rows, "seconds=10") == "Equal training time, 10 s each; images seen: A 5,000."
-    assert "Unequal" in verdicts.cost(rows, "recipe")
-
-
-def test_copies_are_called_memorised():
-    def memorised(label, value):
-        return {"label": label, "metrics": {"memorised": {"value": value, "interval": [value - 0.01, value + 0.01]}}}
-
-    controls = {"floor": memorised("floor", 0.02)}
-    assert "A stands closer" in verdicts.memorisation([memorised("A", 0.5), memorised("B", 0.01)], controls)
-    assert "no sign" in verdicts.memorisation([memorised("B", 0.025)], controls)
 
 
 @pytest.mark.parametrize(
