@@ -1,11 +1,13 @@
-"""Write the comparison of some runs: REPORT.md, report.json and pictures, from the files in their folders.
+"""Write the comparison of some runs: REPORT.md, REPORT.html, report.json, pictures; from the files in their folders.
 
   python results/report.py --name cifar10 --anchors results/reports/cifar10/anchors.json \
     results/runs/gans/cifar10 results/runs/improved-diffusion/cifar10
 
-Reads config.json, progress.csv, sampling.json, metrics.json and samples of each run folder, and the controls that
+Reads config.json, progress.csv, sampling.json, timing.json, metrics.json, samples and pictures of each run folder, of
+the other sampler settings in its settings/ and of the earlier checkpoints in its history/, and the controls that
 evaluate.py --anchors wrote. Any folder that keeps to these files joins; what it lacks shows as `-`. Writes into
-results/reports/NAME/ and prints the tables. The same files give the same report.
+results/reports/NAME/, REPORT.html as one self-contained page, and prints the tables. The same files give the same
+report.
 """
 
 import argparse

