@@ -171,6 +171,7 @@ def result_table(entries: Sequence[Mapping[str, Any]]) -> str:
     header = ["", "plain", "fast", "ratio (quartiles)", "goal", "difference", "GFLOP plain", "fast"]
     header += ["reference's own", "GFLOP"]
     return (
-        tables.console_table(header, rows) + "\n\ndifference: of the results in float32, relative to the largest value"
+        tables.console_table(header, rows)
+        + "\n\ndifference: of the results without bfloat16, relative to the largest value"
         "\nreference's own: the published code, timed in float32 on two cores of an AVX512 CPU that was idle"
     )

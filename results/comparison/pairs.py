@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-TOLERANCE = 1e-4  # of results in float32, relative to the largest value
+TOLERANCE = 1e-4  # of results in float32 or float64, relative to the largest value
 PROTOCOL = (
     "both paths in one process and in turn, after a warm-up call of each, the order changing from round to round; "
     "device synchronised; seconds of one unit, medians over the rounds; the plain path computes in float32"
@@ -51,8 +51,8 @@ class Pair:
         images: per unit.
         unit: what the seconds are given for, such as `iteration`.
         units: done by one call.
-        check: returns the largest difference of the two paths' results, both in float32 and relative to the largest
-            value, or None where they need not agree.
+        check: returns the largest difference of the two paths' results, relative to the largest value and both in
+            float32 (or float64 where rounding is multiplied), or None where they need not agree.
         goals: ratio to reach on a CPU, by precision of the fast path.
         reference_seconds: lowest and highest time of one unit in the reference's own code, on two cores of an
             AVX512 CPU.
