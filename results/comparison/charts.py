@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 
 from comparison.plots import CONTROL, DPI, INK, Labels, colours, save, tidy
 from comparison.tables import count, half_width, plain, seconds
@@ -176,7 +175,7 @@ def draw_trilemma(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str
             axes.plot([place, place + 0.03 * side], [height, height], color=INK, linewidth=1)
             words = axes.text(place + 0.06 * side, height, text, ha="left" if side > 0 else "right", va="center")
             words.set(fontsize=8.5, color="#444444", zorder=4)
-            words.set_path_effects([withStroke(linewidth=3, foreground="white")])
+            words.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     names = [f"quality\n{frechet.replace(' Frechet', chr(10) + 'Frechet')},\nlog, reversed"]
     names += ["diversity\ncoverage,\nlinear", "speed\nimages per second,\nlog"]
     axes.set_xticks(range(3), names, fontsize=9)

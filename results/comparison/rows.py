@@ -209,7 +209,7 @@ def _check_standard(rows: Sequence[Mapping[str, Any]]) -> None:
     """Refuse standard metrics of different weights or references in one table."""
     known = [row for row in rows if row["standard"]]
     for row in known[1:]:
-        for name in ("weights", "reference"):
+        for name in ("weights", "reference", "protocol"):
             if row["standard"].get(name) != known[0]["standard"].get(name):
                 raise UserError(
                     f"the standard metrics of {row['label']} and {known[0]['label']} have other {name}; "

@@ -80,7 +80,7 @@ def quality_notes(controls: Mapping[str, Any], rows: Sequence[Row], extractor: M
     if extractor.get("key") == "cifar":
         accuracy = extractor.get("accuracy")
         right = f", which names {100 * accuracy:.1f}% of its test images rightly" if accuracy else ""
-        sees = f"The features are those of a small CIFAR-10 classifier{right}: they know these ten classes"
+        sees = f"The features are those of a small CIFAR-10 classifier{right}: they know its ten classes"
     else:
         sees = "The embedding sees colours, textures, sharpness, noise and coarse layout, not objects"
     said.append(
@@ -225,10 +225,13 @@ def standard_notes(rows: Sequence[Row]) -> str:
     """State weights and reference of the standard metrics, and which of them used fewer images."""
     first = next(row["standard"] for row in rows if row["standard"])
     weights, reference = first["weights"], first.get("reference") or {}
+    against = f"the statistics {reference['name']}" if reference.get("name") else "the reference's images"
+    if reference.get("n"):
+        against += f" ({reference['n']:,})"
     text = (
         f"In the standard Inception features (`{weights['file']}`, SHA-256 `{str(weights['sha256'])[:16]}`), against "
-        f"{reference.get('name', 'the reference')}; precision and recall with k = 3. A FID falls with the number of "
-        "images: compare it only with others at the same number."
+        f"{against}; precision and recall with k = 3. A FID falls with the number of images: compare it only with "
+        "others at the same number."
     )
     fewer = {
         f"{STANDARD[name]} on {entry['n']:,} images"

@@ -134,13 +134,19 @@ def test_cells_that_contradict_expectation_are_marked_and_explained(made):
 def test_standard_metrics_have_a_table_of_their_own(place, no_pictures):
     weights, entry = {"file": "inception.pth", "sha256": "6726825d" + 56 * "0"}, {"value": 41.2, "n": 2000}
     for model, value in zip(MODELS, (41.2, 50.0, 60.0), strict=True):
-        standard = {"weights": weights, "n": 2000, "reference": {"name": "train"}, "metrics": {}}
+        standard = {
+            "weights": weights,
+            "n": 2000,
+            "reference": {"kind": "images", "n": 2000, "fingerprint": "ab"},
+            "metrics": {},
+        }
         standard["metrics"] = {"fid": {**entry, "value": value}, "inception_recall": {"value": 0.3, "n": 1000}}
         change(place / f"runs/{model}/made/metrics.json", lambda m, s=standard: m.update(standard=s))
     report.make_report("x", runs_of(place), place / "report/anchors.json", place / "out", None, None)
     text = (place / "out" / "REPORT.md").read_text()
     assert "| DCGAN | 2,000 | 41.2 | 0.3 |" in text
     assert "recall on 1,000 images." in text
+    assert "against the reference's images (2,000)" in text
     change(place / "runs/gans/made/metrics.json", lambda m: m["standard"]["weights"].update(sha256="1"))
     with pytest.raises(UserError, match="have other weights"):
         report.make_report("x", runs_of(place), place / "report/anchors.json", place / "out", None, None)
@@ -260,3 +266,19 @@ def test_the_same_files_give_the_same_bytes(written, made, tmp_path):
     report.make_report("made", runs_of(made), made / "report" / "anchors.json", tmp_path, "seconds=1200", None)
     there = {path.name: path.read_bytes() for path in written.iterdir()}
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+def test_features_of_the_classifier_name_the_distance_and_its_accuracy(rows, made):
+    extractor = {"key": "cifar", "accuracy": 0.8891}
+    controls = report.load_anchors(made / "report" / "anchors.json")["anchors"]
+    notes = sections.quality_notes(controls, rows, extractor)
+    assert "classifier-feature Frechet distance" in notes
+    assert "names 88.9% of its test images rightly" in notes
+    assert "random" not in notes
+
+
+def test_metrics_on_fewer_images_are_named(made):
+    anchors = report.load_anchors(made / "report" / "anchors.json")
+    assert sections.numbers_sentence(anchors) == "2,000 images per row. Controls first."
+    anchors["anchors"]["floor"]["metrics"]["recall"]["n"] = 1500
+    assert sections.numbers_sentence(anchors) == "2,000 images per row, 1,500 of them for recall. Controls first."
