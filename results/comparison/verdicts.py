@@ -145,6 +145,11 @@ def _with_evaluations(row: Row) -> str:
     return "" if row["nfe"] is None else f" with {row['nfe']:g} evaluation{'' if row['nfe'] == 1 else 's'}"
 
 
+def _name(row: Row) -> str:
+    """Name a row within a sentence, where the comma of its label would read as one of the list."""
+    return row["label"] if row["setting"] is None else f"{row['series']} with {row['setting']}"
+
+
 def pareto(rows: Sequence[Row], frechet: str) -> str | None:
     """Say which settings no other beats in both speed and quality, and which steps along them are within the noise."""
     topic = f"Speed against quality ({frechet})"
@@ -153,21 +158,19 @@ def pareto(rows: Sequence[Row], frechet: str) -> str | None:
         return None
     front = pareto_front(rows)
     told = [
-        f"{row['label']} ({tables.seconds(row['seconds_per_image'])} per image, "
+        f"{_name(row)} ({tables.seconds(row['seconds_per_image'])} per image, "
         f"{tables.metric(QUALITY, row['metrics'][QUALITY])})"
         for row in front
     ]
     if len(front) == 1:
         best = front[0]["metrics"][QUALITY]
-        tied = [
-            row["label"] for row in known if row is not front[0] and not tables.apart(best, row["metrics"][QUALITY])
-        ]
+        tied = [_name(row) for row in known if row is not front[0] and not tables.apart(best, row["metrics"][QUALITY])]
         caveat = f", though not significantly better than {listed(tied)}" if tied else ""
         return f"{topic}: {told[0]} is both the fastest and the best of {len(known)} settings{caveat}."
     text = f"{topic}: no other setting is both faster and better than {listed(told)}"
     for fast, slow in pairwise(front):
         if not tables.apart(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
-            text += f"; {slow['label']} is not significantly better than the faster {fast['label']}"
+            text += f"; {_name(slow)} is not significantly better than the faster {_name(fast)}"
     beaten = len(known) - len(front)
     if beaten:
         others = "the other setting" if beaten == 1 else f"each of the other {beaten} settings"
@@ -259,14 +262,14 @@ def memorisation(rows: Sequence[Row], controls: Mapping[str, Any]) -> str | None
     if not known or name not in floor:
         return None
     flagged = [row for row in known if memorises(row["metrics"], floor)]
-    cells = [f"{row['label']} {tables.metric(name, row['metrics'][name])}" for row in flagged or known]
+    cells = [f"{_name(row)} {tables.metric(name, row['metrics'][name])}" for row in flagged or known]
     if len(cells) > 4:
         highest = max((row["metrics"][name] for row in known), key=lambda entry: entry["value"])
         cells = [f"at most {tables.metric(name, highest)}"]
     held_out = tables.metric(name, floor[name])
     if flagged:
         return (
-            f"Memorisation: {listed([row['label'] for row in flagged])} {'stands' if len(flagged) == 1 else 'stand'} "
+            f"Memorisation: {listed([_name(row) for row in flagged])} {'stands' if len(flagged) == 1 else 'stand'} "
             f"closer to training images than held-out real images do ({listed(cells)}; held out {held_out})."
         )
     return f"Memorisation: no sign of copied training images ({listed(cells)}; held-out real images {held_out})."

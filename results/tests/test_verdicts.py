@@ -49,7 +49,8 @@ def test_equal_images_print_the_seconds_and_equal_seconds_the_images():
 
 def test_copies_are_called_memorised():
     def memorised(label, value):
-        return {"label": label, "metrics": {"memorised": {"value": value, "interval": [value - 0.01, value + 0.01]}}}
+        metrics = {"memorised": {"value": value, "interval": [value - 0.01, value + 0.01]}}
+        return {"label": label, "setting": None, "metrics": metrics}
 
     controls = {"floor": memorised("floor", 0.02)}
     assert "A stands closer" in verdicts.memorisation([memorised("A", 0.5), memorised("B", 0.01)], controls)
@@ -66,6 +67,12 @@ def test_pareto_front_holds_what_no_row_beats_in_both():
     assert "both faster and better than A (1 s per image, 9.0 ± 1.0), B (3 s" in text
     assert "D is not significantly better than the faster B" in text
     assert "for the other setting there is a faster and better one" in text
+
+
+def test_settings_are_named_without_a_comma_in_sentences():
+    rows = [row("A", 9.0, seconds_per_image=1.0), row("A, ddim5", 20.0, seconds_per_image=0.5)]
+    rows[1] |= {"series": "A", "setting": "ddim5"}
+    assert "A with ddim5 (500 ms per image, 20.0 ± 1.0) and A (1 s" in verdicts.pareto(rows, "distance")
 
 
 def test_one_setting_that_beats_all_is_called_the_fastest_and_the_best():
