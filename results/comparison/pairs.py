@@ -4,10 +4,11 @@ A model folder that wants to be measured holds pairs.py with a function `pairs(s
 results/benchmark.py measures them. Imports torch only where it measures.
 """
 
+import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of results in float32 or float64, relative to the largest value
 PROTOCOL = (
     "both paths in one process and in turn, after a warm-up call of each, the order changing from round to round; "
-    "device synchronised; seconds of one unit, medians over the rounds; the plain path computes in float32"
+    "device synchronised; seconds of one unit, medians over the rounds; the plain path computes in float32 (GPU: "
+    "TF32)"
 )
 
 
@@ -235,11 +237,28 @@ def count_work(call: Callable[[], object]) -> dict[str, float]:
     return {"operations": counter.operations, "gflop": counter.flop / 1e9}
 
 
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let GPUs multiply float32 in full."""
+    import torch
+
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 def measure(pair: Pair, settings: Settings, rounds: int, tick: Callable[[], object]) -> dict[str, Any]:
     """Check, warm up and time a pair; return its entry of benchmark.json."""
     from comparison.device import precision_name, synchronize
 
-    apart = pair.check(settings.device) if pair.check else None
+    with without_tf32():
+        apart = pair.check(settings.device) if pair.check else None
     gc.collect()  # the check's networks, before the pair's own
     sides = pair.build(settings)
     calls = {"plain": sides.plain, "fast": sides.fast}

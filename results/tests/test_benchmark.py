@@ -235,3 +235,11 @@ def test_small_networks_are_measured_in_a_process_of_the_models_folder(tmp_path)
     assert entry["agrees"]
     assert entry["plain"]["gflop"] > entry["fast"]["gflop"] > 0
     assert json.loads(out.read_text())["small"]
+
+
+def test_checks_multiply_float32_in_full_and_leave_the_setting_as_it_was():
+    before = torch.backends.cudnn.allow_tf32
+    with pairs.without_tf32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
