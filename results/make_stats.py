@@ -1,0 +1,77 @@
+"""Make the reference statistics that FID is measured against: mean and covariance of the standard Inception's features.
+
+  python results/make_stats.py cifar10 --out data/cifar10_train.npz
+  python -m pytorch_fid data/cifar10_train.npz folder/of/png
+
+Writes one .npz with mu (2048,) and sigma (2048, 2048), float64, which evaluate.py, pytorch-fid and test_ddgan.py read
+in place of images, besides who made it and from how many images. Needs the standard Inception weights. torch-fidelity
+and pytorch-fid prepare images differently: for numbers of `python -m pytorch_fid` take --library pytorch-fid.
+
+Heusel et al. 2017 (FID).
+"""
+
+import argparse
+from pathlib import Path
+
+from comparison import cli
+from comparison.sources import check_source
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="shapes, cifar10, a folder of images or an .npz file")
+    add("--out", type=Path, required=True, metavar="FILE", help="the file to write, .npz")
+    add("--overwrite", action="store_true", help="replace --out if it is there")
+    add("--image_size", type=cli.positive_int, default=32, help="pixels; other images are resized as for training")
+    add("--num_images", type=cli.positive_int, metavar="N", help="so many, evenly spread; all unless given")
+    add("--library", choices=["torch-fidelity", "pytorch-fid"], default="torch-fidelity", help="whose Inception")
+    add(
+        "--inception_weights",
+        type=Path,
+        metavar="FILE",
+        help="the standard weights; in torch's cache, or downloaded there, unless given",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--threads", type=cli.non_negative_int, default=0, help="CPU threads, 0 takes all cores")
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".npz":
+        parser.error(f"--out {args.out}: must end in .npz, pytorch-fid takes everything else for a folder")
+    if args.num_images is not None and args.num_images < 2:
+        parser.error(f"--num_images {args.num_images}: at least 2, for a covariance")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Judge paths and weights, then embed the images and write."""
+    from comparison import inception, statistics
+
+    if args.out.exists() and not args.overwrite:
+        raise cli.UserError(f"--out {args.out}: exists; name another file, or add --overwrite")
+    if statistics.is_statistics(args.source):
+        raise cli.UserError(f"{args.source}: holds statistics already, not images")
+    check_source(args.source, "SOURCE")
+    inception.require(args.library)
+    weights = inception.find_weights(args.inception_weights)
+    inception.check_weights(weights)
+
+    from comparison.device import pick_device, set_threads
+    from comparison.images import load_images
+
+    set_threads(args.threads)
+    device = pick_device(args.device)
+    data = load_images(args.source, args.image_size, limit=args.num_images)
+    if len(data) < max(2, args.num_images or 0):
+        raise cli.UserError(f"{args.source}: holds {len(data)} images, fewer than {max(2, args.num_images or 0)}")
+    if len(data) <= statistics.DIMENSIONS:
+        print(f"note: {len(data)} images give no full covariance of {statistics.DIMENSIONS} features")
+    mu, sigma = inception.image_statistics(data.images, args.library, weights=weights, device=device)
+    made_by = inception.made_by(args.library)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    statistics.write_statistics(args.out, mu.numpy(), sigma.numpy(), made_by=made_by, images=len(data))
+    print(f"{args.out}: {len(data)} images of {data.name}, {args.image_size} pixels ({data.fingerprint}), {made_by}")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(parse_args()))
