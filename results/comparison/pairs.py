@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of results in float32 or float64, relative to the largest value
 PROTOCOL = (
     "both paths in one process and in turn, after a warm-up call of each, the order changing from round to round; "
-    "device synchronised; seconds of one unit, medians over the rounds; the plain path computes in float32 (GPU: "
-    "TF32)"
+    "device synchronised; seconds of one unit, medians over the rounds; the plain path computes in float32, which a GPU "
+    "rounds to TF32"
 )
 
 
@@ -242,7 +242,7 @@ def without_tf32() -> Iterator[None]:
     """Let GPUs multiply float32 in full."""
     import torch
 
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = False
