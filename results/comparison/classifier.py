@@ -76,7 +76,8 @@ def fold(network: Classifier) -> dict[str, np.ndarray]:
     """Return the arrays of the weight file, float16: each convolution with its batch norm folded in, and the head."""
 
     def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-        assert norm.running_var is not None and norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 

@@ -130,7 +130,7 @@ def _fit(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             if not np.isfinite(losses[-1]):
                 raise UserError(f"the loss is {losses[-1]} at step {step}: lower --lr")
             step += 1

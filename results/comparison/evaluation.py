@@ -1,139 +1,128 @@
 """Scoring sample sets against a reference set: who is compared with whom, and the files that say so."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from comparison import features as extractor
-from comparison import shapes
 from comparison.anchors import Anchor, check_anchors, make_anchors
 from comparison.cli import UserError
-from comparison.images import ImageSet, fingerprint, load_images, load_npz, save_grid
+from comparison.images import fingerprint, save_grid
+from comparison.kernel import kernel_estimate, kernel_self
 from comparison.metrics import (
-    INTERVAL,
-    MIN_IMAGES,
     Estimate,
+    class_entropy,
     frechet_estimate,
     frechet_from,
+    frechet_infinite,
     jackknife,
-    kernel_estimate,
-    kernel_self,
     moments,
     share,
     split_groups,
 )
-from comparison.neighbours import memorised, nearest_training, prdc, radii
+from comparison.neighbours import Nearest, memorised, nearest_training, prdc, radii
+from comparison.reference import PAIRWISE, Embedded, Reference, chosen_images, embed_samples, places, shuffled
 from comparison.runs import read_json, versions, write_json
+from comparison.sliced import SlicedWasserstein
 from comparison.sources import shapes_modes
+from comparison.statistics import Statistics
+from comparison.streams import LoadedSamples, open_samples
+from comparison.streams import fingerprint as stream_fingerprint
 
-SCHEMA = 1  # rises whenever a metric, a control or an expectation changes, so that older files are not reused
-MEMORY_POOL = 50_000  # training images among which the nearest is sought
+SCHEMA = 2  # rises whenever a metric, a control or an expectation changes, so that older files are not reused
+STRIP = 12  # samples shown beside their nearest training images
+STRIP_FILE = "neighbours.png"
 
 Entries = dict[str, dict[str, Any]]  # metric -> value, interval, n
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The training set, the part of it that serves as reference, and everything about it that is computed once.
+class Standard:
+    """How the standard metrics are taken.
 
     Attributes:
-        source: as named on the command line; not written to files, it may be a path of this machine.
-        data: the training set.
-        chosen: (N,) int64, the reference's images.
-        others: the remaining ones, in random order.
-        seed: that drew them.
-        scale: z-scores features by the reference.
-        total: images of the whole training set, also where `data` is a part of it.
-        training: (T, D) float32 z-scored features of the training set, or of MEMORY_POOL of its images.
+        weights: file of the standard Inception.
+        digest: its SHA-256, checked.
+        statistics: of the reference; None takes the training images.
+        device: of the Inception passes.
     """
 
-    source: str
-    data: ImageSet
-    chosen: Tensor
-    others: Tensor
-    seed: int
-    total: int
-    scale: extractor.Scale = field(repr=False)
-    training: Tensor = field(repr=False)
+    weights: Path
+    digest: str
+    statistics: Statistics | None
+    device: torch.device | str = "cpu"
 
-    @classmethod
-    def load(
-        cls, source: str, image_size: int, num_images: int, seed: int, device: torch.device | str = "cpu"
-    ) -> "Reference":
-        """Read the training images of `source` and draw the reference from them: num_images, at most half of them.
+    def __call__(self, images: Tensor, reference: Reference) -> dict[str, Any]:
+        """Return the section `standard` of metrics.json for (N, 3, S, S) uint8 images in random order."""
+        from comparison.standard import score
 
-        The other half is for the floor, which must not share images with the reference.
+        against = reference.data.images if self.statistics is None else self.statistics
+        expected = self.digest  # judged already
+        return score(images, against, weights=self.weights, expected=expected, device=self.device, seed=reference.seed)
 
-        Raises:
-            UserError: the source is unusable or has fewer than 2 * MIN_IMAGES images.
-        """
-        data = load_images(source, image_size, split="train")
-        if len(data) < 2 * MIN_IMAGES:
-            raise UserError(f"--reference {source}: {len(data)} images; at least {2 * MIN_IMAGES} are needed")
-        total = len(data)
-        num_images = min(num_images, total // 2)
-        order = torch.from_numpy(np.random.Generator(np.random.PCG64([seed, 0])).permutation(len(data)))
-        if len(data) > MEMORY_POOL + 2 * num_images:
-            order = order[: MEMORY_POOL + 2 * num_images]
-            keep = order.sort().values
-            labels = None if data.labels is None else data.labels[keep]
-            data = ImageSet(data.images[keep], labels, data.class_names, data.name, data.fingerprint)
-            order = torch.searchsorted(keep, order)
-        features = extractor.embed_cached(
-            data.images, fingerprint(data.images), device=device, desc="embed training images"
-        )
-        chosen, others = order[:num_images], order[num_images:]
-        scale = extractor.Scale.of(features[chosen])
-        return cls(source, data, chosen, others, seed, total, scale, scale(features))
-
-    def describe(self) -> dict[str, Any]:
-        """Return what must agree between numbers that are compared."""
-        return {
-            "reference": {
-                "name": self.data.name,
-                "training_images": self.total,
-                "training_fingerprint": self.data.fingerprint,
-                "fingerprint": fingerprint(self.data.images[self.chosen]),
-            },
-            "extractor": extractor.describe(),
-            "n": len(self.chosen),
-            "image_size": self.data.images.shape[-1],
-            "seed": self.seed,
-            "intervals": INTERVAL,
-        }
+    def is_in(self, metrics: dict[str, Any], reference: Reference) -> bool:
+        """Tell whether a metrics.json holds these scores."""
+        there = metrics.get("standard") or {}
+        against = (there.get("reference") or {}).get("fingerprint")
+        wanted = fingerprint(reference.data.images) if self.statistics is None else self.statistics.fingerprint
+        return (there.get("weights") or {}).get("sha256") == self.digest and against == wanted
 
 
 class Evaluator:
-    """Computes every metric of a sample set against one reference."""
+    """Computes every metric of a sample set against one reference.
 
-    def __init__(self, reference: Reference, device: torch.device | str = "cpu"):
-        self.reference, self.device = reference, device
-        self.features = reference.training[reference.chosen]
-        mean, covariance = moments(self.features)
-        self._distance = frechet_from(mean, covariance)
-        self._kernel_self = kernel_self(self.features)
-        self._radii = radii(self.features)
+    Args:
+        reference: the training data.
+        extrapolate: also extrapolate the Frechet distance to infinitely many images.
+        standard: adds the standard metrics, where it is given.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        *,
+        extrapolate: bool = False,
+        standard: "Standard | None" = None,
+    ):
+        self.reference, self.extrapolate, self.standard = reference, extrapolate, standard
+        features = reference.training[reference.chosen]
+        self._distance = frechet_from(*moments(features))
+        self._features = features[:PAIRWISE]
+        self._kernel_self = kernel_self(self._features)
+        self._radii = radii(self._features)
+        self._sliced = SlicedWasserstein(self._features)
         self._modes = shapes_modes(reference.source)
 
     def __call__(self, images: Tensor, made_from: Tensor | None = None, *, desc: str = "embed") -> Entries:
         """Return metric -> entry of metrics.json for (N, 3, S, S) uint8 images in random order."""
-        x = self.reference.scale(extractor.embed(images, device=self.device, desc=desc))
-        found: dict[str, Estimate] = {
-            "frechet_distance": frechet_estimate(self._distance, x),
-            "kernel_distance": kernel_estimate(self.features, self._kernel_self, x),
-            **prdc(self.features, self._radii, x),
-            "memorised": memorised(nearest_training(x, self.reference.training, made_from)),
+        positions = torch.arange(len(images))
+        samples = LoadedSamples(desc, images)
+        embedded = embed_samples(samples, positions, len(images), self.reference, key=None, desc=desc)
+        return self.score(embedded, made_from)[0]
+
+    def score(self, embedded: Embedded, made_from: Tensor | None = None) -> tuple[Entries, Nearest]:
+        """Return metric -> entry of metrics.json, and the nearest training images of the first PAIRWISE."""
+        x = embedded.features
+        nearest = nearest_training(x, self.reference.training, made_from)
+        found: dict[str, Estimate] = {"frechet_distance": frechet_estimate(self._distance, embedded.moments)}
+        if self.extrapolate:
+            found["frechet_infinite"] = frechet_infinite(self._distance, embedded.moments)
+        found |= {
+            "kernel_distance": kernel_estimate(self._features, self._kernel_self, x),
+            "sliced_wasserstein": self._sliced(x),
+            **prdc(self._features, self._radii, x),
         }
-        if self._modes:
-            found |= modes_estimates(shapes.match_modes(images, self._modes), self._modes)
+        if embedded.classes is not None:
+            found["class_entropy"] = class_entropy(embedded.classes)
+        found["memorised"] = memorised(nearest)
+        if embedded.modes is not None and self._modes:
+            found |= modes_estimates(embedded.modes, self._modes)
         entries = {name: estimate.as_json() for name, estimate in found.items()}
-        if self._modes:
+        if "modes_covered" in entries:
             entries["modes_covered"]["total"] = self._modes
-        return entries
+        return entries, nearest
 
 
 def modes_estimates(found: Tensor, count: int) -> dict[str, Estimate]:
@@ -146,17 +135,11 @@ def modes_estimates(found: Tensor, count: int) -> dict[str, Estimate]:
     return {"modes_covered": covered, "modes_matched": share(found >= 0)}
 
 
-def choose(images: Tensor, count: int, seed: int) -> Tensor:
-    """Draw `count` images at random: samples may lie in the order of their classes."""
-    order = np.random.Generator(np.random.PCG64([seed, 2])).permutation(len(images))[:count]
-    return images[torch.from_numpy(order)]
-
-
 # Files
 
 
 def find_samples(path: Path) -> Path:
-    """Return the samples that a run folder, an .npz file or a folder of images stands for.
+    """Return the samples that a run folder, a folder of images, an .npz or a .zip file stands for.
 
     In a run folder that is the file that sampling.json names, or the newest samples*.npz.
 
@@ -164,10 +147,10 @@ def find_samples(path: Path) -> Path:
         UserError: there are none.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such run folder, .npz file or folder of images")
+        raise UserError(f"{path}: no such run folder, folder of images, .npz or .zip file")
     if path.is_file():
-        if path.suffix != ".npz":
-            raise UserError(f"{path}: neither an .npz file nor a folder")
+        if path.suffix not in (".npz", ".zip"):
+            raise UserError(f"{path}: neither a folder nor an .npz or .zip file")
         return path
     found = sorted(path.glob("samples*.npz"), key=lambda p: (p.stat().st_mtime_ns, p.name))
     record = path / "sampling.json"
@@ -181,45 +164,68 @@ def find_samples(path: Path) -> Path:
     return path
 
 
-def load_samples(path: Path, image_size: int) -> Tensor:
-    """Read samples as (N, 3, S, S) uint8; an .npz must have the size that is asked for.
-
-    Raises:
-        UserError: unreadable, or of another size.
-    """
-    if path.suffix != ".npz":
-        return load_images(str(path), image_size).images
-    images = load_npz(path)[0]
-    if images.shape[2:] != (image_size, image_size):
-        size = f"{images.shape[3]} x {images.shape[2]}"
-        raise UserError(f"{path}: images of {size} pixels, --image_size {image_size}; compare at one size")
-    return images
+def scored_folders(path: Path) -> list[Path]:
+    """Return the folders that a RUN stands for: a run folder and its settings/* and history/*, or `path` alone."""
+    if not path.is_dir():
+        return [path]
+    extra = [folder for name in ("settings", "history") for folder in sorted((path / name).glob("*/"))]
+    return [path, *(folder for folder in extra if next(folder.glob("samples*.npz"), None))]
 
 
 def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> dict[str, Any]:
     """Score the samples in `path`; with `target`, a metrics.json, reuse what it holds of the same, and write it.
 
+    Beside `target` a picture appears, neighbours.png: the samples that are nearest to training images, by the ratio of
+    `memorised`, and below them those training images.
+
     Raises:
         UserError: fewer samples than the reference has images, or unreadable ones.
     """
-    protocol = evaluator.reference.describe()
-    images = load_samples(path, protocol["image_size"])
-    if len(images) < protocol["n"]:
-        raise UserError(f"{path}: {len(images)} images, fewer than --num_images {protocol['n']}")
+    reference = evaluator.reference
+    protocol = reference.describe()
+    samples = open_samples(path, protocol["image_size"])
+    total, count = samples.shape[0], protocol["n"]
+    if total < count:
+        raise UserError(f"{path}: {total} images, fewer than --num_images {count}")
+    hashed = stream_fingerprint(samples)
     identity = {
         "schema": SCHEMA,
         **protocol,
-        "samples": {"file": path.name, "images": len(images), "fingerprint": fingerprint(images)},
+        "samples": {"file": path.name, "images": total, "fingerprint": hashed},
     }
-    if target is not None and target.is_file():
-        there = read_json(target)
-        if isinstance(there, dict) and all(there.get(name) == value for name, value in identity.items()):
+    there = _known(target, identity)
+    standard = there.get("standard") if there else None
+    if there is not None and target is not None:
+        extrapolated = not evaluator.extrapolate or "frechet_infinite" in there["metrics"]
+        scored = evaluator.standard is None or evaluator.standard.is_in(there, reference)
+        if extrapolated and scored and target.with_name(STRIP_FILE).is_file():
             return there
-    found = evaluator(choose(images, protocol["n"], protocol["seed"]), desc=f"embed {path.name}")
+    seed = protocol["seed"]
+    positions = places(total, count, seed)
+    embedded = embed_samples(
+        samples, positions, count, reference, key=f"{hashed}-{seed}-{count}", desc=f"embed {path.name}"
+    )
+    found, nearest = evaluator.score(embedded)
     result = {**identity, "metrics": found, "versions": versions()}
+    if evaluator.standard is not None:
+        standard = evaluator.standard(chosen_images(samples, positions, count), reference)
+    if standard is not None:
+        result["standard"] = standard
     if target is not None:
+        closest = nearest.ratio.argsort()[:STRIP]
+        pairs = torch.cat([embedded.images[closest], reference.data.images[nearest.index[closest]]])
+        save_grid(pairs, target.with_name(STRIP_FILE), columns=len(closest))
         write_json(target, result)
     return result
+
+
+def _known(target: Path | None, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `target` holds of the same samples, reference and settings, or None."""
+    if target is None or not target.is_file():
+        return None
+    there = read_json(target)
+    same = isinstance(there, dict) and all(there.get(name) == value for name, value in identity.items())
+    return there if same else None
 
 
 def evaluate_anchors(evaluator: Evaluator, target: Path) -> dict[str, Any]:
@@ -229,17 +235,16 @@ def evaluate_anchors(evaluator: Evaluator, target: Path) -> dict[str, Any]:
     """
     reference = evaluator.reference
     identity = {"schema": SCHEMA, **reference.describe()}
-    if target.is_file():
-        there = read_json(target)
-        if isinstance(there, dict) and all(there.get(name) == value for name, value in identity.items()):
-            return there
+    there = _known(target, identity)
+    if there is not None and (not evaluator.extrapolate or "frechet_infinite" in there["anchors"]["floor"]["metrics"]):
+        return there
     data = reference.data
     anchors = make_anchors(
         data.images, data.labels, reference.training, reference.chosen, reference.others, reference.seed
     )
     rows, metrics = {}, {}
     for name, anchor in anchors.items():
-        images = choose(anchor.images, len(anchor.images), reference.seed)
+        images = shuffled(anchor.images, reference.seed)
         metrics[name] = evaluator(images, anchor.made_from, desc=f"embed {anchor.label}")
         rows[name] = {"label": anchor.label, "note": anchor.note, "metrics": metrics[name]}
     result = {**identity, "anchors": rows, "checks": check_anchors(metrics), "versions": versions()}

@@ -1,21 +1,26 @@
-"""The random embedding: features of images without trained weights, the same on every machine.
+"""Features of images, without any download: the random embedding, and the project's own CIFAR-10 classifier.
 
-A convolutional network of two layers whose weights are drawn once from a fixed seed, as in Naeem et al. 2020
-(arXiv 2002.09797), who embed data unlike ImageNet with a random VGG16. It sees colours, textures, sharpness, noise
-and coarse layout; it knows no objects. Distances in it are relative: they compare rows of one report, nothing else.
+The random embedding is a convolutional network of two layers whose weights are drawn once from a fixed seed, as in
+Naeem et al. 2020 (arXiv 2002.09797), who embed data unlike ImageNet with a random VGG16. It is the same on every
+machine and sees colours, textures, sharpness, noise and coarse layout; it knows no objects. For images of CIFAR-10's
+classes `comparison.classifier` knows them. Distances in either are relative: they compare rows of one report, nothing
+else.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from comparison import classifier
 from comparison.cli import data_root
-from comparison.images import from_uint8, read_cache, write_cache
+from comparison.images import CIFAR10_CLASSES, ImageSet, from_uint8, read_cache, write_cache
 from comparison.progress import bar
 
 NAME = "random embedding"
@@ -58,41 +63,137 @@ def fingerprint(seed: int = SEED) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe() -> dict[str, object]:
-    """Return what reports say of the extractor."""
-    return {"name": NAME, "fingerprint": fingerprint(), "architecture": ARCHITECTURE, "dimensions": DIMENSIONS}
+class Extractor(Protocol):
+    """What turns images into features.
+
+    Attributes:
+        key: as chosen by --features.
+        dimensions: D.
+        batch_pixels: pixels per call that suit the caches of a CPU.
+    """
+
+    key: str
+    dimensions: int
+    batch_pixels: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map (N, 3, S, S) uint8 to (N, D) float32 features on the CPU, not yet z-scored."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the extractor: key, name, fingerprint, architecture, dimensions."""
+
+    def classes(self, features: Tensor) -> Tensor | None:
+        """Return the (N,) int64 classes that the extractor sees, from its features; None if it knows no classes."""
 
 
-@torch.inference_mode()
-def embed(images: Tensor, *, device: torch.device | str = "cpu", desc: str = "embed") -> Tensor:
-    """Map (N, 3, H, W) uint8 to (N, 192) float32 features on the CPU, not yet z-scored; computed in full float32."""
-    layers = [(weight.to(device), bias.to(device)) for weight, bias in weights()]
-    batch = max(1, 200 * 32**2 // (images.shape[-1] * images.shape[-2]))
-    features = []
-    with bar(len(images), 0, desc, "images") as progress, torch.backends.cudnn.flags(allow_tf32=False):
-        for part in images.split(batch):
-            x = from_uint8(part.to(device)).contiguous(memory_format=torch.channels_last)
-            pooled = []
-            for (weight, bias), (_, kernel, stride) in zip(layers, LAYERS, strict=True):
+class RandomEmbedding:
+    """The network of fixed random weights, computed in full float32."""
+
+    key, dimensions, batch_pixels = "random", DIMENSIONS, 200 * 32**2
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = device
+        self._layers = [(weight.to(device), bias.to(device)) for weight, bias in weights()]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map (N, 3, S, S) uint8 to (N, 192) float32."""
+        x = from_uint8(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        pooled = []
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            for (weight, bias), (_, kernel, stride) in zip(self._layers, LAYERS, strict=True):
                 x = functional.elu(functional.conv2d(x, weight, bias, stride=stride, padding=kernel // 2))
                 deviation, mean = torch.std_mean(x, (2, 3), correction=0)
                 pooled += [mean, deviation]
-            pooled.append(functional.adaptive_avg_pool2d(x[:, :GRID_CHANNELS], 2).flatten(1))
-            features.append(torch.cat(pooled, 1).cpu())
+        pooled.append(functional.adaptive_avg_pool2d(x[:, :GRID_CHANNELS], 2).flatten(1))
+        return torch.cat(pooled, 1).cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the extractor."""
+        facts = {"key": self.key, "name": NAME, "fingerprint": fingerprint(), "architecture": ARCHITECTURE}
+        return {**facts, "dimensions": DIMENSIONS}
+
+    def classes(self, features: Tensor) -> None:
+        """Return None: it knows no classes."""
+        return None
+
+
+class ClassifierFeatures:
+    """The pooled features of the CIFAR-10 classifier; other sizes than 32 pixels are resized to it.
+
+    Raises:
+        UserError: its weight file is missing or damaged.
+    """
+
+    key, dimensions, batch_pixels = "cifar", classifier.DIMENSIONS, 100 * 32**2
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self._network = classifier.load(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map (N, 3, S, S) uint8 to (N, 384) float32."""
+        if images.shape[-2:] != (32, 32):
+            x = functional.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True)
+            images = x.round().clamp(0, 255).to(torch.uint8)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            return self._network(images)[0].cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the extractor."""
+        known = classifier.facts()
+        facts = {"key": self.key, "name": "CIFAR-10 classifier", "fingerprint": known["fingerprint"]}
+        facts |= {"architecture": classifier.ARCHITECTURE, "dimensions": self.dimensions}
+        return {**facts, "accuracy": known["accuracy"], "trained_on": known["data"]["name"]}
+
+    def classes(self, features: Tensor) -> Tensor:
+        """Return the (N,) int64 most probable of the ten classes."""
+        weight, bias = (self._network.arrays[f"head.{part}"].cpu() for part in ("weight", "bias"))
+        return torch.addmm(bias, features, weight.T).argmax(1)
+
+
+def make_extractor(key: str, device: torch.device | str = "cpu") -> Extractor:
+    """Return the extractor of that key, `cifar` or `random`."""
+    return ClassifierFeatures(device) if key == "cifar" else RandomEmbedding(device)
+
+
+def choose_key(requested: str, data: ImageSet) -> str:
+    """Return `cifar` or `random` for --features; `auto` takes the classifier for images of its ten classes."""
+    if requested != "auto":
+        return requested
+    return "cifar" if data.class_names == CIFAR10_CLASSES else "random"
+
+
+def embed(images: Tensor, extractor: Extractor, *, desc: str = "embed") -> Tensor:
+    """Map (N, 3, S, S) uint8 to (N, D) float32 features on the CPU, not yet z-scored."""
+    batch = batch_size(extractor, images.shape[-1])
+    features = []
+    with bar(len(images), 0, desc, "images") as progress:
+        for part in images.split(batch):
+            features.append(extractor(part))
             progress.update(len(part))
     return torch.cat(features)
 
 
-def embed_cached(
-    images: Tensor, images_fingerprint: str, *, device: torch.device | str = "cpu", desc: str = "embed"
-) -> Tensor:
-    """As `embed`, kept below the data root under the hashes of images and extractor."""
-    if len(images) < CACHE_FROM:
-        return embed(images, device=device, desc=desc)
-    path = data_root() / "cache" / f"features-{images_fingerprint}-{fingerprint()}.npy"
-    if (found := read_cache(path, (len(images), DIMENSIONS))) is not None:
+def batch_size(extractor: Extractor, image_size: int) -> int:
+    """Return how many images of that size an extractor takes at a time."""
+    return max(1, extractor.batch_pixels // image_size**2)
+
+
+def cached(name: str, count: int, extractor: Extractor, compute: Callable[[], Tensor]) -> Tensor:
+    """Return (count, D) features, kept below the data root under the hashes of images and extractor.
+
+    Args:
+        name: hash of the images, with what was chosen of them.
+        count: images.
+        extractor: whose features they are.
+        compute: called where there is no file.
+    """
+    if count < CACHE_FROM:
+        return compute()
+    path = data_root() / "cache" / f"features-{name}-{extractor.describe()['fingerprint']}.npy"
+    if (found := read_cache(path, (count, extractor.dimensions))) is not None:
         return torch.from_numpy(found)
-    features = embed(images, device=device, desc=desc)
+    features = compute()
     write_cache(path, features.numpy())
     return features
 

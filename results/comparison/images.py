@@ -1,12 +1,16 @@
 """Image sets: reading any source into one uint8 tensor, the rounding rule, grids and .npz files."""
 
 import hashlib
+import io
 import os
 import pickle
+import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +20,7 @@ from torch import Tensor
 from comparison import shapes
 from comparison.cli import UserError, data_root
 from comparison.progress import bar
-from comparison.sources import check_source, find_images, is_cifar_batches, shapes_modes, source_name
+from comparison.sources import check_source, find_images, is_cifar_batches, shapes_modes, source_name, zip_images
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEMORY_LIMIT = 8 * 2**30  # bytes of decoded images
@@ -77,7 +81,8 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
 
     Args:
         source: `shapes`, `shapes:N`, `cifar10`, a folder of images (searched recursively), a folder of CIFAR-10's
-            Python batches, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1 labels.
+            Python batches, a .zip file of images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1
+            labels.
         image_size: pixels; other sizes are reduced to it by area, or enlarged, and cropped to the centre.
         split: `train` or `test`, for the sources that know both; a folder is taken whole.
         limit: keep only so many images, evenly spread over the source (of `shapes` the first, which are random).
@@ -101,6 +106,8 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
         images, labels = _spread(images, limit), None if labels is None else _spread(labels, limit)
         images = resize(images, image_size)
         class_names = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
+    elif path.suffix == ".zip" and path.is_file():
+        images, labels, class_names = _read_zip(path, image_size, limit)
     else:
         images, labels, class_names = _read_folder(path, image_size, limit)
     return ImageSet(images, labels, class_names, source_name(source), fingerprint(images))
@@ -190,7 +197,7 @@ def _read_folder(folder: Path, image_size: int, limit: int | None) -> tuple[Tens
     images = np.empty(shape, np.uint8)
 
     def read(i: int) -> None:
-        images[i] = _read_file(paths[i], image_size).transpose(2, 0, 1)
+        images[i] = _read_file(paths[i], image_size, str(paths[i])).transpose(2, 0, 1)
 
     with (
         ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
@@ -203,15 +210,31 @@ def _read_folder(folder: Path, image_size: int, limit: int | None) -> tuple[Tens
     return torch.from_numpy(images), labels, class_names
 
 
-def _read_file(path: Path, image_size: int) -> np.ndarray:
+def _read_zip(path: Path, image_size: int, limit: int | None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    names = zip_images(path)
+    if limit is not None and limit < len(names):
+        names = [names[i] for i in np.linspace(0, len(names) - 1, limit).round().astype(int)]
+    images = np.empty((len(names), 3, image_size, image_size), np.uint8)
+    with zipfile.ZipFile(path) as archive, bar(len(names), 0, "read images", "images") as progress:
+        for i, name in enumerate(names):
+            try:
+                picture = io.BytesIO(archive.read(name))
+            except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                raise UserError(f"{path}: {name} is not readable ({error})") from None
+            images[i] = _read_file(picture, image_size, f"{path}: {name}").transpose(2, 0, 1)
+            progress.update()
+    return torch.from_numpy(images), *_folder_labels([PurePath(name) for name in names])
+
+
+def _read_file(file: Path | BinaryIO, image_size: int, name: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return fit(image, image_size)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not readable as an image ({error}); mend or remove it") from None
+        raise UserError(f"{name}: not readable as an image ({error}); mend or remove it") from None
 
 
-def _folder_labels(paths: Sequence[Path]) -> tuple[Tensor | None, tuple[str, ...]]:
+def _folder_labels(paths: Sequence[PurePath]) -> tuple[Tensor | None, tuple[str, ...]]:
     """Label by parent folder where there are several, else by the file name before the first `_`."""
     for names in ([p.parent.name for p in paths], [p.name.split("_")[0] if "_" in p.name else "" for p in paths]):
         classes = sorted(set(names))

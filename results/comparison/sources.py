@@ -1,7 +1,8 @@
 """Which pictures a data source means: a known name or a path. Standard library only, so that it answers at once."""
 
+import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from comparison.cli import UserError, data_root
 
@@ -16,6 +17,24 @@ def find_images(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
             yield path
+
+
+def zip_images(path: Path) -> list[str]:
+    """Return the names of the images in a .zip file, sorted, hidden ones left out.
+
+    Raises:
+        UserError: not a .zip file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not readable as a .zip file ({error})") from None
+    seen = [PurePosixPath(name) for name in names]
+    kept = [
+        p for p in seen if p.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__")) for part in p.parts)
+    ]
+    return sorted(str(p) for p in kept)
 
 
 def shapes_modes(source: str) -> int | None:
@@ -48,10 +67,14 @@ def check_source(source: str, flag: str = "data source") -> None:
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
         return
+    if path.suffix == ".zip" and path.is_file():
+        if not zip_images(path):
+            raise UserError(f"{flag} {source}: no image found in this .zip file")
+        return
     if not path.exists():
-        raise UserError(f"{flag} {source}: neither shapes, cifar10 nor an existing folder or .npz file")
+        raise UserError(f"{flag} {source}: neither shapes, cifar10 nor an existing folder, .npz or .zip file")
     if not path.is_dir():
-        raise UserError(f"{flag} {source}: not a folder of images and not an .npz file")
+        raise UserError(f"{flag} {source}: not a folder of images and not an .npz or .zip file")
     if not is_cifar_batches(path) and next(find_images(path), None) is None:
         raise UserError(f"{flag} {source}: no image found in this folder")
 

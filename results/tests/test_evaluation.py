@@ -1,15 +1,22 @@
 """results/evaluate.py as a user runs it: what it writes, reuses and refuses."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import shapes
-from comparison.images import save_npz
+import torch
+from comparison import shapes, streams
+from comparison.evaluation import Evaluator
+from comparison.images import CIFAR10_CLASSES, fingerprint, save_npz
+from comparison.reference import Reference, embed_samples, places, shuffled
+from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "evaluate.py"
 
@@ -27,6 +34,10 @@ def place(tmp_path, monkeypatch):
     run.mkdir(parents=True)
     save_npz(run / "samples.npz", pictures(80, "test"))
     return tmp_path
+
+
+def run_folder(place):
+    return place / "runs" / "model" / "first"
 
 
 @pytest.fixture
@@ -48,6 +59,11 @@ def test_run_folder_gets_metrics_with_intervals_and_provenance(place, evaluate):
         entry = metrics["metrics"][name]
         assert entry["interval"][0] <= entry["value"] <= entry["interval"][1]
         assert entry["n"] == 60
+    assert "frechet_infinite" not in metrics["metrics"]
+    assert metrics["metrics"]["sliced_wasserstein"]["value"] > 0
+    assert metrics["extractor"]["key"] == "random"
+    with Image.open(run_folder(place) / "neighbours.png") as picture:
+        assert picture.size == (2 + 12 * 18, 2 + 2 * 18)
     anchors = json.loads((place / "report/anchors.json").read_text())
     assert list(anchors["anchors"]) == ["floor", "copies", "jpeg", "half", "blur", "noise"]
     assert {row["metrics"]["coverage"]["n"] for row in anchors["anchors"].values()} == {60}
@@ -75,18 +91,19 @@ def test_second_call_reuses_and_other_samples_are_scored_anew(place, evaluate):
     assert files[1].read_text() != before[1][1]
 
 
-def test_npz_and_folder_are_scored_without_writing_into_them(place, evaluate):
-    from PIL import Image
-
+def test_npz_zip_and_folder_are_scored_without_writing_into_them(place, evaluate):
     folder = place / "pngs"
     folder.mkdir()
     for i, picture in enumerate(pictures(60, "test")):
         Image.fromarray(picture).save(folder / f"{i:03}.png")
     save_npz(place / "mine.npz", pictures(60, "test"))
-    done = evaluate("pngs", "mine.npz", *STANDARD, "--json", "all.json")
+    with zipfile.ZipFile(place / "mine.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, f"deep/{path.name}")
+    done = evaluate("pngs", "mine.npz", "mine.zip", *STANDARD, "--json", "all.json")
     assert done.returncode == 0, done.stderr
     scores = json.loads((place / "all.json").read_text())["samples"]
-    assert scores["pngs"]["metrics"] == scores["mine.npz"]["metrics"]
+    assert scores["pngs"]["metrics"] == scores["mine.npz"]["metrics"] == scores["mine.zip"]["metrics"]
     assert len(list(folder.iterdir())) == 60
     assert not (place / "metrics.json").exists()
 
@@ -101,10 +118,124 @@ def test_more_images_than_half_the_set_are_reduced_for_all_rows_and_said(place, 
     assert content["anchors"]["n"] == content["samples"]["many.npz"]["n"] == 100
 
 
+def test_settings_and_history_of_a_run_are_scored_with_it(place, evaluate):
+    run = run_folder(place)
+    for name in ("settings/ddim10", "history/50"):
+        (run / name).mkdir(parents=True)
+        save_npz(run / name / "samples.npz", pictures(80, "test"))
+    (run / "settings" / "empty").mkdir()
+    done = evaluate("runs/model/first", *STANDARD)
+    assert done.returncode == 0, done.stderr
+    main = json.loads((run / "metrics.json").read_text())
+    for name in ("settings/ddim10", "history/50"):
+        assert json.loads((run / name / "metrics.json").read_text())["metrics"] == main["metrics"]
+    assert "settings/ddim10" in done.stdout
+
+
+def test_without_controls_the_reference_may_be_the_whole_set(place, evaluate):
+    save_npz(place / "many.npz", pictures(250, "test"))
+    done = evaluate("many.npz", *STANDARD[:-1], 240, "--json", "all.json")
+    assert done.returncode == 0, done.stderr
+    assert "200 images per row instead of 240, all there are" in done.stdout
+    assert json.loads((place / "all.json").read_text())["samples"]["many.npz"]["n"] == 200
+
+
+def test_extrapolation_is_added_to_scores_that_lack_it(place, evaluate):
+    evaluate("runs/model/first", *STANDARD)
+    before = json.loads((run_folder(place) / "metrics.json").read_text())["metrics"]
+    evaluate("runs/model/first", *STANDARD, "--extrapolate")
+    after = json.loads((run_folder(place) / "metrics.json").read_text())["metrics"]
+    assert after.pop("frechet_infinite")["value"] < before["frechet_distance"]["value"]
+    assert after == before
+
+
+def test_classes_are_counted_for_images_of_the_ten_classes_only(place, evaluate):
+    done = evaluate("runs/model/first", *STANDARD, "--features", "cifar")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run_folder(place) / "metrics.json").read_text())
+    assert metrics["extractor"]["accuracy"] > 0.8
+    assert "class_entropy" not in metrics["metrics"]
+    for i, picture in enumerate(pictures(100)):
+        folder = place / "ten" / CIFAR10_CLASSES[i % 10]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    done = evaluate("runs/model/first", "--reference", "ten", "--image_size", 16, "--num_images", 60)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run_folder(place) / "metrics.json").read_text())
+    assert metrics["extractor"]["key"] == "cifar"
+    assert 0 <= metrics["metrics"]["class_entropy"]["value"] <= np.log2(10)
+
+
+def test_streamed_samples_equal_those_in_memory(tmp_path):
+    images = torch.from_numpy(pictures(50).transpose(0, 3, 1, 2).copy())
+    save_npz(tmp_path / "stored.npz", pictures(50))
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=pictures(50))
+    for name in ("stored.npz", "packed.npz"):
+        stream = streams.open_samples(tmp_path / name, 16)
+        assert stream.shape == (50, 3, 16, 16)
+        assert torch.equal(torch.cat(list(stream.batches(7))), images)
+        assert streams.fingerprint(stream) == fingerprint(images)
+
+
+def test_measures_of_pairs_use_a_stated_number_and_moments_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("comparison.reference.PAIRWISE", 40)
+    monkeypatch.setattr("comparison.evaluation.PAIRWISE", 40)
+    save_npz(tmp_path / "real.npz", pictures(200))
+    reference = Reference.load(str(tmp_path / "real.npz"), 16, 100, 0)
+    assert reference.describe()["pairwise_images"] == 40
+    images = torch.from_numpy(pictures(100, "test").transpose(0, 3, 1, 2).copy())
+    found = Evaluator(reference)(images)
+    assert found["frechet_distance"]["n"] == 100
+    assert {found[name]["n"] for name in ("kernel_distance", "coverage", "memorised", "sliced_wasserstein")} == {40}
+
+
+def test_embedding_needs_no_more_than_a_batch_in_memory_and_keeps_the_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    save_npz(tmp_path / "real.npz", pictures(100))
+    reference = Reference.load(str(tmp_path / "real.npz"), 16, 50, 0)
+    images = torch.from_numpy(pictures(60, "test").transpose(0, 3, 1, 2).copy())
+    positions = places(60, 40, 3)
+    whole = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="whole")
+    monkeypatch.setattr("comparison.features.batch_size", lambda *_: 7)
+    parts = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="parts")
+    assert torch.equal(whole.images, parts.images)
+    assert torch.equal(whole.images, images[(positions >= 0).nonzero()[:, 0]][positions[positions >= 0].argsort()])
+    assert torch.allclose(whole.features, parts.features, atol=1e-4)
+    assert torch.allclose(whole.moments.second, parts.moments.second, rtol=1e-4, atol=1e-3)
+
+
+LAUNCHERS = {
+    "mpiexec": ["mpiexec", "-n", "2", sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_several_processes_give_the_same_numbers(place, launcher):
+    args = ("runs/model/first", *map(str, STANDARD), "--features", "cifar", "--threads", "1", "--json")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    if launcher == "mpiexec" and not shutil.which("mpiexec", path=environment["PATH"]):
+        pytest.skip("no mpiexec")
+    for command, out in ((LAUNCHERS[launcher], "many.json"), ([sys.executable], "one.json")):
+        (run_folder(place) / "metrics.json").unlink(missing_ok=True)
+        done = subprocess.run(
+            [*command, str(SCRIPT), *args, out], cwd=place, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("images per row") == 1
+    many, one = (json.loads((place / f"{n}.json").read_text())["samples"]["runs/model/first"] for n in ("many", "one"))
+    for name, entry in one["metrics"].items():
+        assert many["metrics"][name]["value"] == pytest.approx(entry["value"], rel=1e-5, abs=1e-6), name
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (("absent", *STANDARD), "absent: no such run folder"),
+        (("runs/model/first", *STANDARD, "--fid_stats", "no.npz"), "--fid_stats no.npz: no such file"),
+        (("empty.zip", *STANDARD), "no image found in this .zip"),
+        (("broken.zip", *STANDARD), "not readable as a .zip file"),
         (("runs/model/first", "--reference", "nowhere"), "--reference nowhere"),
         (("runs/model/first", *STANDARD, "--num_image", 3), "--num_image"),
         (("runs/model/first", *STANDARD[:4], "--num_images", 0), "--num_images"),
@@ -119,6 +250,8 @@ def test_wrong_paths_and_flags_are_one_sentence_before_torch(place, args, says):
     empty.mkdir()
     (empty / "config.json").write_text("{}")
     (place / "real.txt").write_text("no")
+    (place / "broken.zip").write_text("no")
+    zipfile.ZipFile(place / "empty.zip", "w").close()
     code = f"import sys, runpy; sys.argv = {['evaluate.py', *map(str, args)]!r}\n"
     code += f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
@@ -153,18 +286,16 @@ def test_truncated_samples_are_one_sentence(place, evaluate):
 
 
 def test_samples_in_class_order_are_drawn_from_at_random():
-    import torch
-    from comparison.evaluation import choose
-
-    numbers = torch.arange(100)
-    assert choose(numbers, 50, 0).max() > 60
-    assert torch.equal(choose(numbers, 50, 0), choose(numbers, 50, 0))
-    assert len(choose(numbers, 50, 0).unique()) == 50
+    positions = places(100, 50, 0)
+    assert (positions >= 0).sum() == 50
+    assert positions[60:].max() >= 0
+    assert sorted(positions[positions >= 0].tolist()) == list(range(50))
+    assert torch.equal(positions, places(100, 50, 0))
+    assert not torch.equal(positions, places(100, 50, 1))
+    assert not torch.equal(shuffled(torch.arange(100), 0), torch.arange(100))
 
 
 def test_newest_samples_count_unless_sampling_json_names_others(tmp_path):
-    import os
-
     from comparison.evaluation import find_samples
 
     for age, name in ((20, "samples_ddim.npz"), (10, "samples_full.npz")):

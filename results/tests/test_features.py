@@ -1,8 +1,9 @@
-"""The random embedding is the same everywhere and sees what it should."""
+"""The extractors are the same everywhere and see what they should."""
 
 import numpy as np
 import torch
-from comparison import features, shapes
+from comparison import classifier, features, shapes
+from comparison.images import CIFAR10_CLASSES, ImageSet
 
 
 def noise(n, size=32):
@@ -23,19 +24,21 @@ def test_weights_do_not_depend_on_torch_seeds():
 
 def test_embedding_does_not_depend_on_the_batch():
     images = noise(7)
-    whole = features.embed(images)
-    parts = torch.cat([features.embed(images[:3]), features.embed(images[3:])])
-    assert whole.shape == (7, features.DIMENSIONS)
-    assert torch.allclose(whole, parts, atol=1e-5)
+    for extractor in (features.RandomEmbedding(), features.ClassifierFeatures()):
+        whole = extractor(images)
+        parts = torch.cat([extractor(images[:3]), extractor(images[3:])])
+        assert whole.shape == (7, extractor.dimensions)
+        assert torch.allclose(whole, parts, atol=1e-5)
 
 
 def test_any_image_size_gives_the_same_number_of_features():
     for size in (8, 16, 33, 64):
-        assert features.embed(noise(2, size)).shape == (2, features.DIMENSIONS)
+        for extractor in (features.RandomEmbedding(), features.ClassifierFeatures()):
+            assert extractor(noise(2, size)).shape == (2, extractor.dimensions)
 
 
 def test_scale_makes_the_reference_standard():
-    x = features.embed(shapes.dataset(10, 32, limit=300)[0])
+    x = features.embed(shapes.dataset(10, 32, limit=300)[0], features.RandomEmbedding())
     z = features.Scale.of(x)(x)
     assert z.mean(0).abs().max() < 1e-3
     assert (z.std(0) - 1).abs().max() < 1e-2
@@ -44,17 +47,44 @@ def test_scale_makes_the_reference_standard():
 def test_cache_gives_the_same_features_and_survives_damage(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setattr(features, "CACHE_FROM", 4)
-    images = noise(5)
-    first = features.embed_cached(images, "abc")
+    images, extractor, calls = noise(5), features.RandomEmbedding(), []
+
+    def compute():
+        calls.append(1)
+        return extractor(images)
+
+    first = features.cached("abc", 5, extractor, compute)
     (file,) = (tmp_path / "cache").iterdir()
-    assert torch.equal(first, features.embed_cached(images, "abc"))
+    assert extractor.describe()["fingerprint"] in file.name
+    assert torch.equal(first, features.cached("abc", 5, extractor, compute))
+    assert len(calls) == 1
     file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(first, features.embed_cached(images, "abc"))
+    assert torch.equal(first, features.cached("abc", 5, extractor, compute))
+    assert len(calls) == 2
+    features.cached("abc", 5, features.ClassifierFeatures(), lambda: features.ClassifierFeatures()(images))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_embedding_knows_where_things_are():
     images, labels = shapes.dataset(200, 32, limit=400)
-    x = features.Scale.of(features.embed(images))(features.embed(images))
+    x = features.embed(images, features.RandomEmbedding())
+    x = features.Scale.of(x)(x)
     table = shapes.modes(200)
     left = torch.tensor([table[label].position.endswith("left") for label in labels.tolist()])
     assert (x[left].mean(0) - x[~left].mean(0)).abs().max() > 0.5
+
+
+def test_auto_takes_the_classifier_for_its_ten_classes_only():
+    def set_of(class_names):
+        return ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None, class_names, "x", "0")
+
+    assert features.choose_key("auto", set_of(CIFAR10_CLASSES)) == "cifar"
+    assert features.choose_key("auto", set_of(("circle", "square"))) == "random"
+    assert features.choose_key("random", set_of(CIFAR10_CLASSES)) == "random"
+    assert features.choose_key("cifar", set_of(())) == "cifar"
+
+
+def test_classes_come_from_the_pooled_features():
+    images, extractor = noise(6), features.ClassifierFeatures()
+    assert torch.equal(extractor.classes(extractor(images)), classifier.load()(images)[1].argmax(1))
+    assert features.RandomEmbedding().classes(features.RandomEmbedding()(images)) is None

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from comparison import metrics, neighbours
+from comparison import kernel, metrics, neighbours, sliced
 from comparison.tables import apart
 
 
@@ -45,11 +45,84 @@ def test_left_out_moments_are_those_of_the_rest():
     x = normal(60, 5, 4)
     seen = []
     metrics.frechet_estimate(lambda mean, cov: seen.append((mean, cov)) or 0.0, x)
-    for (mean, cov), group in zip(seen, metrics.split_groups(60), strict=False):
+    for (mean, cov), group in zip(seen[1:], metrics.split_groups(60), strict=True):
         rest = torch.cat([x[: group.start], x[group.stop :]])
         expected = metrics.moments(rest)
         assert torch.allclose(mean, expected[0], atol=1e-9)
         assert torch.allclose(cov, expected[1], atol=1e-9)
+
+
+def test_moments_do_not_depend_on_how_the_images_come():
+    x = normal(90, 6, 20, shift=3)
+    whole = metrics.GroupMoments.of(x)
+    streamed = metrics.GroupMoments(len(whole.count), 6)
+    group_of = torch.cat([torch.full((g.stop - g.start,), i) for i, g in enumerate(metrics.split_groups(90))])
+    for index in torch.randperm(90, generator=torch.Generator().manual_seed(0)).split(7):
+        for i in index.tolist():
+            streamed.add(x[i : i + 1], int(group_of[i]))
+    distance = metrics.frechet_from(*metrics.moments(normal(80, 6, 21)))
+    one, other = metrics.frechet_estimate(distance, whole), metrics.frechet_estimate(distance, streamed)
+    assert one.value == pytest.approx(other.value, rel=1e-9)
+    assert one.high == pytest.approx(other.high, rel=1e-6)
+    mean, cov, n = whole.moments()
+    assert n == 90
+    assert torch.allclose(mean, metrics.moments(x)[0])
+    assert torch.allclose(cov, metrics.moments(x)[1])
+
+
+def test_extrapolated_distance_of_equal_distributions_is_near_zero():
+    """The distance itself is far above 0 at 400 images; the reference is large."""
+    reference = normal(20000, 16, 0)
+    distance = metrics.frechet_from(*metrics.moments(reference))
+    found = [metrics.GroupMoments.of(normal(400, 16, seed)) for seed in range(1, 9)]
+    plain = np.mean([metrics.frechet_estimate(distance, f).value for f in found])
+    infinite = [metrics.frechet_infinite(distance, f) for f in found]
+    assert plain > 0.2
+    assert abs(np.mean([f.value for f in infinite])) < 0.15 * plain
+    assert sum(f.low <= 0 <= f.high for f in infinite) >= 6
+
+
+def test_extrapolated_distance_of_few_images_is_finite():
+    distance = metrics.frechet_from(*metrics.moments(normal(50, 3, 0)))
+    assert math.isfinite(metrics.frechet_infinite(distance, metrics.GroupMoments.of(normal(8, 3, 1))).value)
+
+
+def test_sliced_distance_of_shifted_sets_is_the_mean_length_of_the_projected_shift():
+    x = normal(500, 8, 1)
+    shift = torch.tensor([3.0, -1, 0, 0, 2, 0, 0, 0])
+    expected = float((shift @ sliced.directions(8)).square().mean().sqrt())
+    assert sliced.SlicedWasserstein(x)(x + shift).value == pytest.approx(expected, rel=1e-4)
+
+
+def test_sliced_distance_of_one_set_in_another_order_is_zero():
+    x = normal(300, 5, 2)
+    assert sliced.SlicedWasserstein(x)(x.flip(0)).value == pytest.approx(0, abs=1e-6)
+
+
+def test_sliced_distance_takes_sets_of_different_sizes():
+    a, b = normal(4000, 5, 3), normal(1000, 5, 4, scale=2)
+    projected = sliced.directions(5).square().sum(0).sqrt()  # unit: N(0, 1) against N(0, 4) is 1 apart
+    assert projected.allclose(torch.ones(len(projected)))
+    assert sliced.SlicedWasserstein(a)(b).value == pytest.approx(1, abs=0.1)
+
+
+def test_class_entropy_is_that_of_the_counts():
+    counts = torch.tensor([[4, 4, 0, 0]] * 5)
+    found = metrics.class_entropy(counts)
+    assert found.value == pytest.approx(1)
+    assert found.n == 40
+    assert metrics.class_entropy(torch.tensor([[8, 0], [8, 0]])).value == 0
+    assert metrics.class_entropy(torch.full((20, 10), 7)).value == pytest.approx(math.log2(10))
+
+
+def test_class_entropy_interval_holds_most_draws():
+    rng = np.random.default_rng(0)
+    truth, hits = np.full(10, 0.1), 0
+    expected = np.mean([metrics._entropy(torch.from_numpy(rng.multinomial(400, truth))) for _ in range(200)])
+    for _ in range(40):
+        found = metrics.class_entropy(torch.from_numpy(rng.multinomial(20, truth, size=20)))
+        hits += found.low <= expected <= found.high
+    assert hits >= 33
 
 
 def brute_kernel(a, b):
@@ -61,7 +134,7 @@ def test_kernel_distance_equals_the_plain_formula():
     own_a, own_b, across = brute_kernel(a, a), brute_kernel(b, b), brute_kernel(a, b)
     expected = (own_a.sum() - own_a.trace()) / (50 * 49) + (own_b.sum() - own_b.trace()) / (40 * 39)
     expected -= 2 * across.mean()
-    found = metrics.kernel_estimate(a, metrics.kernel_self(a), b)
+    found = kernel.kernel_estimate(a, kernel.kernel_self(a), b)
     assert found.value == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -69,7 +142,7 @@ def test_kernel_distance_of_equal_distributions_is_zero_on_average():
     values = []
     for seed in range(20):
         a, b = normal(200, 4, 2 * seed), normal(200, 4, 2 * seed + 1)
-        values.append(metrics.kernel_estimate(a, metrics.kernel_self(a), b).value)
+        values.append(kernel.kernel_estimate(a, kernel.kernel_self(a), b).value)
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(20)
 
 
@@ -156,7 +229,11 @@ def frechet_of(reference, x):
 
 
 def kernel_of(reference, x):
-    return metrics.kernel_estimate(reference, metrics.kernel_self(reference), x)
+    return kernel.kernel_estimate(reference, kernel.kernel_self(reference), x)
+
+
+def sliced_of(reference, x):
+    return sliced.SlicedWasserstein(reference)(x)
 
 
 def prdc_of(name):
@@ -165,8 +242,8 @@ def prdc_of(name):
 
 @pytest.mark.parametrize(
     "measure",
-    [frechet_of, kernel_of, *(prdc_of(name) for name in ("precision", "recall", "density", "coverage"))],
-    ids=["frechet", "kernel", "precision", "recall", "density", "coverage"],
+    [frechet_of, kernel_of, sliced_of, *(prdc_of(name) for name in ("precision", "recall", "density", "coverage"))],
+    ids=["frechet", "kernel", "sliced", "precision", "recall", "density", "coverage"],
 )
 def test_intervals_cover_the_mean_of_repeated_draws(measure):
     """95% of the intervals should hold the value that draws of this size have on average."""
