@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of results in float32 or float64, relative to the largest value
 PROTOCOL = (
     "both paths in one process and in turn, after a warm-up call of each, the order changing from round to round; "
-    "device synchronised; seconds of one unit, medians over the rounds; the plain path computes in float32, which a GPU "
-    "rounds to TF32"
+    "device synchronised; seconds of one unit, medians over the rounds; the plain path in float32, on a GPU in TF32"
 )
 
 
