@@ -1,6 +1,6 @@
 """Make the reference statistics that FID is measured against: mean and covariance of the standard Inception's features.
 
-  python results/make_stats.py cifar10 --out data/cifar10_train.npz
+  python results/make_stats.py cifar10 --out data/cifar10_train.npz --library pytorch-fid
   python -m pytorch_fid data/cifar10_train.npz folder/of/png
 
 Writes one .npz with mu (2048,) and sigma (2048, 2048), float64, which evaluate.py, pytorch-fid and test_ddgan.py read

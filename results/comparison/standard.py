@@ -77,6 +77,12 @@ def frechet_estimate(mu: Tensor, sigma: Tensor, features: Tensor) -> Estimate:
     return jackknife(distance(slice(0, 0)), [distance(group) for group in split_groups(n)], n, low=0)
 
 
+def kid_subsets(n: int, m: int) -> tuple[int, int]:
+    """Return number and size of the KID's subsets for n and m images; one where each would be the whole of both."""
+    size = min(SUBSET_SIZE, n, m)
+    return (1 if n == m == size else SUBSETS), size
+
+
 def kernel_inception_distance(features: Tensor, reference: Tensor, seed: int) -> Estimate:
     """Estimate the KID, the mean over 100 random subsets of at most 1,000 images of each set (Binkowski et al. 2018).
 
@@ -87,13 +93,13 @@ def kernel_inception_distance(features: Tensor, reference: Tensor, seed: int) ->
     from comparison.kernel import kernel_estimate, kernel_self
     from comparison.metrics import Estimate
 
-    size = min(SUBSET_SIZE, len(features), len(reference))
+    count, size = kid_subsets(len(features), len(reference))
     found = kid_features_to_metric(
-        features, reference, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=seed, verbose=False
+        features, reference, kid_subsets=count, kid_subset_size=size, rng_seed=seed, verbose=False
     )
     value = found[KEY_METRIC_KID_MEAN]
     whole = kernel_estimate(reference, kernel_self(reference), features)
-    half = math.hypot((whole.high - whole.low) / 2, 1.96 * found[KEY_METRIC_KID_STD] / math.sqrt(SUBSETS))
+    half = math.hypot((whole.high - whole.low) / 2, 1.96 * found[KEY_METRIC_KID_STD] / math.sqrt(count))
     return Estimate(value, value - half, value + half, len(features))
 
 
@@ -216,13 +222,14 @@ def score(
         described = reference.describe()
     else:
         described = {"kind": "images", "n": len(reference), "fingerprint": fingerprint(reference)}
+    count, size = kid_subsets(len(sets[0]), len(sets[-1]))
     return {
         "weights": {"file": weights.name, "sha256": digest},
         "libraries": libraries,
         "protocol": {
             "inception_score_splits": SPLITS,
-            "kid_subsets": SUBSETS,
-            "kid_subset_size": min(SUBSET_SIZE, *map(len, sets)),
+            "kid_subsets": count,
+            "kid_subset_size": size,
             "neighbours": NEIGHBOURS,
             "seed": seed,
             "intervals": f"{INTERVAL}; of the inception score one of its {SPLITS} splits",

@@ -107,7 +107,7 @@ def test_section_holds_every_score_and_what_it_was_taken_with(scored, weights, e
     assert result["weights"]["sha256"].startswith(expected)
     assert len(result["weights"]["sha256"]) == 64
     assert result["reference"] == {"kind": "images", "n": N, "fingerprint": fingerprint(sets[1])}
-    assert result["protocol"]["kid_subset_size"] == N
+    assert (result["protocol"]["kid_subsets"], result["protocol"]["kid_subset_size"]) == (1, N)
     assert result["libraries"][0] == "torch-fidelity 0.4.0"
 
 
@@ -170,6 +170,9 @@ def test_kernel_distance_of_one_subset_is_that_over_all_pairs():
     found, pairs = standard.kernel_inception_distance(x, real, 0), kernel_estimate(real, kernel_self(real), x)
     assert found.value == pytest.approx(pairs.value, rel=1e-3)
     assert (found.low, found.high) == pytest.approx((pairs.low, pairs.high), rel=1e-2)
+    assert standard.kid_subsets(60, 60) == (1, 60)
+    assert standard.kid_subsets(60, 61) == (100, 60)
+    assert standard.kid_subsets(5000, 5000) == (100, 1000)
 
 
 def test_subsets_of_the_kernel_distance_widen_its_interval_and_follow_the_seed(monkeypatch):
