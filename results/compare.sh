@@ -22,6 +22,13 @@ usage: bash results/compare.sh [options]
   --num_samples N    images drawn from and scored for each model              (quick 1000, cpu 2000, else 50000)
   --image_size S     pixels of all models                                     (32)
   --seed S           of training and sampling                                 (0)
+  --sweep N,N        numbers of DDIM steps at which improved-diffusion is
+                     sampled besides its default; '' for none                 (quick 10, cpu 5,10,50, else 10,25,100,250)
+  --history K        train in K + 1 equal parts and draw samples after each,
+                     0 for none                                               (cpu 3, gpu 4, else 0)
+  --benchmark B      true measures speed and memory of every sampler          (true)
+  --features F       of the scores: auto, cifar or random, see evaluate.py    (auto)
+  --inception_weights FILE   also score with the standard network, see evaluate.py
   --data_note TEXT   a sentence on the data for the report
   --device D         auto, cpu, cuda, cuda:N, mps                             (auto)
   --fresh            train and sample anew
@@ -34,10 +41,12 @@ die() {
 }
 
 data=shapes preset=quick budget="" models=gans,improved-diffusion,denoising-diffusion-gan name="" num_samples=""
-image_size=32 seed=0 data_note="" device=auto fresh=""
+image_size=32 seed=0 data_note="" device=auto fresh="" benchmark=true features=auto inception_weights=""
+unset sweep history # '' and 0 differ from not given
 while [ $# -gt 0 ]; do
   case "$1" in
-    --data | --preset | --budget | --models | --name | --num_samples | --image_size | --seed | --data_note | --device)
+    --data | --preset | --budget | --models | --name | --num_samples | --image_size | --seed | --data_note | --device | \
+      --sweep | --history | --benchmark | --features | --inception_weights)
       [ $# -ge 2 ] || die "$1: a value is missing"
       printf -v "${1#--}" %s "$2"
       shift 2
@@ -50,16 +59,17 @@ done
 
 # ---- judge everything before the first second is over
 case "$preset" in
-  quick) : "${budget:=seconds=150}" "${num_samples:=1000}" ;;
-  cpu) : "${budget:=seconds=1200}" "${num_samples:=2000}" ;;
-  gpu) : "${budget:=images=2500000}" "${num_samples:=50000}" ;;
-  paper) : "${budget:=recipe}" "${num_samples:=50000}" ;;
+  quick) : "${budget:=seconds=150}" "${num_samples:=1000}" "${sweep=10}" "${history=0}" ;;
+  cpu) : "${budget:=seconds=1200}" "${num_samples:=2000}" "${sweep=5,10,50}" "${history=3}" ;;
+  gpu) : "${budget:=images=2500000}" "${num_samples:=50000}" "${sweep=10,25,100,250}" "${history=4}" ;;
+  paper) : "${budget:=recipe}" "${num_samples:=50000}" "${sweep=10,25,100,250}" "${history=0}" ;;
   *) die "--preset $preset: must be quick, cpu, gpu or paper" ;;
 esac
 whole() { [[ "$2" =~ ^[0-9]+$ ]] || die "$1 $2: must be a whole number"; }
 whole --num_samples "$num_samples"
 whole --image_size "$image_size"
 whole --seed "$seed"
+whole --history "$history"
 [ "$num_samples" -ge 64 ] || die "--num_samples $num_samples: at least 64 are needed for a score"
 limit=()
 case "$budget" in
@@ -69,6 +79,17 @@ case "$budget" in
   *) die "--budget $budget: must be seconds=N, images=N or recipe" ;;
 esac
 [ "${#limit[@]}" = 0 ] || [ "${limit[1]}" -gt 0 ] || die "--budget $budget: must be above 0"
+[ "$history" -lt 100 ] || die "--history $history: must be below 100"
+if [ "$history" -gt 0 ]; then
+  [ "$budget" != recipe ] || die "--history $history: --budget recipe cannot be divided; use seconds=N or images=N"
+  [ "${limit[1]}" -gt "$history" ] || die "--history $history: --budget $budget is too small for $((history + 1)) parts"
+fi
+IFS=, read -r -a steps <<<"$sweep"
+[[ "$sweep" =~ ^([1-9][0-9]*(,[1-9][0-9]*)*)?$ ]] || die "--sweep $sweep: must be numbers of steps like 10,50, or ''"
+[ -z "$(printf '%s\n' "${steps[@]}" | sort | uniq -d)" ] || die "--sweep $sweep: name each number once"
+case "$benchmark" in true | false) ;; *) die "--benchmark $benchmark: must be true or false" ;; esac
+case "$features" in auto | cifar | random) ;; *) die "--features $features: must be auto, cifar or random" ;; esac
+[ -z "$inception_weights" ] || [ -f "$inception_weights" ] || die "--inception_weights $inception_weights: no such file"
 case "$image_size" in
   16 | 32 | 64 | 128 | 256) ;;
   *) die "--image_size $image_size: must be 16, 32, 64, 128 or 256" ;;
@@ -119,15 +140,24 @@ if [ "$data" != cifar10 ] && [ -e "$data" ]; then # from here on as seen from th
   data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data")
   data=${data#"$root"/}
 fi
+if [ -n "$inception_weights" ]; then
+  inception_weights=$(cd "$(dirname "$inception_weights")" && pwd)/$(basename "$inception_weights")
+fi
 case "$PYTHON" in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
 cd "$root"
 PRESET=$preset
 # shellcheck source=../flags.sh
 source ./flags.sh
-common=(--seed "$seed" --device "$device")
-train=("${limit[@]}" "${common[@]}" $fresh)
-[ -z "$small_batch" ] || train+=(--batch_size "$small_batch")
-draw=(--num_samples "$num_samples" --seed "$seed" --device "$device")
+[[ "$DIFFUSION_FLAGS" =~ --diffusion_steps\ ([0-9]+) ]] && most=${BASH_REMATCH[1]}
+for n in "${steps[@]}"; do
+  [ "$n" -le "$most" ] || die "--sweep $n: the $preset preset has $most steps"
+  [[ " $SAMPLE_FLAGS " != *" ddim$n "* ]] || die "--sweep $n: what the $preset preset draws anyway"
+done
+train_flags=(--seed "$seed" --device "$device")
+[ -z "$small_batch" ] || train_flags+=(--batch_size "$small_batch")
+draw_flags=(--num_samples "$num_samples" --seed "$seed" --device "$device")
+benchmark_flags=(--benchmark)
+[ "$preset" != quick ] || benchmark_flags+=(--benchmark_seconds 0.3)
 
 say() { printf '\n== %s (%s)\n' "$1" "$(date +%H:%M:%S)"; }
 newest() { # the file with the highest number among those that match
@@ -138,44 +168,89 @@ newest() { # the file with the highest number among those that match
 }
 
 # unquoted on purpose below: the flags of flags.sh split at spaces
+train() { # MODEL FLAG...: train it, or go on
+  local model=$1 run=results/runs/$1/$name
+  shift
+  case "$model" in
+    gans)
+      "$PYTHON" -u gans/cifar_gan.py --data "$data" --run_dir "$run" $GAN_FLAGS --image_size "$image_size" \
+        --num_samples 0 "${train_flags[@]}" "$@"
+      ;;
+    improved-diffusion)
+      OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_train.py --data_dir "$data" \
+        $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --image_size "$image_size" "${train_flags[@]}" "$@"
+      ;;
+    denoising-diffusion-gan)
+      "$PYTHON" -u denoising-diffusion-gan/train_ddgan.py --dataset "$data" --exp "$run" \
+        $DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --image_size "$image_size" "${train_flags[@]}" "$@"
+      ;;
+  esac
+}
+draw() { # MODEL FOLDER FLAG...: samples of its newest checkpoint, unless they are there
+  local model=$1 run=results/runs/$1/$name folder=$2 checkpoint epoch
+  shift 2
+  case "$model" in
+    gans)
+      checkpoint=$(newest "$run/checkpoint_*.pt" "$run")
+      "$PYTHON" -u gans/sample_gan.py --checkpoint "$checkpoint" --out "$folder/samples.npz" "${draw_flags[@]}" "$@"
+      ;;
+    improved-diffusion)
+      checkpoint=$(newest "$run/ema_*.pt" "$run")
+      "$PYTHON" -u improved-diffusion/scripts/image_sample.py --model_path "$checkpoint" --out_dir "$folder" \
+        $MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS --image_size "$image_size" "${draw_flags[@]}" "$@"
+      ;;
+    denoising-diffusion-gan)
+      checkpoint=$(newest "$run/netG_*.pth" "$run")
+      epoch=${checkpoint##*netG_} && epoch=${epoch%.pth}
+      "$PYTHON" -u denoising-diffusion-gan/test_ddgan.py --dataset "$data" --exp "$run" --epoch_id "$epoch" \
+        --out "$folder/samples.npz" $DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --image_size "$image_size" "${draw_flags[@]}" "$@"
+      ;;
+  esac
+}
+measure() { # MODEL FOLDER FLAG...: time the sampler
+  [ "$benchmark" = true ] || return 0
+  say "$1: benchmark${6:+, $6}"
+  draw "$@" "${benchmark_flags[@]}"
+}
+
 runs=()
 for model in "${chosen[@]}"; do
   run=results/runs/$model/$name
   runs+=("$run")
+  start=$fresh
+  for ((part = 1; part <= history; part++)); do
+    bound=$((limit[1] * part / (history + 1))) percent=$(((200 * part + history + 1) / (2 * (history + 1))))
+    say "$model: train, budget ${budget%%=*}=$bound of ${limit[1]}"
+    train "$model" "${limit[0]}" "$bound" $start
+    start=""
+    # on a later call the run may be past this part, and its newest checkpoint with it
+    if grep -q "\"reason\": \"${limit[0]#--} $bound\"" "$run/config.json"; then
+      say "$model: sample at $percent%"
+      draw "$model" "$run/history/$percent"
+    elif [ ! -f "$run/history/$percent/sampling.json" ]; then
+      echo "$run: trained past $percent% before; no samples of that stage"
+    fi
+  done
   say "$model: train, budget $budget"
-  case "$model" in
-    gans)
-      "$PYTHON" -u gans/cifar_gan.py --data "$data" --run_dir "$run" $GAN_FLAGS --image_size "$image_size" \
-        --num_samples 0 "${train[@]}"
-      say "$model: sample"
-      checkpoint=$(newest "$run/checkpoint_*.pt" "$run")
-      "$PYTHON" -u gans/sample_gan.py --checkpoint "$checkpoint" "${draw[@]}"
-      ;;
-    improved-diffusion)
-      OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_train.py --data_dir "$data" \
-        $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --image_size "$image_size" "${train[@]}"
-      say "$model: sample"
-      checkpoint=$(newest "$run/ema_*.pt" "$run")
-      OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_sample.py --model_path "$checkpoint" \
-        $MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS --image_size "$image_size" "${draw[@]}"
-      ;;
-    denoising-diffusion-gan)
-      "$PYTHON" -u denoising-diffusion-gan/train_ddgan.py --dataset "$data" --exp "$run" \
-        $DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --image_size "$image_size" "${train[@]}"
-      say "$model: sample"
-      checkpoint=$(newest "$run/netG_*.pth" "$run")
-      epoch=${checkpoint##*netG_} && epoch=${epoch%.pth}
-      "$PYTHON" -u denoising-diffusion-gan/test_ddgan.py --dataset "$data" --exp "$run" --epoch_id "$epoch" \
-        $DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --image_size "$image_size" "${draw[@]}"
-      ;;
-  esac
+  train "$model" "${limit[@]}" $start
+  say "$model: sample"
+  draw "$model" "$run" --interpolation
+  measure "$model" "$run"
+  [ "$model" = improved-diffusion ] || continue
+  for n in "${steps[@]}"; do
+    setting=("$model" "$run/settings/ddim$n" --use_ddim True --timestep_respacing "ddim$n")
+    say "$model: sample in $n steps"
+    draw "${setting[@]}"
+    measure "${setting[@]}"
+  done
 done
 
 say "evaluate"
 report=results/reports/$name
 mkdir -p "$report"
 "$PYTHON" -u results/evaluate.py "${runs[@]}" --reference "$data" --image_size "$image_size" \
-  --num_images "$num_samples" --seed "$seed" --device "$device" --anchors "$report/anchors.json"
+  --num_images "$num_samples" --seed "$seed" --device "$device" --features "$features" \
+  ${inception_weights:+--inception_weights "$inception_weights"} --anchors "$report/anchors.json"
 say "report"
 "$PYTHON" -u results/report.py --name "$name" --anchors "$report/anchors.json" --budget "$budget" \
   --data_note="$data_note" "${runs[@]}"

@@ -1,5 +1,6 @@
 """Every command of README.md runs in a fresh copy of the repository, with small overrides appended."""
 
+import json
 import re
 import shutil
 import sys
@@ -27,11 +28,12 @@ TINY_DDGAN = "--num_channels_dae 16 --num_res_blocks 1 --z_emb_dim 8 --n_mlp 1 -
 GAN_RUN = "results/runs/gans/cifar10-64"
 DDPM_RUN = "results/runs/improved-diffusion/cifar10"
 DDGAN_RUN = "results/runs/denoising-diffusion-gan/ddgan_cifar10_exp1"
+TINY_COMPARE = "--preset quick --num_samples 64 --sweep '' --history 0 --benchmark false"
 # command prefix -> what is appended; the first prefix that fits counts
 OVERRIDES = {
-    "bash results/compare.sh --data cifar10": "--data shapes --preset quick --budget images=128 --num_samples 64",
-    "bash results/compare.sh --data path/to/images": "--preset quick --budget images=32 --num_samples 64 --models gans",
-    "bash results/compare.sh": "--data shapes --preset quick --budget images=128 --num_samples 64 --name readme",
+    "bash results/compare.sh --data cifar10": f"{TINY_COMPARE} --data shapes --budget images=128",
+    "bash results/compare.sh --data path/to/images": f"{TINY_COMPARE} --budget images=32 --models gans",
+    "bash results/compare.sh": f"{TINY_COMPARE} --data shapes --budget images=128 --name readme",
     "python -u gans/cifar_gan.py": f"{TINY_GAN} --max_steps 2 --num_samples 8 --run_dir {GAN_RUN}",
     "python -u gans/sample_gan.py": "--num_samples 4",
     "python improved-diffusion/datasets/cifar10.py": "--source train_images",
@@ -156,6 +158,31 @@ def test_second_call_of_the_main_job_reuses_what_is_finished(prepared, shell):
     after = {path.name: path.stat().st_mtime_ns for path in prepared.glob("results/runs/gans/readme/*.pt")}
     assert after
     assert not set(after.values()) & set(before_call)
+
+
+def test_main_job_draws_other_settings_and_earlier_checkpoints_once(prepared, shell):
+    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models improved-diffusion --name sweep"
+    line += " --budget images=64 --sweep 2 --history 1"
+    assert (done := shell(line)).returncode == 0, done.stdout + done.stderr
+    run = prepared / "results" / "runs" / "improved-diffusion" / "sweep"
+    facts = {
+        name: json.loads((run / name / "sampling.json").read_text()) for name in (".", "settings/ddim2", "history/50")
+    }
+    seen = {name: record["trained"]["images_seen"] for name, record in facts.items()}
+    assert seen == {".": 64, "settings/ddim2": 64, "history/50": 32}
+    assert [record["nfe"] for record in facts.values()] == [20, 2, 20]
+    assert facts["settings/ddim2"]["sampler"] == "DDIM, 2 steps, eta 1"
+    assert (run / "interpolation.png").is_file()
+    before_call = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in (".npz", ".png", ".pt")}
+    assert shell(line).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in before_call} == before_call
+
+
+def test_main_job_measures_speed_where_asked(prepared, shell):
+    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models gans --name measured --budget images=128"
+    assert (done := shell(f"{line} --benchmark true")).returncode == 0, done.stdout + done.stderr
+    timing = json.loads((prepared / "results/runs/gans/measured/timing.json").read_text())
+    assert timing["nfe"] == 1
 
 
 def test_main_job_of_make_compare_is_the_documented_line(shell):

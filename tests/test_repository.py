@@ -156,6 +156,17 @@ def test_unusable_paths_are_judged_before_torch_is_imported(line, message, check
         ("--models gans,gans", "name each model once"),
         ("--models ''", "name at least one"),
         ("--image_size 48", "must be 16, 32, 64, 128 or 256"),
+        ("--sweep 10,many", "must be numbers of steps"),
+        ("--sweep 10,0", "must be numbers of steps"),
+        ("--sweep 10,10", "name each number once"),
+        ("--sweep 10,20", "--sweep 20: what the quick preset draws anyway"),
+        ("--preset cpu --sweep 2000", "the cpu preset has 1000 steps"),
+        ("--history few", "must be a whole number"),
+        ("--history 3 --budget images=3", "too small for 4 parts"),
+        ("--preset paper --history 2", "cannot be divided"),
+        ("--benchmark maybe", "must be true or false"),
+        ("--features vgg", "must be auto, cifar or random"),
+        ("--inception_weights /no/such/file", "no such file"),
     ],
 )
 def test_wrong_options_of_the_main_job_are_one_sentence(shell, options, message):
