@@ -100,7 +100,7 @@ class RandomEmbedding:
         """Map (N, 3, S, S) uint8 to (N, 192) float32."""
         x = from_uint8(images.to(self.device)).contiguous(memory_format=torch.channels_last)
         pooled = []
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for (weight, bias), (_, kernel, stride) in zip(self._layers, LAYERS, strict=True):
                 x = functional.elu(functional.conv2d(x, weight, bias, stride=stride, padding=kernel // 2))
                 deviation, mean = torch.std_mean(x, (2, 3), correction=0)
@@ -135,7 +135,7 @@ class ClassifierFeatures:
         if images.shape[-2:] != (32, 32):
             x = functional.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True)
             images = x.round().clamp(0, 255).to(torch.uint8)
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self._network(images)[0].cpu()
 
     def describe(self) -> dict[str, Any]:

@@ -39,7 +39,34 @@ def test_every_expectation_on_the_controls_holds(scored):
 
 
 # copies, jpeg, half, blur, noise: w worse, . unchanged, b better than the floor; 1,000 images of shapes:100
-VERDICTS = {}
+VERDICTS = {
+    "random": {
+        "frechet_distance": "bwwww",
+        "frechet_infinite": ".wwww",
+        "kernel_distance": "bwwww",
+        "sliced_wasserstein": "bwwww",
+        "precision": ".w.ww",
+        "recall": ".wwww",
+        "density": "bwwww",
+        "coverage": ".wwww",
+        "memorised": "wb.bb",
+        "modes_covered": ".ww.w",
+        "modes_matched": "....w",
+    },
+    "cifar": {
+        "frechet_distance": "bwwww",
+        "frechet_infinite": "bwwww",
+        "kernel_distance": "bwwww",
+        "sliced_wasserstein": "bwwww",
+        "precision": "bw.ww",
+        "recall": ".wwww",
+        "density": "bw.ww",
+        "coverage": "bwwww",
+        "memorised": "wb.bb",
+        "modes_covered": ".ww.w",
+        "modes_matched": "....w",
+    },
+}
 
 
 def test_every_cell_of_metric_by_corruption_is_as_known(scored):
@@ -55,7 +82,7 @@ def test_frechet_distance_orders_the_controls(scored):
     value = {name: metrics["frechet_distance"]["value"] for name, metrics in scored.items()}
     assert value["copies"] < value["floor"] < value["half"] < value["noise"]
     assert value["floor"] < value["blur"] < value["noise"]
-    assert value["noise"] > 100 * value["blur"]
+    assert value["noise"] > 20 * value["blur"]
 
 
 def test_only_memorisation_sees_copies(scored):
