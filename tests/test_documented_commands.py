@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,8 @@ OVERRIDES = {
     "bash results/compare.sh": f"{TINY_COMPARE} --data shapes --budget images=128 --name readme",
     "python -u gans/cifar_gan.py": f"{TINY_GAN} --max_steps 2 --num_samples 8 --run_dir {GAN_RUN}",
     "python -u gans/sample_gan.py": "--num_samples 4",
+    "python gans/sample_gan.py --checkpoint results/runs/gans/cifar10-64 --benchmark": "--benchmark_seconds 0.1",
+    "python gans/sample_gan.py": "--num_samples 4 --batch_size 4",
     "python improved-diffusion/datasets/cifar10.py": "--source train_images",
     "python improved-diffusion/scripts/image_train.py": f"{TINY_DDPM} --microbatch 2 --diffusion_steps 24 "
     "--max_steps 2 --save_interval 2",
@@ -44,6 +47,9 @@ OVERRIDES = {
     "--max_steps 2 --t_emb_dim 8",
     "python3 -u denoising-diffusion-gan/test_ddgan.py": f"{TINY_DDGAN} --dataset shapes --t_emb_dim 8 "
     "--num_samples 4 --batch_size 4 --epoch_id 1",
+    "python results/benchmark.py": "--small --rounds 1 --out benchmark.json",
+    "python results/evaluate.py results/runs/flow": "--num_images 64 --threads 1",
+    "python results/report.py": "",
     "python results/evaluate.py": "--reference shapes --image_size 16 --num_images 8",
 }
 
@@ -78,6 +84,8 @@ def prepared(checkout):
         for i in range(16):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(checkout / folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
+        subprocess.run([sys.executable, "-c", code], cwd=checkout, check=True)
     return checkout
 
 
@@ -160,29 +168,33 @@ def test_second_call_of_the_main_job_reuses_what_is_finished(prepared, shell):
     assert not set(after.values()) & set(before_call)
 
 
-def test_main_job_draws_other_settings_and_earlier_checkpoints_once(prepared, shell):
-    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models improved-diffusion --name sweep"
-    line += " --budget images=64 --sweep 2 --history 1"
+def read_run(folder, name):
+    """Return a JSON file of a run."""
+    return json.loads((folder / name).read_text())
+
+
+def test_main_job_samples_earlier_stages_of_a_training_once_and_measures_speed(prepared, shell):
+    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models gans --name stages"
+    line += " --budget images=512 --history 1 --benchmark true"
     assert (done := shell(line)).returncode == 0, done.stdout + done.stderr
-    run = prepared / "results" / "runs" / "improved-diffusion" / "sweep"
-    facts = {
-        name: json.loads((run / name / "sampling.json").read_text()) for name in (".", "settings/ddim2", "history/50")
-    }
-    seen = {name: record["trained"]["images_seen"] for name, record in facts.items()}
-    assert seen == {".": 64, "settings/ddim2": 64, "history/50": 32}
-    assert [record["nfe"] for record in facts.values()] == [20, 2, 20]
-    assert facts["settings/ddim2"]["sampler"] == "DDIM, 2 steps, eta 1"
-    assert (run / "interpolation.png").is_file()
-    before_call = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in (".npz", ".png", ".pt")}
+    run = prepared / "results" / "runs" / "gans" / "stages"
+    assert read_run(run, "history/50/sampling.json")["trained"]["images_seen"] == 256
+    assert read_run(run, "sampling.json")["trained"]["images_seen"] == 512
+    assert read_run(run, "timing.json")["nfe"] == 1
+    kept = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in (".npz", ".pt")}
+    kept[run / "timing.json"] = (run / "timing.json").stat().st_mtime_ns
     assert shell(line).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in before_call} == before_call
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_main_job_measures_speed_where_asked(prepared, shell):
-    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models gans --name measured --budget images=128"
-    assert (done := shell(f"{line} --benchmark true")).returncode == 0, done.stdout + done.stderr
-    timing = json.loads((prepared / "results/runs/gans/measured/timing.json").read_text())
-    assert timing["nfe"] == 1
+def test_main_job_samples_the_diffusion_model_in_other_numbers_of_steps(prepared, shell):
+    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models improved-diffusion --name sweep"
+    assert (done := shell(f"{line} --budget images=32 --sweep 2")).returncode == 0, done.stdout + done.stderr
+    run = prepared / "results" / "runs" / "improved-diffusion" / "sweep"
+    facts = read_run(run, "settings/ddim2/sampling.json")
+    assert (facts["sampler"], facts["nfe"]) == ("DDIM, 2 steps, eta 1", 2)
+    assert read_run(run, "sampling.json")["nfe"] == 20
+    assert (run / "interpolation.png").is_file()
 
 
 def test_main_job_of_make_compare_is_the_documented_line(shell):

@@ -191,6 +191,7 @@ class _Stopwatch:
         self._min_seconds, self._limit_seconds = min_seconds, limit_seconds
         self._memory_at_start = peak_memory_bytes(device)
         self._size = 0  # measured last
+        self._expected = 0.0  # seconds of a call for the next one
         self.nfe = 0.0
 
     def attempt(self, size: int) -> Attempt:
@@ -216,11 +217,15 @@ class _Stopwatch:
         used = peak_memory_bytes(self._device) - self._memory_at_start
         if free is not None and used * size / self._size > free:
             return "memory would run out"
-        self._evaluate(size)
-        seconds = self.nfe * self._time(lambda: self._evaluate(size))
-        if seconds > self._limit_seconds:
-            return f"one call would take about {seconds:.2g} s, more than {self._limit_seconds:g} s"
+        self._expect(size)
+        if self._expected > self._limit_seconds:
+            return f"one call would take about {self._expected:.2g} s, more than {self._limit_seconds:g} s"
         return ""
+
+    def _expect(self, size: int) -> None:
+        """Estimate the seconds of a call by the fastest of a few evaluations, which other work disturbs least."""
+        self._evaluate(size)
+        self._expected = self.nfe * min(self._time(lambda: self._evaluate(size)) for _ in range(3))
 
     def _measure(self, size: int) -> dict[str, Any]:
         reset_peak_memory(self._device)
@@ -229,14 +234,15 @@ class _Stopwatch:
             seconds = self._time(lambda: self._draw(range(size)))  # the warm-up
         finally:
             counter.close()
-        self.nfe = self.nfe or counter.images / size
+        if not self.nfe:
+            self.nfe = counter.images / size
+            self._expect(size)
         runs, spread = 1, None
-        if seconds > self._limit_seconds:
-            pass  # a second call of that length would tell little
-        elif seconds > self._min_seconds:
-            seconds = self._time(lambda: self._draw(range(size)))
-        else:
+        if self._expected <= self._min_seconds:
             seconds, spread, runs = self._repeat(size)
+        elif self._expected <= self._limit_seconds:
+            seconds = self._time(lambda: self._draw(range(size)))
+        # else the warm-up is the one run: a second call of that length would tell little
         return {
             "batch_size": size,
             "seconds": _digits(seconds),

@@ -1,6 +1,7 @@
 """The benchmark, walks between latents, and what is known of a checkpoint's training."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -71,12 +72,21 @@ class TestBenchmark:
 
     def test_slow_sampler_is_called_once_and_larger_batches_are_named_as_left_out(self):
         toy = Toy()
-        found = toy.measure(limit_seconds=1e-12)
+        found = toy.measure(min_seconds=1e-13, limit_seconds=1e-12)
         assert toy.sizes == [1]
         assert [(entry["runs"], entry["interquartile_range"]) for entry in found["batches"]] == [(1, None)]
         assert [entry["batch_size"] for entry in found["skipped"]] == [4]
         assert "more than 1e-12 s" in found["skipped"][0]["reason"]
         assert found["largest"] == {"batch_size": 1, "reason": found["skipped"][0]["reason"]}
+
+    def test_disturbed_first_call_is_not_taken_for_a_slow_sampler(self):
+        class Disturbed(Toy):
+            def draw(self, indices):
+                if not self.sizes:
+                    time.sleep(0.3)
+                return super().draw(indices)
+
+        assert Disturbed().measure(min_seconds=0.2, limit_seconds=0.25)["batches"][0]["runs"] > 1
 
     def test_end_of_memory_ends_the_doubling(self):
         assert Toy(fails_from=5).measure(largest=None)["largest"] == {"batch_size": 4, "reason": "memory ran out"}
