@@ -199,7 +199,7 @@ def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
     from comparison.images import load_npz
     from comparison.rows import check_runs
 
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert len([line for line in code.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
@@ -214,4 +214,4 @@ def test_examples_of_the_readme_are_valid_json():
 
     text = (Path(__file__).parents[1] / "README.md").read_text()
     examples = [json.loads(part.split("```")[0]) for part in text.split("```json\n")[1:]]
-    assert len(examples) == 3
+    assert len(examples) == 4
