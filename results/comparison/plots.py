@@ -132,7 +132,8 @@ def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, pa
         values = np.array([entry["value"] for entry in known], float)
         errors = np.array([half_width(entry) for entry in known])
         if name == "frechet_distance":
-            low = np.nanmin(values[values > 0]) / 3
+            # copies are at 0 but for rounding: the axis begins below the floor, or nothing else could be told apart
+            low = max(np.nanmin(values[values > 0]), controls["floor"]["metrics"][name]["value"]) / 5
             axes.set_xscale("log")
             axes.set_xlim(low, np.nanmax(values) * 3)
             axes.xaxis.set_major_formatter(lambda value, _: plain(value))
