@@ -38,6 +38,9 @@ ALL_SCRIPTS = [
     "results/benchmark.py",
     "results/readme.py",
     "results/train_classifier.py",
+    "results/studies/steps.py",
+    "results/studies/cost.py",
+    "results/studies/data.py",
 ]
 
 
@@ -128,7 +131,14 @@ def test_help_and_wrong_flags_need_no_torch(script, checkout, environment, tmp_p
         ("denoising-diffusion-gan/test_ddgan.py --dataset shapes --exp {missing}", "missing"),
         ("results/evaluate.py {missing} --reference shapes", "missing"),
         ("results/evaluate.py {empty} --reference {missing}", "missing"),
+        ("results/evaluate.py --reference shapes --anchors a.json --inception_weights {missing}.pth", "missing.pth"),
         ("results/report.py --name x --anchors {missing}.json {empty}", "missing.json"),
+        ("results/make_stats.py {missing} --out stats.npz", "missing"),
+        ("results/make_stats.py shapes --out stats.npz --inception_weights {missing}.pth", "missing.pth"),
+        ("results/benchmark.py {missing}", "missing"),
+        ("results/readme.py --readme {missing}.md", "missing.md"),
+        ("results/train_classifier.py --data {missing} --test {empty}", "missing"),
+        ("results/studies/steps.py --data {missing}", "missing"),
     ],
 )
 def test_unusable_paths_are_judged_before_torch_is_imported(line, message, checkout, environment, tmp_path):
