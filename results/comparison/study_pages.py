@@ -168,29 +168,27 @@ def draw_lines(panels: Sequence[Mapping[str, Any]], path: Path) -> bool:
             axes.set_xscale("log")
         if "y" in panel["log"]:
             axes.set_yscale("log")
+        heights = [point[1]["value"] for line in panel["lines"] for point in line["points"]]
+        ticks = sorted({point[0] for line in panel["lines"] for point in line["points"]})
+        if "y" in panel["log"] and min(heights) == max(heights) > 0:
+            axes.set_ylim(heights[0] / 2, 2 * heights[0])  # a logarithmic axis of one value has no length
+        if "x" in panel["log"] and len(ticks) == 1:
+            axes.set_xlim(ticks[0] / 2, 2 * ticks[0])
         seen: dict[str, int] = {}
         for line in panel["lines"]:
             if not line["points"]:
                 continue
             turn = seen[line["model"]] = seen.get(line["model"], -1) + 1
-            x = [point[0] for point in line["points"]]
-            y = [point[1]["value"] for point in line["points"]]
-            bounds = [entry.get("interval") or (entry["value"], entry["value"]) for _, entry in line["points"]]
-            low = [min(v - b[0], 0.9 * abs(v)) for v, b in zip(y, bounds, strict=True)]  # a log axis ends above 0
-            high = [b[1] - v for v, b in zip(y, bounds, strict=True)]
-            axes.errorbar(
-                x, y, [[max(v, 0) for v in low], [max(v, 0) for v in high]], fmt="osD^v"[turn % 5],
-                linestyle=line.get("style", ("-", "--", "-.", ":")[turn % 4]),
-                color=COLOURS.get(line["model"], SPARE[0]), markersize=6, capsize=3, linewidth=1.5, label=line["label"],
-            )  # fmt: skip
-        ticks = sorted({point[0] for line in panel["lines"] for point in line["points"]})
+            _plot_line(axes, line, turn, COLOURS.get(line["model"], SPARE[0]))
+        axes.margins(0.08)
         if panel.get("ticks"):
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: tables.plain(value))
+        if "y" in panel["log"]:
+            _name_minor(axes.yaxis)
         axes.set_xlabel(panel["x"])
         axes.set_ylabel(panel["y"])
-        axes.margins(0.08)
         tidy(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     for axes in figure.axes[1:]:
@@ -202,6 +200,29 @@ def draw_lines(panels: Sequence[Mapping[str, Any]], path: Path) -> bool:
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     save(figure, path)
     return True
+
+
+def _plot_line(axes: Any, line: Mapping[str, Any], turn: int, colour: str) -> None:
+    """Plot one line of `draw_lines`, the turn-th of its model."""
+    x = [point[0] for point in line["points"]]
+    y = [point[1]["value"] for point in line["points"]]
+    bounds = [entry.get("interval") or (entry["value"], entry["value"]) for _, entry in line["points"]]
+    low = [max(min(v - b[0], 0.9 * abs(v)), 0) for v, b in zip(y, bounds, strict=True)]  # a log axis ends above 0
+    high = [max(b[1] - v, 0) for v, b in zip(y, bounds, strict=True)]
+    style = line.get("style", ("-", "--", "-.", ":")[turn % 4])
+    look = {"color": colour, "linestyle": style, "markersize": 6, "capsize": 3, "linewidth": 1.5}
+    axes.errorbar(x, y, [low, high], fmt="osD^v"[turn % 5], label=line["label"], **look)
+
+
+def _name_minor(axis: Any) -> None:
+    """Write the minor ticks of a short logarithmic axis as plain numbers, where matplotlib names them at all."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, value: float, pos: Any = None) -> str:
+            return tables.plain(value) if super().__call__(value, pos) else ""
+
+    axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
 def draw_bars(rows: Sequence[Row], words: str, path: Path) -> bool:
@@ -233,6 +254,7 @@ def draw_bars(rows: Sequence[Row], words: str, path: Path) -> bool:
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: tables.plain(value))
+    _name_minor(axes.xaxis)
     axes.set_xlabel(words)
     tidy(axes, "x")
     save(figure, path)

@@ -35,8 +35,9 @@ IMAGE_SECONDS = {"dcgan": 3e-4, "ddpm": 6e-3, "ddgan": 2e-2}
 FLOAT32 = 1.7
 BENCHMARK_SECONDS = 10.0
 UNCOUNTED = (
-    "GFLOP of a training image of DCGAN and DDGAN: their scripts do not count the discriminators; improved DDPM's is "
-    "three times an evaluation, one pass forward and two as much backward, not counted either"
+    "Counted GFLOP of a training image: no training script counts them. For improved DDPM the table has three times an "
+    "evaluation, the usual estimate for a pass forward and backward; for DCGAN and DDGAN not even the discriminators' "
+    "evaluations are counted"
 )
 
 
@@ -212,10 +213,11 @@ def sentences(cells: Sequence[dict[str, Any]]) -> list[str]:
             found = ratio(other, cell)
             low, high = found["interval"]
             word = "faster than" if low > 1 else "slower than" if high < 1 else "not clearly different from"
-            said.append(
-                f"{cell['label']}, width {width}, batch {batch}: training in bf16 is {word} in float32, "
-                f"{told(found)} times the speed."
-            )
+            where = f"{cell['label']}, width {width}, batch {batch}: training in bf16"
+            if found["n"] == 1:
+                said.append(f"{where} had {told(found)} times the speed of float32 in one round, too few for a claim.")
+            else:
+                said.append(f"{where} is {word} in float32, {told(found)} times the speed.")
     for (model, width, batch, precision), cell in known.items():
         wider = known.get((model, 4 * width, batch, precision))
         if wider:
@@ -261,7 +263,7 @@ def page(study: dict[str, Any]) -> str:
                 ]
             )
     left = [item["name"] for item in study["left_out"]]
-    header = ["", "width", "batch", "precision", "time per 1,000 images", "peak memory", "GFLOP per image"]
+    header = ["", "width", "batch", "precision", "time per 1,000 images", "peak memory", "GFLOP per image, estimate"]
     sampling = ["", "width", "precision", "parameters", "GFLOP per evaluation", "NFE", "GFLOP per image"]
     sampling += ["latency, batch 1", "throughput, best batch", "peak memory"]
     return study_pages.join(
@@ -269,8 +271,8 @@ def page(study: dict[str, Any]) -> str:
         "What do a training image and a sample cost, and how does that change with width, batch size and precision?",
         f"Images of {IMAGE_SIZE} pixels; settings of `{options['preset']}` in flags.sh but for those in the table. "
         f"{study_pages.machine(cells)}",
-        f"{options['updates']} updates of each cell are timed, after a first one that is left out, in each of "
-        f"{options['rounds']} rounds over all cells: median (range). DDGAN's R1 penalty is in one of these updates. "
+        f"Timed in each of {options['rounds']} rounds over all cells: {options['updates']} updates of each, after a "
+        "first one that is left out; median (range) of the rounds. DDGAN's R1 penalty is in one of these updates. "
         "On a CPU memory is the peak of the whole process, libraries included.",
         "## What the numbers say",
         sentences(cells),
@@ -300,20 +302,25 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
             points = [(c["width"], scaled(c["seconds_per_image"], 1000)) for c in mine]
             training.append({**line, "points": points})
             timed = [cell for cell in mine if cell["timing"]]
-            points = [(c["width"], {"value": 1 / c["timing"]["best"]["images_per_second"]}) for c in timed]
+            points = [(c["width"], {"value": evaluation_seconds(c["timing"])}) for c in timed]
             latency.append({**line, "points": points})
             if precision == "bf16":
                 points = [(c["width"], {"value": c["timing"]["gflop_per_evaluation"]}) for c in timed]
-                gflop.append({**line, "label": study_pages.label_of(model), "points": points})
+                gflop.append({**line, "points": points})
     common = {"x": "width, channels (log)", "log": "xy", "ticks": True}
     study_pages.draw_lines(
         [{**common, "y": "seconds per 1,000 training images (log)", "lines": training}], out / "training.png"
     )
     panels = [
-        {**common, "y": "seconds per sample, best batch (log)", "lines": latency},
+        {**common, "y": "seconds per image and evaluation, best batch (log)", "lines": latency},
         {**common, "y": "GFLOP per network evaluation (log)", "lines": gflop},
     ]
     study_pages.draw_lines(panels, out / "sampling.png")
+
+
+def evaluation_seconds(timing: dict[str, Any]) -> float:
+    """Return the seconds of an image per network evaluation at the best batch size."""
+    return 1 / (timing["best"]["images_per_second"] * timing["nfe"])
 
 
 def scaled(entry: dict[str, Any], factor: float) -> dict[str, Any]:

@@ -222,8 +222,8 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
         few = [f"{row['percent']}% ({passes(row):.2g})" for row in mine if passes(row) < 1]
         if few:
             said.append(
-                f"{label} saw less than all of its images at {tables.listed(few)} passes: there the number of images "
-                "cannot have been the limit"
+                f"{label}, less than one pass over the images: {tables.listed(few)}; there their number cannot be "
+                "the limit"
             )
         for row in mine:
             entry, floor = row["metrics"]["memorised"], row["held_out"]
@@ -260,16 +260,18 @@ def page(study: dict[str, Any]) -> str:
     }
     held = {"held out": lambda row: tables.metric("memorised", row["held_out"])}
     floors = study["floors"]
+    known = dict.fromkeys(f"{study_pages.label_of(row['model'])} {row['sampler']}" for row in rows)
+    samplers = "; ".join(known)
     return study_pages.join(
         "# Study: resolution and data",
         "What do fewer training images do to each model, and is it better to train at 64 pixels or to enlarge the "
         "samples of a network of 32 pixels, in the same time?",
         f"{study['options']['seconds']:g} s of training per cell, settings of `{study['options']['preset']}` in "
-        f"flags.sh. {study_pages.machine(rows)}",
+        f"flags.sh. Samplers: {samplers}. {study_pages.machine(rows)}",
         study_pages.scoring(study),
         "## What the numbers say",
         sentences(rows),
-        "![Frechet distance and copies against the share of the training images](data.png)" if small else None,
+        "![Frechet distance and coverage against the share of the training images](data.png)" if small else None,
         "## Fewer images",
         "`memorised` counts copies among the images that the training saw; `held out` is the same share of real images "
         "that it did not see.",

@@ -28,8 +28,8 @@ TIMESTEPS = (1, 2, 4, 8)
 DDPM, DDGAN, GAN = "improved-diffusion", "denoising-diffusion-gan", "gans"
 SAMPLERS: dict[str, tuple[str, list[str]]] = {  # name -> label, flags of image_sample.py with {n} for the steps
     "ancestral": ("ancestral", ["--use_ddim", "False", "--eta", "0", "--timestep_respacing", "{n}"]),
-    "ddim": ("DDIM, eta 0", ["--use_ddim", "True", "--eta", "0", "--timestep_respacing", "ddim{n}"]),
-    "ddim-eta1": ("DDIM, eta 1", ["--use_ddim", "True", "--eta", "1", "--timestep_respacing", "ddim{n}"]),
+    "ddim": ("DDIM (eta 0)", ["--use_ddim", "True", "--eta", "0", "--timestep_respacing", "ddim{n}"]),
+    "ddim-eta1": ("DDIM (eta 1)", ["--use_ddim", "True", "--eta", "1", "--timestep_respacing", "ddim{n}"]),
 }
 MISSING = ("DPM-Solver++", "Heun")  # not offered by image_sample.py yet; a line in SAMPLERS adds one that is
 
@@ -152,7 +152,7 @@ def run_job(lab: Lab, name: str, args: argparse.Namespace, seed: int, given: Pat
         common = [*seeds, "--num_samples", str(args.num_samples), "--precision", args.precision]
         drawn = studies.draw(lab, model, given or folder, place, [*flags, *common])
         facts = {key: drawn[key] for key in ("nfe", "seconds_per_image", "sampler", "batch_size")}
-        series = "DDGAN over T" if model == DDGAN else label
+        series = {DDGAN: "DDGAN over T", DDPM: f"improved DDPM, {label}"}.get(model, label)
         text = f"improved DDPM, {drawn['sampler']}" if model == DDPM else f"DDGAN, T = {facts['nfe']:g}"
         cells.append(
             {"name": f"{name}-{setting}", "model": model, "label": label if model == GAN else text, "series": series}
@@ -198,15 +198,14 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
         said.append(study_pages.enough(series, [(row["nfe"], row["metrics"][QUALITY]) for row in mine], unit))
     samplers = [row for row in rows if row["model"] == DDPM]
     for nfe in sorted({row["nfe"] for row in samplers}):
-        same = [{**row, "label": row["series"]} for row in samplers if row["nfe"] == nfe]
+        same = [
+            {**row, "label": row["series"].removeprefix("improved DDPM, ")} for row in samplers if row["nfe"] == nfe
+        ]
         said.append(rank(same, QUALITY, f"Samplers of improved DDPM at {nfe:g} evaluations", lowest=True))
     for series, mine in by_series(rows).items():
-        costs = sorted(row["seconds_per_image"] / row["nfe"] for row in mine)
-        said.append(
-            f"{series}: {tables.seconds(costs[0])} per image and evaluation"
-            if len(costs) == 1
-            else f"{series}: {tables.seconds(costs[0])} to {tables.seconds(costs[-1])} per image and evaluation"
-        )
+        costs = [row["seconds_per_image"] / row["nfe"] for row in mine]
+        ends = dict.fromkeys(tables.seconds(value) for value in (min(costs), max(costs)))
+        said.append(f"{series}: {' to '.join(ends)} per image and evaluation")
     said.append(study_pages.unequal(list({row["name"].split("-default")[0]: row for row in rows}.values())))
     return [line if line.endswith(".") else f"{line}." for line in said if line]
 
