@@ -220,7 +220,7 @@ def _name_minor(axis: Any) -> None:
 
     class Plain(LogFormatter):
         def __call__(self, value: float, pos: Any = None) -> str:
-            return tables.plain(value) if super().__call__(value, pos) else ""
+            return tables.plain(value, 5) if super().__call__(value, pos) else ""
 
     axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
