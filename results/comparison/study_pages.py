@@ -105,18 +105,18 @@ def score_table(rows: Sequence[Row], floor: Row | None, extra: Mapping[str, Call
     return tables.markdown_table(["", *extra, *(tables.METRICS[name][0] for name in names)], cells)
 
 
-def enough(series: str, points: Sequence[tuple[float, Mapping[str, Any]]], unit: str) -> str | None:
+def enough(series: str, points: Sequence[tuple[float, Mapping[str, Any]]], place: str) -> str | None:
     """Say at which value of a knob the distance is least, and from where on it is not significantly worse.
 
     Args:
         series: what is told of.
         points: (value of the knob, entry of the distance), ascending.
-        unit: of the knob, after its value.
+        place: names a value of the knob, with {} for it, as in `T = {}`.
     """
     if len(points) < 2:
         return None
     best, entry = min(points, key=lambda point: point[1]["value"])
-    told = f"{series}: least at {best:g} {unit} ({tables.metric(QUALITY, entry)})"
+    told = f"{series}: least at {place.format(f'{best:g}')} ({tables.metric(QUALITY, entry)})"
     tied = [(value, other) for value, other in points if value != best and not tables.apart(entry, other)]
     if not tied:
         return f"{told}, significantly less than at {listed([f'{v:g}' for v, _ in points if v != best])}."

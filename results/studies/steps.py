@@ -194,8 +194,8 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
 
     said: list[str | None] = []
     for series, mine in by_series(rows).items():
-        unit = "evaluations" if mine[0]["model"] != DDGAN else "evaluations (T)"
-        said.append(study_pages.enough(series, [(row["nfe"], row["metrics"][QUALITY]) for row in mine], unit))
+        place = "{} evaluations" if mine[0]["model"] != DDGAN else "T = {}"
+        said.append(study_pages.enough(series, [(row["nfe"], row["metrics"][QUALITY]) for row in mine], place))
     samplers = [row for row in rows if row["model"] == DDPM]
     for nfe in sorted({row["nfe"] for row in samplers}):
         same = [

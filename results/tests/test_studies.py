@@ -275,9 +275,9 @@ def test_several_trainings_give_an_interval_of_student():
 
 def test_sentences_follow_the_intervals():
     clear = [(5, entry(90, 2)), (10, entry(50, 2)), (20, entry(30, 2))]
-    assert "significantly less than at 5 and 10" in study_pages.enough("DDIM", clear, "evaluations")
+    assert "significantly less than at 5 and 10" in study_pages.enough("DDIM", clear, "{} evaluations")
     blurred = [(5, entry(90, 2)), (10, entry(32, 5)), (20, entry(30, 5))]
-    assert study_pages.enough("DDIM", blurred, "evaluations").endswith("no significant difference from 10 (32 ± 5).")
+    assert study_pages.enough("DDIM", blurred, "{} evaluations").endswith("no significant difference from 10 (32 ± 5).")
     assert study_pages.against("A", entry(9, 1), "B", entry(5, 1)).startswith("B is better than A (5.0 ± 1.0 and 9.0")
     assert study_pages.against("A", entry(9, 5), "B", entry(5, 1)).startswith("no significant difference")
 
