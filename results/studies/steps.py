@@ -220,13 +220,14 @@ def page(study: dict[str, Any]) -> str:
         "images seen": lambda row: tables.count(row["training"]["images_seen"]),
     }
     given = sorted({row["name"].split("-")[0] for row in rows if row["given"]})
-    runs = f" Taken from earlier runs: {tables.listed(given)}." if given else ""
+    trained = f"{study['options']['seconds']:g} s of training per cell" if not all(row["given"] for row in rows) else ""
+    kept = f"taken from earlier runs: {tables.listed(given)}" if given else ""
+    runs = "; ".join(filter(None, (trained, kept, f"settings of `{study['options']['preset']}` in flags.sh")))
     return study_pages.join(
         "# Study: steps",
         "How do quality and time change with the number of network evaluations per image (NFE), and which sampler "
         "needs fewest? For improved DDPM the samplers share one training; DDGAN is trained for each T.",
-        f"{study['options']['seconds']:g} s of training per cell, settings of `{study['options']['preset']}` in "
-        f"flags.sh.{runs} {study_pages.machine(rows)}",
+        f"{runs[0].upper()}{runs[1:]}. {study_pages.machine(rows)}",
         study_pages.scoring(study),
         "## What the numbers say",
         sentences(rows),
