@@ -2,11 +2,13 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import loss_graph
 import pytest
 import test_ddgan as sampling
 import train_ddgan
+from comparison import cli
 from helpers_ddgan import FOLDER
 
 SCRIPTS = {"train_ddgan.py": train_ddgan, "test_ddgan.py": sampling, "loss_graph.py": loss_graph}
@@ -24,6 +26,6 @@ def test_command_parses(command):
 def test_every_flag_that_the_readme_names_exists():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     sources = "".join((FOLDER / name).read_text() for name in SCRIPTS) + (FOLDER / "ddgan" / "options.py").read_text()
-    shared = {"device", "precision", "keep", "fresh", "seed", "max_steps", "max_images", "max_seconds", "save_minutes"}
-    for name in set(re.findall(r"--(\w+)", text)) - shared - {"help"}:
+    sources += Path(cli.__file__).read_text()  # the options that all models share
+    for name in set(re.findall(r"--(\w+)", text)) - {"help"}:
         assert f'"--{name}"' in sources or f'"{name}":' in sources, name

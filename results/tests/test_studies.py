@@ -235,7 +235,7 @@ def test_given_run_is_drawn_but_not_trained(script, fake, pictures, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "gans/cifar_gan.py" not in [command[0] for command in fake.commands]
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "Taken from earlier runs: dcgan." in page
+    assert "taken from earlier runs: dcgan; settings of" in page
     assert "Unequal training times" in page
     result = run(script, tmp_path, "steps", "shapes", "--runs", f"gans={tmp_path / 'mine'}")
     assert result.returncode == 2
