@@ -180,5 +180,5 @@ def _export(run: Run, network: classifier.Classifier, test: ImageSet, data: Imag
         np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(weights)
     write_json(weights.with_name(classifier.FACTS.name), facts)
-    run.log(f"test accuracy {100 * accuracy:.2f}% of {len(test):,} images; weights in {weights}")
+    run.log(f"test accuracy {100 * accuracy:.2f}% of {len(test):,} images; weights in {weights.name}")
     return 0
