@@ -24,7 +24,7 @@ from comparison.cli import (
     positive_int,
     run,
 )
-from ddgan.fid import check_reference, is_statistics, read_statistics
+from ddgan.fid import check_reference
 from ddgan.files import saved_epochs
 from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, MODEL, add_architecture_options, run_folder
 
@@ -61,6 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=None,
         help="image folder, cifar-10-batches-py folder, .npz with mu and sigma, or .npy dictionary of them; "
         "default the training data",
+    )
+    group.add_argument(
+        "--inception_weights", type=Path, help="file of the standard weights; else torch's cache, else a download"
     )
     add_architecture_options(parser, suppress=True)
     add_sampling_extras(parser)
@@ -109,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
     if args.png_dir:
         write_pngs(out, args.png_dir)
     if args.compute_fid:
-        score(out, str(real), config["image_size"], device)
+        score(out, str(real), config["image_size"], args.inception_weights, device)
     return 0
 
 
@@ -141,6 +144,8 @@ def check_targets(args: argparse.Namespace, out: Path) -> None:
         raise UserError(f"--png_dir {args.png_dir}: holds PNGs already, which would be mixed with the new ones")
     if args.real_img_dir:
         check_reference(args.real_img_dir)
+    if args.inception_weights and not args.inception_weights.is_file():
+        raise UserError(f"--inception_weights {args.inception_weights}: no such file")
 
 
 def make_sampler(
@@ -221,21 +226,16 @@ def write_pngs(out: Path, folder: Path) -> None:
     print(f"{folder}: {number + 1} PNGs")
 
 
-def score(out: Path, real: str, image_size: int, device: "torch.device") -> None:
+def score(out: Path, real: str, image_size: int, weights: Path | None, device: "torch.device") -> None:
     """Print the FID of `out` against `real` and add it to sampling.json."""
-    from comparison.images import load_images, load_npz
+    from comparison.images import load_npz
     from comparison.runs import read_json, write_json
-    from ddgan.fid import frechet_distance, image_statistics, make_inception
+    from ddgan.fid import frechet_inception_distance
 
-    inception = make_inception(device)
-    if is_statistics(real):
-        reference = read_statistics(Path(real))
-    else:
-        reference = image_statistics(load_images(real, image_size).images, inception, device)
     images, _ = load_npz(out)
     if len(images) < 2:
         raise UserError(f"--num_samples {len(images)}: a covariance needs more than one image")
-    fid = frechet_distance(image_statistics(images, inception, device), reference)
+    fid = frechet_inception_distance(images, real, image_size, weights, device)
     path = out.parent / "sampling.json"
     write_json(path, {**read_json(path), "fid": fid, "fid_reference": real})
     print(f"FID {fid:.3f} ({len(images)} images against {real})")

@@ -10,8 +10,11 @@ import pytest
 import test_ddgan as sampling
 import torch
 import train_ddgan
+from comparison import inception, shapes
 from comparison.cli import UserError
+from comparison.images import save_npz
 from comparison.interpolation import WalkNoise
+from comparison.metrics import frechet
 from comparison.runs import save_checkpoint
 from ddgan import fid
 from ddgan.process import DenoisingProcess
@@ -119,33 +122,53 @@ def test_published_weights_are_sampled_directly(tmp_path):
 
 def test_without_inception_weights_fid_says_which_file_goes_where(run_folder, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(fid, "WEIGHTS_URL", "file:///no/such/file")
-    with pytest.raises(UserError, match=f"needs {fid.WEIGHTS} in {tmp_path}"):
+    monkeypatch.setattr(inception, "WEIGHTS_URL", "file:///no/such/file")
+    with pytest.raises(UserError, match=f"put {inception.WEIGHTS} from .* into {tmp_path}"):
         draw(run_folder, "--num_samples", "4", "--compute_fid")
     assert len(np.load(run_folder / "samples.npz")["arr_0"]) == 4
-    target = tmp_path / "hub" / "checkpoints" / fid.WEIGHTS
+    target = tmp_path / "hub" / "checkpoints" / inception.WEIGHTS_ELSEWHERE
     target.write_bytes(b"something else")
-    with pytest.raises(UserError, match="damaged"):
-        draw(run_folder, "--num_samples", "4", "--compute_fid")
+    for flags in ((), ("--inception_weights", str(target))):
+        with pytest.raises(UserError, match="damaged"):
+            draw(run_folder, "--num_samples", "4", "--compute_fid", *flags)
+    with pytest.raises(UserError, match=r"--inception_weights .*x: no such file"):
+        draw(run_folder, "--num_samples", "4", "--compute_fid", "--inception_weights", str(tmp_path / "x"))
 
 
-def test_frechet_distance_equals_its_closed_forms():
-    rng = np.random.default_rng(0)
-    mean, spread = rng.normal(size=5), rng.uniform(0.5, 2, size=5)
-    found = fid.frechet_distance((mean, np.diag(spread**2)), (np.zeros(5), np.eye(5)))
-    assert found == pytest.approx((mean**2).sum() + ((spread - 1) ** 2).sum())
-    root = rng.normal(size=(5, 3))  # singular
-    assert fid.frechet_distance((mean, root @ root.T), (mean, root @ root.T)) == pytest.approx(0, abs=1e-6)
+def test_fid_is_that_of_the_samples_and_the_real_images_or_statistics(run_folder, monkeypatch, tmp_path):
+    def moments_of_pixels(images, library, *, weights, device):
+        assert library == "pytorch-fid"
+        assert weights == tmp_path / "weights.pth"
+        x = images[:, :, ::8, ::8].flatten(1).double()
+        x = torch.nn.functional.pad(x, (0, 2048 - x.shape[1]))
+        return x.mean(0), torch.cov(x.T)
+
+    (tmp_path / "weights.pth").touch()
+    monkeypatch.setattr(fid, "image_statistics", moments_of_pixels)
+    monkeypatch.setattr(fid, "require", lambda library: None)
+    size = draw(run_folder, "--num_samples", "1").shape[1]
+    real = shapes.dataset(200, size, limit=30)[0]
+    save_npz(tmp_path / "real.npz", real.permute(0, 2, 3, 1).numpy())
+    mean, cov = moments_of_pixels(real, "pytorch-fid", weights=tmp_path / "weights.pth", device="cpu")
+    np.savez(tmp_path / "stats.npz", mu=mean, sigma=cov)
+    flags = ["--num_samples", "8", "--compute_fid", "--inception_weights", str(tmp_path / "weights.pth")]
+    found = []
+    for name in ("real.npz", "stats.npz"):
+        draw(run_folder, *flags, "--real_img_dir", str(tmp_path / name))
+        found.append(json.loads((run_folder / "sampling.json").read_text())["fid"])
+    drawn = torch.from_numpy(np.load(run_folder / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
+    one = moments_of_pixels(drawn, "pytorch-fid", weights=tmp_path / "weights.pth", device="cpu")
+    assert found == pytest.approx([frechet(*one, mean, cov)] * 2, rel=1e-6)
 
 
 def test_statistics_files_are_read_without_running_code(tmp_path):
-    mu, sigma = np.arange(3.0), np.eye(3)
+    mu, sigma = np.arange(2048.0), np.eye(2048)
     np.savez(tmp_path / "a.npz", mu=mu, sigma=sigma)
     np.save(tmp_path / "b.npy", {"mu": mu, "sigma": sigma}, allow_pickle=True)
     for name in ("a.npz", "b.npy"):
-        found = fid.read_statistics(tmp_path / name)
-        np.testing.assert_array_equal(found[0], mu)
-        np.testing.assert_array_equal(found[1], sigma)
+        found = fid.check_reference(str(tmp_path / name))
+        np.testing.assert_array_equal(found.mu, mu)
+        np.testing.assert_array_equal(found.sigma, sigma)
 
     class Harmful:
         def __reduce__(self):
