@@ -84,7 +84,7 @@ class Evaluator:
         reference: Reference,
         *,
         extrapolate: bool = False,
-        standard: "Standard | None" = None,
+        standard: Standard | None = None,
     ):
         self.reference, self.extrapolate, self.standard = reference, extrapolate, standard
         features = reference.training[reference.chosen]
@@ -206,6 +206,8 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
         samples, positions, count, reference, key=f"{hashed}-{seed}-{count}", desc=f"embed {path.name}"
     )
     found, nearest = evaluator.score(embedded)
+    if there is not None:
+        found = {**there["metrics"], **found}  # an extrapolation that this call did not ask for stays
     result = {**identity, "metrics": found, "versions": versions()}
     if evaluator.standard is not None:
         standard = evaluator.standard(chosen_images(samples, positions, count), reference)

@@ -228,9 +228,9 @@ def _check_fresh(folder: Path, metrics: Mapping[str, Any]) -> None:
     if drawn and drawn != scored.get("file"):
         raise UserError(f"{folder}/metrics.json scores {scored.get('file')}, not {drawn}; run evaluate.py again")
     if path.is_file():
-        from comparison.images import fingerprint, load_npz  # torch, only where there is something to hash
+        from comparison.streams import NpzSamples, fingerprint  # torch, only where there is something to hash
 
-        if fingerprint(load_npz(path)[0]) != scored.get("fingerprint"):
+        if fingerprint(NpzSamples(path)) != scored.get("fingerprint"):
             raise UserError(f"{path}: other samples than {folder}/metrics.json scores; run evaluate.py again")
 
 
@@ -239,8 +239,9 @@ def first_samples(folder: Path, count: int) -> np.ndarray | None:
     named = optional_json(folder / "sampling.json").get("file")
     found = sorted(folder.glob("samples*.npz"), key=lambda p: (p.name == named, p.stat().st_mtime_ns, p.name))
     if found:
-        with np.load(found[-1], allow_pickle=False) as archive:
-            return archive["arr_0"][:count]
+        from comparison.streams import NpzSamples
+
+        return next(NpzSamples(found[-1]).batches(count)).permute(0, 2, 3, 1).numpy()
     return read_grid(folder / "samples.png", count)
 
 

@@ -1,5 +1,6 @@
 """results/evaluate.py as a user runs it: what it writes, reuses and refuses."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -207,8 +208,52 @@ def test_embedding_needs_no_more_than_a_batch_in_memory_and_keeps_the_order(tmp_
 
 LAUNCHERS = {
     "mpiexec": ["mpiexec", "-n", "2", sys.executable],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
 }
+
+
+def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, monkeypatch):
+    calls = []
+
+    def score(images, reference, *, weights, expected, device, seed):
+        calls.append((images, reference, weights, seed))
+        against = fingerprint(reference) if isinstance(reference, torch.Tensor) else reference.fingerprint
+        entry = {"value": 40.0, "interval": [39.0, 41.0], "n": len(images)}
+        return {"weights": {"sha256": expected}, "reference": {"fingerprint": against}, "metrics": {"fid": entry}}
+
+    (place / "weights.pth").write_bytes(b"standard")
+    digest = hashlib.sha256(b"standard").hexdigest()
+    monkeypatch.setattr("comparison.inception.SHA256_PREFIX", digest[:8])
+    monkeypatch.setattr("comparison.inception.require", lambda: None)
+    monkeypatch.setattr("comparison.standard.score", score)
+    args = ("runs/model/first", *STANDARD, "--inception_weights", "weights.pth")
+    evaluate("runs/model/first", *STANDARD, "--extrapolate")
+    metrics = run_folder(place) / "metrics.json"
+    before = json.loads(metrics.read_text())
+    done = evaluate(*args)
+    assert done.returncode == 0, done.stderr
+    assert "fid 40 (N = 60)" in done.stdout
+    after = json.loads(metrics.read_text())
+    assert after.pop("standard")["weights"]["sha256"] == digest
+    assert after == before  # the extrapolation stays
+    images, reference, weights, seed = calls[0]
+    assert (len(images), len(reference), weights.name, seed) == (60, 200, "weights.pth", 0)
+    drawn = torch.from_numpy(pictures(80, "test").transpose(0, 3, 1, 2).copy())
+    assert torch.equal(images, drawn[places(80, 60, 0).topk(60).indices.flip(0)])
+    evaluate(*args)
+    evaluate("runs/model/first", *STANDARD)
+    assert len(calls) == 1
+    np.savez(place / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert evaluate(*args, "--fid_stats", "stats.npz").returncode == 0
+    assert calls[1][1].name == "stats"
+
+
+def test_other_weights_are_refused_before_anything_is_scored(place, evaluate):
+    (place / "weights.pth").write_bytes(b"another network")
+    done = evaluate("runs/model/first", *STANDARD, "--inception_weights", "weights.pth")
+    assert done.returncode == 2
+    assert "not the standard Inception weights" in done.stderr
+    assert not (run_folder(place) / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
