@@ -5,7 +5,8 @@ the features back, until the first one is done.
 """
 
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -41,6 +42,8 @@ class _Link(Protocol):
 
     def close(self) -> None: ...
 
+    def abort(self) -> None: ...
+
 
 class _Torch:
     """torchrun's processes, over gloo."""
@@ -62,6 +65,9 @@ class _Torch:
     def close(self) -> None:
         torch.distributed.destroy_process_group()
 
+    def abort(self) -> None:
+        pass  # torchrun ends the others when one fails
+
 
 class _Mpi:
     """mpiexec's processes, over mpi4py."""
@@ -81,6 +87,9 @@ class _Mpi:
 
     def close(self) -> None:
         pass
+
+    def abort(self) -> None:
+        self._world.Abort(1)
 
 
 class Sharded:
@@ -137,13 +146,18 @@ def team() -> Iterator[Team]:
         link.close()
 
 
-def serve(device: torch.device) -> None:
-    """Embed for the first process until it is done; for all other processes."""
-    link = _connect()
+def serve(device: torch.device, connect: Callable[[], _Link] = _connect) -> None:
+    """Embed for the first process until it is done; for all other processes. An error ends them all."""
+    link = connect()
     extractors: dict[str, Extractor] = {}
-    while (work := link.scatter(None)) is not None:
-        key, images = work
-        if key not in extractors:
-            extractors[key] = make_extractor(key, device)
-        link.gather(extractors[key](images) if len(images) else None)
+    try:
+        while (work := link.scatter(None)) is not None:
+            key, images = work
+            if key not in extractors:
+                extractors[key] = make_extractor(key, device)
+            link.gather(extractors[key](images) if len(images) else None)
+    except BaseException:
+        traceback.print_exc()
+        link.abort()  # or the first process would wait for this one
+        raise
     link.close()
