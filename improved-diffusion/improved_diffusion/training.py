@@ -133,7 +133,7 @@ class Trainer:
         t: Tensor,
         noise: Tensor,
         factors: Tensor | None = None,
-        labels: Tensor | None = None,
+        model_kwargs: dict[str, Tensor] | None = None,
     ) -> None:
         """Make one update from one batch.
 
@@ -143,14 +143,14 @@ class Trainer:
             t: (N,) int64 in [0, T).
             noise: standard normal like x_start.
             factors: (N,) importance weights of the losses; None for ones.
-            labels: (N,) int64 of class-conditional models.
+            model_kwargs: what conditions the network, each (N, ...): `y` (int64 classes), `low_res`.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         n = len(x_start)
         for start in range(0, n, self.microbatch if self.microbatch > 0 else n):
             part = slice(start, start + self.microbatch if self.microbatch > 0 else n)
-            kwargs = {} if labels is None else {"y": labels[part]}
+            kwargs = {name: value[part] for name, value in (model_kwargs or {}).items()}
             losses = self.diffusion.training_losses(self._forward, x_start[part], t[part], kwargs, noise[part])
             if factors is not None:
                 losses = {name: values * factors[part] for name, values in losses.items()}

@@ -236,7 +236,7 @@ class UNetModel(nn.Module):
         Args:
             x: (N, in_channels, H, W), H and W divisible by 2 ** (levels - 1).
             timesteps: (N,), in units of 1,000 steps where the process rescales them; may be fractional.
-            y: (N,) int64 class labels, exactly if the model is class-conditional.
+            y: (N,) int64 class labels, exactly if the model is class-conditional; -1 for no class.
 
         Returns:
             (N, out_channels, H, W) float32.
@@ -249,7 +249,8 @@ class UNetModel(nn.Module):
         emb = self.time_embed(timestep_embedding(timesteps, self.frequencies))  # (N, E)
         dtype = emb.dtype  # of the pass: lower than float32 under autocast
         if y is not None:
-            emb = emb + self.label_emb(y)
+            known = (y >= 0)[:, None]
+            emb = emb + self.label_emb(y.clamp(min=0)) * known
         first, *blocks = self.input_blocks
         # Image and prediction stay in float32: the smallest noise of a long schedule, 0.003 to 0.01, is less
         # than bf16's spacing at a pixel of 1.

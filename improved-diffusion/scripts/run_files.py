@@ -117,8 +117,8 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(steps)
 
 
-def save(trainer: "Trainer", folder: Path, step: int, counters: dict[str, Any]) -> None:
-    """Write the files of a step; `counters` go into the optimizer's file."""
+def save(trainer: "Trainer", folder: Path, step: int, counters: dict[str, Any], model: str = MODEL) -> None:
+    """Write the files of a step of a family's run; `counters` go into the optimizer's file."""
     from improved_diffusion.training import save_state
 
     try:
@@ -127,11 +127,11 @@ def save(trainer: "Trainer", folder: Path, step: int, counters: dict[str, Any]) 
         save_state(folder / f"model{step:06d}.pt", trainer.model.state_dict())
     except (OSError, RuntimeError) as error:
         raise UserError(f"{folder}: checkpoint not written ({error})") from None
-    save_checkpoint(folder / f"opt{step:06d}.pt", {**trainer.optimizer_state(), "step": step, **counters}, model=MODEL)
+    save_checkpoint(folder / f"opt{step:06d}.pt", {**trainer.optimizer_state(), "step": step, **counters}, model=model)
 
 
-def restore(trainer: "Trainer", model_file: Path) -> dict[str, Any]:
-    """Load the files of a step by the name of its model's file, and return the counters.
+def restore(trainer: "Trainer", model_file: Path, model: str = MODEL) -> dict[str, Any]:
+    """Load the files of a step of a family's run by the name of its model's file, and return the counters.
 
     A network alone, from elsewhere, is accepted: averages start from it, the optimizer afresh.
 
@@ -149,7 +149,7 @@ def restore(trainer: "Trainer", model_file: Path) -> dict[str, Any]:
         return {"step": step}
     payload = load_torch(optimizer_file)
     if isinstance(payload, dict) and "model" in payload:
-        payload = load_checkpoint(optimizer_file, model=MODEL)
+        payload = load_checkpoint(optimizer_file, model=model)
     try:
         trainer.load_optimizer_state(payload)
     except (KeyError, TypeError, ValueError) as error:
