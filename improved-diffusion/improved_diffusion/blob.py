@@ -1,0 +1,208 @@
+"""Files by path, here or in cloud storage: gs://, az:// and Azure's https:// by way of the package blobfile.
+
+Local files need the standard library only; blobfile is imported where a remote path is used. Paths are strings;
+a file that is written appears under its name when it is whole, remotely too.
+"""
+
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import IO, Any
+
+SCHEMES = ("gs://", "az://", "https://")
+MODES = ("r", "rb", "w", "wb", "a", "ab")
+AZURE_HOST = ".blob.core.windows.net"
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path begins with gs://, az:// or https://."""
+    return os.fspath(path).startswith(SCHEMES)
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str], mode: str = "r") -> Iterator[IO[Any]]:
+    """Open a file within a `with` statement; text is UTF-8.
+
+    A file opened with `w` or `wb` appears under its name at the end of the `with` block, and not at all after an
+    exception in it: the former file stays. A remote file is downloaded to read or to append, and uploaded whole.
+
+    Args:
+        path: local, or remote by its scheme.
+        mode: one of `MODES`.
+
+    Raises:
+        ValueError: another mode, or an https:// path that is not Azure's.
+        ImportError: a remote path without the package blobfile.
+        OSError: the file cannot be read or written; FileNotFoundError where there is none.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    path = os.fspath(path)
+    if is_remote(path):
+        with _open_remote(path, mode) as file:
+            yield file
+    elif mode.startswith("w"):
+        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
+        try:
+            with _open_local(temporary, mode) as file:
+                yield file
+            os.replace(temporary, path)
+        except BaseException:
+            _remove_if_there(temporary)
+            raise
+    else:
+        with _open_local(path, mode) as file:
+            yield file
+
+
+@contextmanager
+def _open_remote(path: str, mode: str) -> Iterator[IO[Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "file")
+        if mode.startswith("r") or (mode.startswith("a") and exists(path)):
+            copy(path, local)
+        with _open_local(local, mode) as file:
+            yield file
+        if not mode.startswith("r"):
+            copy(local, path)
+
+
+def _open_local(path: str, mode: str) -> IO[Any]:
+    return open(path, mode, encoding=None if "b" in mode else "utf-8")
+
+
+def _remove_if_there(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file, whole or not at all, over what is there; folders of a local target are made.
+
+    Raises:
+        OSError, ImportError: as in `open_file`.
+    """
+    remote = next((path for path in (source, target) if is_remote(path)), None)
+    if not is_remote(target):
+        make_dirs(dirname(target) or ".")
+    if remote is None:
+        with open_file(source, "rb") as file, open_file(target, "wb") as out:
+            shutil.copyfileobj(file, out)
+    elif is_remote(target):
+        with _remote(remote) as bf:
+            bf.copy(source, target, overwrite=True)
+    else:
+        temporary = join(dirname(target), f".{basename(target)}.{os.getpid()}")
+        try:
+            with _remote(remote) as bf:
+                bf.copy(source, temporary, overwrite=True)
+            os.replace(temporary, target)
+        finally:
+            _remove_if_there(temporary)
+
+
+def exists(path: str) -> bool:
+    """Tell whether a file or folder is there."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    with _remote(path) as bf:
+        return bf.exists(path)
+
+
+def isdir(path: str) -> bool:
+    """Tell whether a path is a folder; a remote one is when something lies below it."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    with _remote(path) as bf:
+        return bf.isdir(path)
+
+
+def size(path: str) -> int:
+    """Return a file's size in bytes.
+
+    Raises:
+        OSError: no such file.
+    """
+    if not is_remote(path):
+        return os.path.getsize(path)
+    with _remote(path) as bf:
+        return bf.stat(path).size
+
+
+def list_folder(path: str) -> list[str]:
+    """Return the names of the files and folders in a folder, sorted.
+
+    Raises:
+        OSError: no such folder.
+    """
+    if not is_remote(path):
+        return sorted(os.listdir(path))
+    with _remote(path) as bf:
+        return sorted(name.rstrip("/") for name in bf.listdir(path))
+
+
+def find_files(path: str) -> Iterator[str]:
+    """Yield the paths of all files below a folder, at any depth, sorted; hidden files and folders are left out.
+
+    Raises:
+        OSError: no such folder.
+    """
+    folders, found = [path], []
+    while folders:
+        folder = folders.pop()
+        for name, is_folder in _scan(folder):
+            if not name.startswith("."):
+                (folders if is_folder else found).append(join(folder, name))
+    yield from sorted(found)
+
+
+def _scan(folder: str) -> list[tuple[str, bool]]:
+    """Return the name of each file and folder in a folder, and whether it is a folder."""
+    if is_remote(folder):
+        with _remote(folder) as bf:
+            return [(entry.name.rstrip("/"), entry.is_dir) for entry in bf.scandir(folder) if entry.name]
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.is_dir()) for entry in entries]
+
+
+def make_dirs(path: str) -> None:
+    """Make a folder and those above it where they are not there; cloud storage needs none."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def join(path: str, *parts: str) -> str:
+    """Join parts to a path."""
+    return posixpath.join(path, *parts) if is_remote(path) else os.path.join(path, *parts)
+
+
+def dirname(path: str) -> str:
+    """Return a path without its last part."""
+    return posixpath.dirname(path) if is_remote(path) else os.path.dirname(path)
+
+
+def basename(path: str) -> str:
+    """Return a path's last part."""
+    return posixpath.basename(path) if is_remote(path) else os.path.basename(path)
+
+
+@contextmanager
+def _remote(path: str) -> Iterator[ModuleType]:
+    """Hand out blobfile; its errors become OSErrors that name the path."""
+    host = path.removeprefix("https://").split("/")[0]
+    if path.startswith("https://") and not host.endswith(AZURE_HOST):
+        raise ValueError(f"{path}: of https:// paths only those of Azure, https://<account>{AZURE_HOST}/, are read")
+    try:
+        import blobfile
+    except ImportError:
+        raise ImportError(f"{path}: a remote path needs the package blobfile (pip install blobfile)") from None
+    try:
+        yield blobfile
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file or folder") from None
+    except blobfile.Error as error:
+        raise OSError(f"{path}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,116 @@
+"""Files by path: whole or not at all, here and in cloud storage (a stand-in maps gs:// to a folder)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from improved_diffusion import blob
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Let blobfile's functions take gs://bucket/x for <tmp_path>/cloud/bucket/x, and return that folder."""
+    from cloud_stand_in import install
+
+    (tmp_path / "cloud" / "bucket").mkdir(parents=True)
+    install(tmp_path / "cloud", monkeypatch.setattr)
+    return tmp_path / "cloud" / "bucket"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_text_and_bytes_come_back_and_append_adds(remote, bucket, tmp_path):
+    folder = "gs://bucket/run" if remote else str(tmp_path / "run")
+    blob.make_dirs(folder)
+    text, data = blob.join(folder, "log.txt"), blob.join(folder, "deep", "a.bin")
+    blob.make_dirs(blob.dirname(data))
+    with blob.open_file(text, "w") as file:
+        file.write("größer\n")
+    with blob.open_file(text, "a") as file:
+        file.write("second\n")
+    with blob.open_file(data, "wb") as file:
+        file.write(b"\x00\x01")
+    with blob.open_file(text) as file:
+        assert file.read() == "größer\nsecond\n"
+    with blob.open_file(data, "rb") as file:
+        assert file.read() == b"\x00\x01"
+    assert blob.list_folder(folder) == ["deep", "log.txt"]
+    assert list(blob.find_files(folder)) == [data, text]
+    assert blob.isdir(folder)
+    assert not blob.isdir(text)
+    assert blob.size(data) == 2
+    assert (bucket / "run").is_dir() == remote
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_interrupted_write_leaves_the_former_file(remote, bucket, tmp_path):
+    path = "gs://bucket/model.pt" if remote else str(tmp_path / "model.pt")
+    with blob.open_file(path, "wb") as file:
+        file.write(b"former")
+
+    def interrupted():
+        with blob.open_file(path, "wb") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with blob.open_file(path, "rb") as file:
+        assert file.read() == b"former"
+    assert not [name for name in os.listdir(bucket if remote else tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize(("source", "target"), [("gs://bucket/a", "here/a"), ("here/b", "gs://bucket/x/b")])
+def test_files_are_copied_to_and_from_the_cloud(source, target, bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blob.make_dirs("here")
+    with blob.open_file(source, "w") as file:
+        file.write("words")
+    blob.copy(source, target)
+    with blob.open_file(target) as file:
+        assert file.read() == "words"
+
+
+def test_what_is_not_there_is_said(bucket, tmp_path):
+    for path in ("gs://bucket/none.pt", str(tmp_path / "none.pt")):
+        assert not blob.exists(path)
+        with pytest.raises(FileNotFoundError, match="none"), blob.open_file(path, "rb"):
+            pass
+        with pytest.raises(FileNotFoundError, match="none"):
+            list(blob.find_files(path))
+
+
+def test_hidden_files_are_not_found(tmp_path):
+    for name in ("b.png", ".a.png", ".thumbnails/c.png", "d/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(blob.find_files(str(tmp_path))) == [str(tmp_path / "b.png"), str(tmp_path / "d" / "e.png")]
+
+
+def test_without_blobfile_a_remote_path_says_what_is_missing_and_local_ones_work(tmp_path):
+    code = (
+        "import sys; sys.modules['blobfile'] = None\n"
+        "from improved_diffusion import blob\n"
+        f"with blob.open_file({str(tmp_path / 'a')!r}, 'w') as file: file.write('x')\n"
+        "try: blob.exists('gs://bucket/a')\n"
+        "except ImportError as error: print(error)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "gs://bucket/a: a remote path needs the package blobfile (pip install blobfile)",
+        "False",
+    ]
+    assert (tmp_path / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "message"),
+    [
+        ("https://example.com/model.pt", "rb", "only those of Azure"),
+        ("gs://bucket/a", "r+", "mode must be one of"),
+    ],
+)
+def test_unusable_paths_and_modes_are_refused(path, mode, message):
+    with pytest.raises(ValueError, match=message), blob.open_file(path, mode):
+        pass
