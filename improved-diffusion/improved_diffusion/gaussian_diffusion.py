@@ -267,11 +267,13 @@ class GaussianDiffusion(DiffusionProcess):
         x_start: Tensor,
         clip_denoised: bool = True,
         model_kwargs: ModelKwargs = None,
+        step_noise: StepNoise | None = None,
     ) -> dict[str, Tensor]:
         """Evaluate every term of the variational bound (Ho et al. 2020, Eq. 5), each at one draw of x_t.
 
         Args:
             x_start: (N, C, H, W), 8-bit pixels in [-1, 1].
+            step_noise: maps each t to the noise in its x_t; drawn where None.
 
         Returns:
             'total_bpd' and 'prior_bpd', (N,); 'vb', 'xstart_mse' and 'mse' (of the noise), (N, T), columns
@@ -280,7 +282,7 @@ class GaussianDiffusion(DiffusionProcess):
         columns: dict[str, list[Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
         for i in reversed(range(self.num_timesteps)):
             t = torch.full((x_start.shape[0],), i, device=x_start.device)
-            noise = torch.randn_like(x_start)
+            noise = step_noise(i) if step_noise else torch.randn_like(x_start)
             x_t = self.q_sample(x_start, t, noise)
             output = self._call(model, x_t, t, model_kwargs)
             vb, pred_xstart = self._vb_term(output, x_start, x_t, t, clip_denoised)

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .schedules import get_named_beta_schedule, space_timesteps
 
 if TYPE_CHECKING:
     from .respace import SpacedDiffusion
-    from .unet import UNetModel
+    from .unet import SuperResModel, UNetModel
 
 NUM_CLASSES = 1000  # of class-conditional models unless the data says otherwise
 CHANNEL_MULT = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 
 FLAG_HELP = {
     "image_size": "height and width in pixels: 16, 32, 64, 128 or 256",
+    "large_size": "height and width in pixels of the images to make: 16, 32, 64, 128 or 256",
+    "small_size": "height and width in pixels of the images to enlarge, a divisor of large_size",
     "num_channels": "width of the first level, a multiple of norm_groups",
     "num_res_blocks": "residual blocks per level",
     "num_heads": "attention heads",
@@ -69,13 +71,24 @@ def model_and_diffusion_defaults() -> dict[str, Any]:
     }
 
 
+def sr_model_and_diffusion_defaults() -> dict[str, Any]:
+    """Return the flags of a super-resolution model and its process, with their defaults."""
+    sizes = {"large_size": 256, "small_size": 64}
+    own = ("image_size", "sigma_small")
+    return {**sizes, **{name: value for name, value in model_and_diffusion_defaults().items() if name not in own}}
+
+
 def check_flags(flags: dict[str, Any]) -> None:
-    """Judge the values of `model_and_diffusion_defaults`'s flags without torch.
+    """Judge the values of `model_and_diffusion_defaults`'s or `sr_model_and_diffusion_defaults`'s flags without torch.
 
     Raises:
         ValueError: one sentence that names the flag, its value and what is accepted.
     """
-    _channel_mult(flags["image_size"])
+    size = "large_size" if "large_size" in flags else "image_size"
+    _channel_mult(flags[size], size)
+    small = flags.get("small_size", 1)
+    if not 1 <= small < flags[size] or flags[size] % small:
+        raise ValueError(f"small_size must divide large_size {flags[size]} and be smaller, which {small} does not")
     if flags["norm_groups"] < 1:
         raise ValueError(f"norm_groups must be at least 1, not {flags['norm_groups']}")
     if flags["num_channels"] < 1 or flags["num_channels"] % flags["norm_groups"]:
@@ -84,7 +97,7 @@ def check_flags(flags: dict[str, Any]) -> None:
         )
     if flags["num_res_blocks"] < 1:
         raise ValueError(f"num_res_blocks must be at least 1, not {flags['num_res_blocks']}")
-    _attention_factors(flags["image_size"], flags["attention_resolutions"])
+    _attention_factors(flags[size], flags["attention_resolutions"])
     for name in ("num_heads", "num_heads_upsample"):
         heads = flags[name]
         if not (heads == -1 and name == "num_heads_upsample") and (heads < 1 or flags["num_channels"] % heads):
@@ -96,10 +109,9 @@ def check_flags(flags: dict[str, Any]) -> None:
         space_timesteps(flags["diffusion_steps"], flags["timestep_respacing"])
 
 
-def _channel_mult(image_size: int) -> tuple[int, ...]:
+def _channel_mult(image_size: int, flag: str = "image_size") -> tuple[int, ...]:
     if image_size not in CHANNEL_MULT:
-        sizes = ", ".join(map(str, CHANNEL_MULT))
-        raise ValueError(f"image_size must be one of {sizes}, not {image_size}")
+        raise ValueError(f"{flag} must be one of {', '.join(map(str, CHANNEL_MULT))}, not {image_size}")
     return CHANNEL_MULT[image_size]
 
 
@@ -143,33 +155,42 @@ def create_model_and_diffusion(
     Raises:
         ValueError: a flag's value is not accepted.
     """
-    model = create_model(
-        image_size,
-        num_channels,
-        num_res_blocks,
-        learn_sigma=learn_sigma,
-        class_cond=class_cond,
-        use_checkpoint=use_checkpoint,
-        attention_resolutions=attention_resolutions,
-        num_heads=num_heads,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        dropout=dropout,
-        norm_groups=norm_groups,
-        num_classes=num_classes,
-    )
-    diffusion = create_gaussian_diffusion(
-        steps=diffusion_steps,
-        learn_sigma=learn_sigma,
-        sigma_small=sigma_small,
-        noise_schedule=noise_schedule,
-        use_kl=use_kl,
-        predict_xstart=predict_xstart,
-        rescale_timesteps=rescale_timesteps,
-        rescale_learned_sigmas=rescale_learned_sigmas,
-        timestep_respacing=timestep_respacing,
-    )
-    return model, diffusion
+    flags = locals()
+    check_flags(flags)
+    return create_model(**_arguments(create_model, flags)), create_diffusion(flags)
+
+
+def sr_create_model_and_diffusion(
+    large_size: int,
+    small_size: int,
+    class_cond: bool,
+    learn_sigma: bool,
+    num_channels: int,
+    num_res_blocks: int,
+    num_heads: int,
+    num_heads_upsample: int,
+    attention_resolutions: str,
+    dropout: float,
+    diffusion_steps: int,
+    noise_schedule: str,
+    timestep_respacing: str,
+    use_kl: bool,
+    predict_xstart: bool,
+    rescale_timesteps: bool,
+    rescale_learned_sigmas: bool,
+    use_checkpoint: bool,
+    use_scale_shift_norm: bool,
+    norm_groups: int = 32,
+    num_classes: int = NUM_CLASSES,
+) -> tuple[SuperResModel, SpacedDiffusion]:
+    """Make the super-resolution network and the process of the flags, see `FLAG_HELP`.
+
+    Raises:
+        ValueError: a flag's value is not accepted.
+    """
+    flags = locals()
+    check_flags(flags)
+    return sr_create_model(**_arguments(sr_create_model, flags)), create_diffusion(flags)
 
 
 def create_model(
@@ -190,21 +211,44 @@ def create_model(
     """Make the network of the flags for RGB images, see `FLAG_HELP`; `num_classes` counts where class_cond."""
     from .unet import UNetModel
 
-    return UNetModel(
-        in_channels=3,
-        model_channels=num_channels,
-        out_channels=6 if learn_sigma else 3,
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=_attention_factors(image_size, attention_resolutions),
-        dropout=dropout,
-        channel_mult=_channel_mult(image_size),
-        num_classes=num_classes if class_cond else None,
-        use_checkpoint=use_checkpoint,
-        num_heads=num_heads,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        norm_groups=norm_groups,
-    )
+    return UNetModel(**_network_options(image_size, locals()))
+
+
+def sr_create_model(
+    large_size: int,
+    small_size: int,
+    num_channels: int,
+    num_res_blocks: int,
+    learn_sigma: bool,
+    class_cond: bool,
+    use_checkpoint: bool,
+    attention_resolutions: str,
+    num_heads: int,
+    num_heads_upsample: int,
+    use_scale_shift_norm: bool,
+    dropout: float,
+    norm_groups: int = 32,
+    num_classes: int = NUM_CLASSES,
+) -> SuperResModel:
+    """Make the super-resolution network of the flags as `create_model` does; it takes every `small_size`."""
+    from .unet import SuperResModel
+
+    return SuperResModel(**_network_options(large_size, locals()))
+
+
+def _network_options(image_size: int, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `UNetModel` that the flags mean for RGB images of this size."""
+    same = ("num_res_blocks", "dropout", "use_checkpoint", "num_heads", "num_heads_upsample", "use_scale_shift_norm")
+    return {
+        "in_channels": 3,
+        "model_channels": flags["num_channels"],
+        "out_channels": 6 if flags["learn_sigma"] else 3,
+        "attention_resolutions": _attention_factors(image_size, flags["attention_resolutions"]),
+        "channel_mult": _channel_mult(image_size),
+        "num_classes": flags["num_classes"] if flags["class_cond"] else None,
+        "norm_groups": flags["norm_groups"],
+        **{name: flags[name] for name in same},
+    }
 
 
 def create_gaussian_diffusion(
@@ -245,8 +289,12 @@ def create_gaussian_diffusion(
 
 def create_diffusion(flags: dict[str, Any]) -> SpacedDiffusion:
     """Make the process of a dictionary of flags; the network's are passed over."""
-    names = [name for name in inspect.signature(create_gaussian_diffusion).parameters if name != "steps"]
-    return create_gaussian_diffusion(steps=flags["diffusion_steps"], **{name: flags[name] for name in names})
+    return create_gaussian_diffusion(steps=flags["diffusion_steps"], **_arguments(create_gaussian_diffusion, flags))
+
+
+def _arguments(function: Callable[..., Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Return those flags that are parameters of a function."""
+    return {name: flags[name] for name in inspect.signature(function).parameters if name in flags}
 
 
 def add_dict_to_argparser(parser: argparse._ActionsContainer, default_dict: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
-"""The noise-prediction network: a U-Net with residual blocks, attention and timestep conditioning.
+"""The noise-prediction networks: a U-Net with residual blocks, attention and timestep conditioning, and an upsampler.
 
 Parameter names and shapes are those of OpenAI's package, so that its published checkpoints load.
 Shapes in comments: N images, C channels, H x W pixels, T = H * W positions, E embedding size.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -265,3 +266,52 @@ class UNetModel(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         with torch.autocast(x.device.type, enabled=False):
             return self.out(h.float())
+
+    @torch.no_grad()
+    def get_feature_vectors(
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, **kwargs: Tensor
+    ) -> dict[str, Any]:
+        """Return the activations after each block, arguments as in `forward`.
+
+        Returns:
+            'down' and 'up', lists of (N, C, H, W) in the order of computation, and 'middle', one such tensor.
+        """
+        blocks = [*self.input_blocks, self.middle_block, *self.output_blocks]
+        found: list[Tensor] = []
+        hooks = [block.register_forward_hook(lambda module, inputs, output: found.append(output)) for block in blocks]
+        try:
+            self(x, timesteps, y=y, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        middle = len(self.input_blocks)
+        return {"down": found[:middle], "middle": found[middle], "up": found[middle + 1 :]}
+
+
+class SuperResModel(UNetModel):
+    """A network that enlarges: it also sees the small image, enlarged bilinearly (Nichol & Dhariwal 2021, section 5).
+
+    Args:
+        in_channels: of an image; the first convolution sees twice as many.
+        kwargs: of `UNetModel`.
+    """
+
+    def __init__(self, in_channels: int, **kwargs: Any) -> None:
+        super().__init__(in_channels=2 * in_channels, **kwargs)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, timesteps: Tensor, low_res: Tensor, y: Tensor | None = None
+    ) -> Tensor:
+        """Predict the noise in x_t as `UNetModel.forward` does.
+
+        Args:
+            x: (N, in_channels, H, W).
+            timesteps: (N,).
+            low_res: (N, in_channels, h, w) in [-1, 1], the image to enlarge.
+            y: (N,) int64 class labels, exactly if the model is class-conditional.
+
+        Returns:
+            (N, out_channels, H, W) float32.
+        """
+        enlarged = F.interpolate(low_res.float(), x.shape[2:], mode="bilinear")
+        return super().forward(torch.cat([x, enlarged], dim=1), timesteps, y)
