@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from diffusion_testing import Case, fill_from_names
+from comparison.cli import UserError
+from diffusion_testing import Case, call_script, fill_from_names, run_script
+from improved_diffusion.gaussian_diffusion import GaussianDiffusion
 from improved_diffusion.script_util import (
     NUM_CLASSES,
     check_flags,
@@ -13,6 +16,7 @@ from improved_diffusion.script_util import (
     sr_create_model_and_diffusion,
     sr_model_and_diffusion_defaults,
 )
+from PIL import Image
 
 PUBLISHED = {
     "cifar10_uncond_50M_500K": (52.55, 446, {"image_size": 32, "num_res_blocks": 3, "dropout": 0.3}),
@@ -24,6 +28,12 @@ PUBLISHED = {
     ),
     "upsample_cond_500K": (279.79, 457, {"large_size": 256, "num_channels": 192, "class_cond": True}),
 }
+
+TINY = (
+    "--large_size 16 --small_size 8 --num_channels 32 --num_res_blocks 1 --attention_resolutions 4 --learn_sigma True "
+    "--diffusion_steps 50 --noise_schedule cosine --threads 1 --precision float32 --device cpu"
+)
+TRAIN, SAMPLE = "scripts/super_res_train.py", "scripts/super_res_sample.py"
 
 
 def tiny_sr_flags(**changes):
@@ -92,3 +102,154 @@ def test_feature_vectors_are_the_activations_of_every_block():
     assert features["middle"].shape == (2, 64, 4, 4)
     with torch.no_grad():
         assert torch.equal(model.out(features["up"][-1]), model(x, t, low_res, y))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 20 images in two classes, each of one colour."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(20):
+        Image.new("RGB", (16, 16), (12 * i, 0, 255 - 12 * i)).save(folder / f"{'cat' if i % 2 else 'dog'}_{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """The run folder of a class-conditional model."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    flags = [TINY, "--class_cond True --batch_size 4 --max_steps 4 --save_interval 2 --log_interval 2 --grid_steps 2"]
+    assert call_script(TRAIN, *flags, "--grid_images 10", "--data_dir", images, "--run_dir", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path):
+    """An .npz file of 10 images of 8 pixels in two classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "base.npz", arr_0=pixels, arr_1=np.arange(10) % 2)
+    return tmp_path / "base.npz"
+
+
+def sample(trained, base, out, *flags):
+    path = trained / "ema_0.9999_000004.pt"
+    common = "--device cpu --precision float32 --threads 1 --use_ddim True --timestep_respacing ddim3"
+    return call_script(SAMPLE, common, *flags, "--model_path", path, "--base_samples", base, "--out_dir", out)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path), int)
+
+
+def test_training_writes_a_run_of_its_own_family_with_rows_in_the_grid(trained):
+    config = json.loads((trained / "config.json").read_text())
+    assert (config["model"], config["options"]["small_size"]) == ("improved-diffusion-sr", 8)
+    assert config["finished"]["steps"] == 4
+    assert (trained / "opt000004.pt").is_file()
+    grid = pixels(trained / "grid_000004.png")
+    assert grid.shape == (6 * 18 + 2, 8 * 18 + 2, 3)  # 10 images: two rows of each kind
+    small, original = grid[2:18, 2:18], grid[38:54, 2:18]
+    assert np.abs(small - original).max() <= 1  # images of one colour lose nothing when they are reduced
+    assert (grid[56:, 2 + 2 * 18 :] == 255).all()
+
+
+def test_training_is_continued_by_the_same_command_and_refused_for_other_sizes(trained, images, capsys):
+    flags = [TINY, "--class_cond True --batch_size 4 --save_interval 2 --log_interval 2 --grid_images 0"]
+    command = [*flags, "--data_dir", images, "--run_dir", trained, "--max_steps"]
+    assert call_script(TRAIN, *command, 4) == 0
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="small_size 8 there, 4 here"):
+        call_script(TRAIN, *command, 8, "--small_size 4")
+
+
+def test_default_run_folder_names_data_and_sizes(images, monkeypatch, tmp_path):
+    import comparison.cli
+
+    monkeypatch.setattr(comparison.cli, "repo_root", lambda: tmp_path)
+    monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
+    flags = [TINY, "--batch_size 4 --max_steps 1 --grid_images 0", "--data_dir", images]
+    assert call_script(TRAIN, *flags) == 0
+    folder = tmp_path / "results" / "runs" / "improved-diffusion-sr" / f"{images.name}-8to16"
+    assert (folder / "model000001.pt").is_file()
+
+
+def test_enlarged_images_keep_the_order_and_labels_of_the_base_whatever_the_batch_size(trained, base, tmp_path):
+    drawn = []
+    for batch_size in (3, 10):
+        out = tmp_path / str(batch_size)
+        assert sample(trained, base, out, "--batch_size", batch_size) == 0
+        with np.load(out / "samples_10x16x16x3.npz") as archive:
+            drawn.append(archive["arr_0"].astype(int))
+            assert archive["arr_1"].tolist() == [0, 1] * 5
+        facts = json.loads((out / "sampling.json").read_text())
+        assert (facts["nfe"], facts["sampler"], facts["base_size"]) == (3, "DDIM, 3 steps, eta 0", 8)
+        names = {"samples_10x16x16x3.npz", "samples.png", "sampling.json", "comparison.png"}
+        assert {path.name for path in out.iterdir()} == names
+    assert np.mean(np.abs(drawn[0] - drawn[1]) <= 1) >= 0.999
+    assert drawn[0].std() > 10
+    picture = pixels(tmp_path / "3" / "comparison.png")
+    low, high = picture[2:18, 20:36], picture[20:36, 20:36]
+    assert np.array_equal(low[::2, ::2], np.load(base)["arr_0"][1])
+    assert np.array_equal(high, drawn[0][1])
+
+
+def test_enlarging_goes_on_where_it_was_cut_short(trained, base, tmp_path, monkeypatch):
+    assert sample(trained, base, tmp_path / "whole", "--batch_size 4") == 0
+    loop, calls = GaussianDiffusion.ddim_sample_loop, []
+
+    def cut(diffusion, network, shape, **kwargs):
+        calls.append(shape[0])
+        if len(calls) == 3:  # after a warm-up and the first batch
+            raise KeyboardInterrupt
+        return loop(diffusion, network, shape, **kwargs)
+
+    monkeypatch.setattr(GaussianDiffusion, "ddim_sample_loop", cut)
+    with pytest.raises(KeyboardInterrupt):
+        sample(trained, base, tmp_path / "cut", "--batch_size 4")
+    assert sample(trained, base, tmp_path / "cut", "--batch_size 4") == 0
+    assert calls[-2:] == [4, 2]  # the batches that were missing
+    assert len(calls) == 6
+    whole, mended = (np.load(tmp_path / name / "samples_10x16x16x3.npz")["arr_0"] for name in ("whole", "cut"))
+    assert np.array_equal(whole, mended)
+
+
+def test_first_images_of_a_folder_are_reduced_and_enlarged(trained, images, tmp_path):
+    assert sample(trained, images, tmp_path / "out", "--num_samples 3 --eta 1") == 0
+    with np.load(tmp_path / "out" / "samples_3x16x16x3.npz") as archive:
+        assert archive["arr_0"].shape == (3, 16, 16, 3)
+        assert archive["arr_1"].tolist() == [0, 0, 0]  # cat_01, cat_03, cat_05 by name
+    assert np.array_equal(pixels(tmp_path / "out" / "comparison.png")[2, 2], [12, 0, 243])
+
+
+def test_base_images_that_do_not_fit_are_refused(trained, base, tmp_path):
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "other.npz", arr_0=pixels)
+    np.savez(tmp_path / "bare.npz", arr_0=np.load(base)["arr_0"])
+    np.savez(tmp_path / "many.npz", arr_0=np.load(base)["arr_0"], arr_1=np.arange(10))
+    out = tmp_path / "out"
+    for source, flags, sentence in (
+        (tmp_path / "other.npz", "", "4x4 pixels; the model enlarges those of 8x8"),
+        (tmp_path / "bare.npz", "", "these images have no labels"),
+        (tmp_path / "many.npz", "", "labels up to 9; the model knows 2 classes"),
+        (base, "--num_samples 11", "--num_samples 11: .*holds only 10 images"),
+        (base, "--small_size 4", "--small_size 4: the model was trained with 8"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            sample(trained, source, out, flags)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        (TRAIN, "--small_size 100 --data_dir shapes", "small_size must divide large_size 256"),
+        (TRAIN, "--image_size 64", "--image_size"),
+        (SAMPLE, "--base_samples shapes --model_path {tmp}/absent.pt", "absent.pt: no such file"),
+        (SAMPLE, "--base_samples {tmp}/absent.npz --model_path x.pt", "--base_samples"),
+        (SAMPLE, "--model_path x.pt", "--base_samples"),
+    ],
+)
+def test_wrong_flags_are_judged_before_torch_is_imported(script, flags, words, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    done = run_script(script, flags.format(tmp=tmp_path), PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr
