@@ -1,0 +1,321 @@
+"""Processes that train or sample together, on torch.distributed: started by torchrun, mpiexec or srun, or alone.
+
+NCCL moves tensors between GPUs, gloo those on CPUs. The first process is the main one, which writes the files.
+Importing this module does not import torch.
+"""
+
+import atexit
+import datetime
+import io
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .launch import LaunchError, Place, find_place, slurm_master
+from .watch import GRACE, PATIENCE, Hub, Watch, connect, leave, local_names
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+GPUS_PER_NODE = 8  # of OpenAI's package; here each process takes the GPU of its local rank
+SETUP_RETRY_COUNT = 3
+RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)
+
+_place: Place | None = None  # once connected
+_watch: Watch | None = None
+_device: "torch.device | None" = None
+_claimed = False
+
+
+def setup_dist(device: str | None = None) -> None:
+    """Connect the processes of this job, once; a single process becomes a world of its own, without MPI or network.
+
+    Args:
+        device: 'cpu' to leave the GPUs alone, 'cuda:N' for one of them; by default the GPU of the local rank.
+
+    Raises:
+        LaunchError: the processes do not find each other, or the launcher does not tell where they meet.
+    """
+    global _place, _device
+    import torch
+    import torch.distributed as dist
+
+    if _place is not None or dist.is_initialized():
+        return
+    place = find_place()
+    _device = _choose_device(device, place)
+    if _device.type == "cuda":
+        torch.cuda.set_device(_device)
+    if place.local_world_size == place.world_size and "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name may not resolve
+    try:
+        store = _make_store(place)
+        backend = _backend(store, place)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise LaunchError(f"process {place.rank} of {place.world_size} could not connect ({reason})") from error
+    _place = place
+    atexit.register(_close)
+    if place.world_size > 1:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, torch.get_num_threads() // place.local_world_size))
+        _start_watch(store, place)
+
+
+def dev() -> "torch.device":
+    """Return this process's GPU, or the CPU where there is none."""
+    return _device or _choose_device(None, _place or find_place())
+
+
+def get_rank() -> int:
+    """Return this process's number; 0 before `setup_dist`."""
+    return _place.rank if _place else 0
+
+
+def get_world_size() -> int:
+    """Return the number of processes; 1 before `setup_dist`."""
+    return _place.world_size if _place else 1
+
+
+def is_main() -> bool:
+    """Tell whether this is the process that writes."""
+    return get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait for the other processes; the GPUs are not waited for."""
+    if get_world_size() > 1:
+        import torch
+
+        torch.distributed.all_reduce(torch.zeros(1))
+
+
+def broadcast_object(value: T) -> T:
+    """Return the main process's value, of plain picklable types, in every process."""
+    if get_world_size() == 1:
+        return value
+    import torch
+
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def load_state_dict(path: str | Path, **kwargs: Any) -> Any:
+    """Load a file of plain types and tensors, a remote one too; every process reads for itself.
+
+    Args:
+        path: of the file.
+        kwargs: of `torch.load`.
+    """
+    import torch
+
+    from . import blob
+
+    with blob.open_file(str(path), "rb") as file:
+        content = io.BytesIO(file.read())
+    return torch.load(content, **{"weights_only": True, **kwargs})
+
+
+def sync_params(params: "Iterable[torch.Tensor]") -> None:
+    """Give tensors, in place, the values of the main process."""
+    if get_world_size() == 1:
+        return
+    import torch
+
+    tensors = [p.detach() for p in params]
+    with torch.no_grad():
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            same = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.flatten() for t in same])
+            torch.distributed.broadcast(flat, src=0)
+            for tensor, values in zip(same, flat.split([t.numel() for t in same]), strict=True):
+                tensor.copy_(values.view(tensor.shape))
+
+
+def shutdown() -> None:
+    """Wait for the other processes, then part from them."""
+    if _place is not None:
+        barrier()
+        _close()
+
+
+def run_guarded(main: Callable[[], int | None]) -> int:
+    """Call `main` and return its status; an exception in one process ends all of them, and only one tells it.
+
+    Processes other than the first print nothing, unless theirs is the error that ends the job.
+    """
+    place = find_place()
+    if place.world_size == 1:
+        return main() or 0
+    stdout, stderr, kept = sys.stdout, sys.stderr, io.StringIO()
+    if place.rank > 0:
+        sys.stdout, sys.stderr = io.TextIOWrapper(open(os.devnull, "wb")), kept
+    try:
+        status = main() or 0
+        shutdown()
+        return status
+    except BaseException as error:
+        status = _exit_status(error)
+        if status:
+            _claim(status, place.rank, isinstance(error, RuntimeError))
+            error.add_note(f"(in process {place.rank} of {place.world_size})")
+            stderr.write(kept.getvalue())
+        raise
+    finally:
+        sys.stdout, sys.stderr = stdout, stderr
+
+
+def _exit_status(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, ValueError | OSError) else 1
+
+
+def _claim(status: int, rank: int, may_follow: bool) -> None:
+    """Return when this process shall tell its error; where another one does, never.
+
+    Args:
+        status: to exit with.
+        rank: of this process.
+        may_follow: the error may be another process's failure seen from here, which that one tells better.
+    """
+    global _claimed
+    if _claimed:
+        return
+    if _watch is None:
+        if rank:  # the first process may find the same; then the launcher ends this one before it tells
+            time.sleep(3 * GRACE)
+    else:
+        if may_follow:
+            time.sleep(GRACE)
+        if not _watch.claim(status):
+            time.sleep(PATIENCE + 2 * GRACE)
+            leave(status)
+    _claimed = True
+    atexit.register(leave, status)  # runs before what would wait for the others
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Tell an error that nobody caught, unless another process tells its own."""
+    _claim(1, get_rank(), isinstance(error, RuntimeError))
+    traceback.print_exception(kind, error, trace)
+
+
+def _choose_device(name: str | None, place: Place) -> "torch.device":
+    import torch
+
+    if name in (None, "auto"):
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        return torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count()))
+    return torch.device(str(name))
+
+
+def _make_store(place: Place) -> "torch.distributed.Store":
+    """Make the store in which the processes find each other's addresses."""
+    import torch.distributed as dist
+
+    if place.world_size == 1:
+        return dist.HashStore()
+    given = "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
+    if place.launcher == "torchrun":
+        if not given:
+            raise LaunchError("RANK and WORLD_SIZE are set but not MASTER_ADDR and MASTER_PORT: use torchrun")
+        return next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))[0]
+    if place.launcher == "mpi" and not given:
+        return _mpi_store(place)
+    host, port = slurm_master()
+    return _tcp_store(host, port, place)
+
+
+def _tcp_store(host: str, port: int, place: Place) -> "torch.distributed.TCPStore":
+    import torch.distributed as dist
+
+    return dist.TCPStore(
+        host, port, place.world_size, place.rank == 0, timeout=RENDEZVOUS_TIMEOUT, wait_for_workers=False
+    )
+
+
+def _mpi_store(place: Place) -> "torch.distributed.TCPStore":
+    """Let MPI tell all processes where the first one listens."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise LaunchError(
+            f"several processes under mpiexec need mpi4py, or MASTER_ADDR and MASTER_PORT ({error})"
+        ) from None
+    world = MPI.COMM_WORLD
+    if world.size != place.world_size:
+        raise LaunchError(
+            f"mpiexec has started {place.world_size} processes but mpi4py sees {world.size}: it belongs to another "
+            "MPI; set MASTER_ADDR and MASTER_PORT, or use torchrun"
+        )
+    one_machine = len(set(world.allgather(socket.gethostname()))) == 1
+    names = ["127.0.0.1"] if one_machine else local_names()
+    if place.rank == 0:
+        store = _tcp_store(names[0], 0, place)
+        world.bcast((names, store.port))
+        return store
+    names, port = world.bcast(None)
+    for attempt in range(SETUP_RETRY_COUNT * len(names)):
+        host = names[attempt % len(names)]
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except OSError:
+            continue
+        return _tcp_store(host, port, place)
+    raise LaunchError(f"the first process does not answer at {' or '.join(names)}, port {port}: set MASTER_ADDR")
+
+
+def _backend(store: "torch.distributed.Store", place: Place) -> str:
+    """Choose NCCL where every process has a GPU of its own, which it demands."""
+    import torch
+
+    gpu = ""
+    if _device is not None and _device.type == "cuda":
+        properties = torch.cuda.get_device_properties(_device)
+        gpu = f"{socket.gethostname()} {getattr(properties, 'uuid', _device)}"
+    store.set(f"gpu/{place.rank}", gpu)
+    gpus = [store.get(f"gpu/{rank}") for rank in range(place.world_size)]
+    own = b"" not in gpus and len(set(gpus)) == len(gpus) and torch.distributed.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if own else "gloo"
+
+
+def _start_watch(store: "torch.distributed.Store", place: Place) -> None:
+    global _watch
+    one_machine = place.local_world_size == place.world_size
+    if place.rank == 0:
+        hub = Hub("127.0.0.1" if one_machine else "")
+        names = ["127.0.0.1"] if one_machine else [*local_names(), os.environ.get("MASTER_ADDR", "")]
+        store.set("watch", " ".join([str(hub.port), *filter(None, names)]))
+        _watch = hub
+    else:
+        port, *names = store.get("watch").decode().split()
+        _watch = connect(names, int(port), place.rank)
+        if _watch is None:
+            print(f"warning: process {place.rank} is not watched: the first does not answer", file=sys.__stderr__)
+    sys.excepthook = _hook
+
+
+def _close() -> None:
+    global _place, _watch
+    if _place is None:
+        return
+    import torch.distributed as dist
+
+    if _watch is not None:
+        _watch.goodbye()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _place, _watch = None, None
