@@ -1,0 +1,297 @@
+"""Samplers against the loops that they shorten, against closed forms, and what they ask of the network."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from diffusion_testing import tiny_flags
+from improved_diffusion import solvers
+from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
+from improved_diffusion.samplers import SAMPLERS, SPACINGS, classifier_free, sample
+from improved_diffusion.schedules import get_named_beta_schedule
+from improved_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
+
+DETERMINISTIC = ("ddim", "dpmpp", "unipc")
+
+
+class Network:
+    """A smooth stand-in for a network that notes the timesteps it is told; 2C channels where `double`."""
+
+    def __init__(self, double=False):
+        self.double, self.told = double, []
+
+    def __call__(self, x, t, y=None):
+        self.told.append(t)
+        wave = torch.sin(3 * x + t.view(-1, 1, 1, 1) / 50)
+        return torch.cat([wave, torch.cos(x)], dim=1) if self.double else wave
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape or (3, 3, 4, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def step_noise(step):
+    return noise(seed=1000 + step)
+
+
+@pytest.mark.parametrize("predict_xstart", [False, True])
+@pytest.mark.parametrize(("learn_sigma", "sigma_small"), [(True, False), (False, True), (False, False)])
+def test_ancestral_and_uniform_is_the_loop_of_the_respaced_process(learn_sigma, sigma_small, predict_xstart):
+    common = {"steps": 400, "noise_schedule": "cosine", "learn_sigma": learn_sigma, "sigma_small": sigma_small}
+    common["predict_xstart"] = predict_xstart
+    spaced = create_gaussian_diffusion(**common, timestep_respacing="25")
+    expected = spaced.p_sample_loop(Network(learn_sigma), (3, 3, 4, 4), noise=noise(), step_noise=step_noise)
+    drawn = sample(
+        Network(learn_sigma),
+        create_gaussian_diffusion(**common),
+        noise(),
+        sampler="ancestral",
+        num_sampling_steps=25,
+        spacing="uniform",
+        step_noise=step_noise,
+    )
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("clip_denoised", [False, True])
+def test_ddim_and_uniform_is_the_loop_of_the_respaced_process(eta, clip_denoised):
+    common = {"steps": 400, "noise_schedule": "linear", "learn_sigma": True}
+    shared = {"clip_denoised": clip_denoised, "denoised_fn": lambda x: 0.9 * x, "eta": eta, "step_noise": step_noise}
+    spaced = create_gaussian_diffusion(**common, timestep_respacing="25")
+    expected = spaced.ddim_sample_loop(Network(True), (3, 3, 4, 4), noise=noise(), **shared)
+    settings = {"sampler": "ddim", "num_sampling_steps": 25, "spacing": "uniform"}
+    drawn = sample(Network(True), create_gaussian_diffusion(**common), noise(), **settings, **shared)
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_all_steps_of_a_process_that_predicts_the_previous_image_are_its_own_loop():
+    betas = get_named_beta_schedule("linear", 50)
+    types = {"model_mean_type": ModelMeanType.PREVIOUS_X, "model_var_type": ModelVarType.LEARNED}
+    diffusion = GaussianDiffusion(betas=betas, loss_type=LossType.MSE, **types)
+
+    def network(x, t):
+        return torch.cat([0.9 * x, -4 - torch.cos(x)], dim=1)
+
+    common = {"noise": noise(), "step_noise": step_noise, "clip_denoised": False}
+    expected = diffusion.p_sample_loop(network, (3, 3, 4, 4), **common)
+    drawn = sample(network, diffusion, sampler="ancestral", num_sampling_steps=50, **common)
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_dpm_solver_of_first_order_is_ddim_and_of_second_the_published_update():
+    alpha_bar = np.cumprod(1 - get_named_beta_schedule("cosine", 1000))
+    t = [900, 600, 200]
+    alpha, sigma = np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t])
+    lam = np.log(alpha / sigma)
+    first, second, _ = solvers.make_plan(alpha_bar, "dpmpp", t)
+    ddim = solvers.make_plan(alpha_bar, "ddim", t)
+    noiseless = (sigma[1] / sigma[0], alpha[1] - sigma[1] / sigma[0] * alpha[0])  # Song et al. 2020, Eq. 12
+    assert first.predictor == pytest.approx(ddim[0].predictor)
+    assert ddim[0].predictor == pytest.approx(noiseless)
+    # Lu et al. 2022, Algorithm 2
+    h, r = lam[2] - lam[1], (lam[1] - lam[0]) / (lam[2] - lam[1])
+    gain = -alpha[2] * math.expm1(-h)
+    assert second.predictor == pytest.approx((sigma[2] / sigma[1], gain * (1 + 1 / (2 * r)), -gain / (2 * r)))
+
+
+def test_third_order_weights_solve_the_linear_system_of_unipc():
+    alpha_bar = np.cumprod(1 - get_named_beta_schedule("cosine", 1000))
+    t = list(range(900, 0, -80))
+    plan = solvers.make_plan(alpha_bar, "unipc", t)
+    alpha, sigma = np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t])
+    lam = np.log(alpha / sigma)
+    # Zhao et al. 2023, Eqs. 3, 9 and 10 in their data-prediction form, with B(h) = exp(h) - 1
+    i, h = 5, lam[6] - lam[5]
+    phi = [-math.expm1(-h) / h]
+    for n in range(1, 4):
+        phi.append((1 / math.factorial(n) - phi[-1]) / h)
+    r = np.array([(lam[4] - lam[5]) / h, (lam[3] - lam[5]) / h, 1.0])
+    for weights, nodes in ((plan[5].predictor, r[:2]), (plan[6].corrector, r)):
+        orders = range(1, len(nodes) + 1)
+        matrix = np.array([nodes**n for n in orders])
+        moments = np.array([h * phi[n] * math.factorial(n) for n in orders])
+        of_node = alpha[6] * np.linalg.solve(matrix, moments)
+        of_start = -alpha[6] * math.expm1(-h) - of_node.sum()
+        order = (of_start, *of_node) if len(nodes) == 2 else (of_node[2], of_start, *of_node[:2])
+        assert weights == pytest.approx((sigma[6] / sigma[i], *order), rel=1e-6)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_network_is_evaluated_exactly_so_often(sampler):
+    diffusion = create_gaussian_diffusion(steps=200, noise_schedule="cosine", learn_sigma=True)
+    for spacing in SPACINGS:
+        for steps in (1, 2, 3, 5, 20, 200):
+            network = Network(double=True)
+            drawn = sample(network, diffusion, noise(), sampler=sampler, num_sampling_steps=steps, spacing=spacing)
+            assert len(network.told) == steps
+            assert torch.isfinite(drawn).all()
+            assert drawn.abs().max() <= 1
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_timesteps_fall_without_repetition_and_all_are_kept_where_all_are_asked_for(spacing):
+    for schedule, total in (("cosine", 4000), ("linear", 1000), ("linear", 21), ("cosine", 1)):
+        alpha_bar = np.cumprod(1 - get_named_beta_schedule(schedule, total))
+        for steps in {1, min(2, total), min(20, total), total // 2 or 1, total}:
+            t = solvers.choose_timesteps(alpha_bar, steps, spacing)
+            assert len(t) == steps
+            assert all(later < earlier for earlier, later in pairwise(t))
+            assert 0 <= t[-1] <= t[0] < total
+        assert solvers.choose_timesteps(alpha_bar, total, spacing) == list(range(total))[::-1]
+
+
+def test_timesteps_are_told_as_the_process_tells_them():
+    for rescale in (False, True):
+        diffusion = create_gaussian_diffusion(steps=400, rescale_timesteps=rescale)
+        network = Network()
+        sample(network, diffusion, noise(), sampler="unipc", num_sampling_steps=4, spacing="uniform")
+        expected = torch.tensor([399, 266, 133, 0])
+        expected = expected.float() * (1000 / 400) if rescale else expected
+        assert all(t.shape == (3,) and t.dtype == expected.dtype for t in network.told)
+        assert torch.equal(torch.stack(network.told)[:, 0], expected)
+
+
+def test_a_respaced_process_counts_its_own_steps():
+    respaced = create_gaussian_diffusion(steps=400, timestep_respacing="10")
+    network = Network()
+    sample(network, respaced, noise(), sampler="ancestral", num_sampling_steps=10)
+    assert [int(t[0]) for t in network.told] == respaced.timestep_map[::-1]
+    with pytest.raises(ValueError, match="from 1 to the process's 10, not 11"):
+        sample(network, respaced, noise(), sampler="ancestral", num_sampling_steps=11)
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC)
+def test_values_for_the_variance_do_not_change_a_deterministic_sampler(sampler):
+    drawn = [
+        sample(Network(double), create_gaussian_diffusion(steps=100, learn_sigma=learn), noise(), **settings)
+        for settings in [{"sampler": sampler, "num_sampling_steps": 7}]
+        for double, learn in ((False, False), (True, True), (True, False), (False, True))
+    ]
+    for other in drawn[1:]:
+        assert torch.equal(other, drawn[0])
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp", 2), ("unipc", 4)])
+def test_halving_the_steps_shrinks_the_error_by_the_order(sampler, order):
+    # One Gaussian pixel, whose path has a closed form: x keeps its share of the standard deviation. UniPC's corrector
+    # adds an order to its predictor's three.
+    alpha_bar = np.cumprod(1 - get_named_beta_schedule("linear", 200_000))
+    variance = 0.3
+    diffusion = GaussianDiffusion(
+        betas=get_named_beta_schedule("linear", 200_000),
+        model_mean_type=ModelMeanType.START_X,
+        model_var_type=ModelVarType.FIXED_SMALL,
+        loss_type=LossType.MSE,
+    )
+
+    def exact(x, t):
+        level = alpha_bar[int(t[0])]
+        return math.sqrt(level) * variance / (level * variance + 1 - level) * x
+
+    errors = []
+    for steps in (100, 200):
+        seen = []
+        settings = {"sampler": sampler, "num_sampling_steps": steps, "clip_denoised": False}
+        x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        sample(
+            exact, diffusion, x, **settings, on_step=lambda t, x, image, seen=seen: seen.append((t, x.item(), image))
+        )
+        (start, x_start, image), (end, x_end, _) = seen[0], seen[-1]
+        if sampler == "unipc":  # corrects its start for what is left of the image there
+            x_start += 0.5 * math.sqrt(alpha_bar[start]) * image.item()
+        spread = [alpha_bar[t] * variance + 1 - alpha_bar[t] for t in (start, end)]
+        errors.append(abs(x_end - x_start * math.sqrt(spread[1] / spread[0])))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in(sampler):
+    diffusion = create_gaussian_diffusion(steps=100, noise_schedule="cosine")
+    settings = {"sampler": sampler, "num_sampling_steps": 12}
+    whole = sample(Network(), diffusion, noise(), **settings, step_noise=step_noise)
+    alone = sample(Network(), diffusion, noise()[1:2], **settings, step_noise=lambda step: step_noise(step)[1:2])
+    torch.testing.assert_close(alone, whole[1:2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp-sde"])
+def test_a_generator_repeats_a_noisy_sampler(sampler):
+    diffusion = create_gaussian_diffusion(steps=100)
+    settings = {"sampler": sampler, "num_sampling_steps": 5, "eta": 1.0 if sampler == "ddim" else 0.0}
+    drawn = [
+        sample(Network(), diffusion, noise(), **settings, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_sampling_leaves_no_graph_and_takes_a_network_of_lower_precision():
+    weight = torch.nn.Parameter(torch.tensor(0.5))
+    diffusion = create_gaussian_diffusion(steps=100)
+    for dtype in (torch.float32, torch.bfloat16):
+        drawn = sample(
+            lambda x, t, dtype=dtype: (weight * x).to(dtype), diffusion, noise(), sampler="unipc", num_sampling_steps=3
+        )
+        assert not drawn.requires_grad
+        assert drawn.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sampler": "euler"}, "sampler must be one of ancestral, .*not 'euler'"),
+        ({"spacing": "cosine"}, "spacing must be one of uniform, .*not 'cosine'"),
+        ({"num_sampling_steps": 0}, "num_sampling_steps must .* from 1 to the process's 100, not 0"),
+        ({"num_sampling_steps": 101}, "not 101"),
+        ({"num_sampling_steps": 2.5}, "not 2.5"),
+        ({"eta": 0.5}, "eta is of the sampler ddim alone"),
+        ({"sampler": "ddim", "eta": 2.0}, "eta must be between 0 and 1"),
+        ({"generator": torch.Generator(), "step_noise": step_noise}, "exclude each other"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_the_network_is_called(settings, words):
+    network = Network()
+    with pytest.raises(ValueError, match=words):
+        sample(
+            network,
+            create_gaussian_diffusion(steps=100),
+            noise(),
+            **{"sampler": "dpmpp", "num_sampling_steps": 5, **settings},
+        )
+    assert not network.told
+
+
+def test_an_output_of_another_shape_is_refused():
+    settings = {"sampler": "dpmpp", "num_sampling_steps": 5}
+    with pytest.raises(ValueError, match=r"returned \(3, 2, 4, 4\), neither \(3, 3, 4, 4\) nor \(3, 6, 4, 4\)"):
+        sample(lambda x, t: x[:, :2], create_gaussian_diffusion(steps=100), noise(), **settings)
+
+
+def test_guidance_moves_away_from_the_prediction_without_class():
+    def network(x, t, y, low_res=None):
+        assert len(x) == len(t) == len(y) == len(low_res)
+        return torch.cat([x * y.view(-1, 1, 1, 1), low_res * y.view(-1, 1, 1, 1)], dim=1)
+
+    x, y, t = noise(), torch.tensor([0, 1, 2]), torch.tensor([5, 5, 5])
+    out = classifier_free(network, 3.0)(x, t, y, low_res=2 * x)
+    column = y.view(-1, 1, 1, 1)
+    torch.testing.assert_close(out[:, :3], -x + 3 * (x * column + x))
+    torch.testing.assert_close(out[:, 3:], 2 * x * column)
+    assert classifier_free(network, 1.0) is network
+    torch.testing.assert_close(classifier_free(network, 0.0)(x, t, y, low_res=x)[:, :3], -x)
+    with pytest.raises(ValueError, match="guidance_scale must be 0 or more, not -1"):
+        classifier_free(network, -1)
+
+
+def test_guided_samples_take_one_evaluation_a_step():
+    model, diffusion = create_model_and_diffusion(**tiny_flags(class_cond=True, learn_sigma=True), num_classes=4)
+    batches = []
+    model.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
+    x = noise(2, 3, 16, 16)
+    settings = {"sampler": "dpmpp", "num_sampling_steps": 3, "model_kwargs": {"y": torch.tensor([1, 3])}}
+    drawn = sample(classifier_free(model.eval(), 2.0), diffusion, x, **settings)
+    assert drawn.shape == x.shape
+    assert batches == [4, 4, 4]
