@@ -1,0 +1,171 @@
+"""The variational bound against a closed form, and image_nll.py as a user runs it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from comparison.cli import UserError
+from diffusion_testing import call_script, fill_from_names, run_script, tiny_flags
+from improved_diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    get_named_beta_schedule,
+)
+from improved_diffusion.script_util import create_model_and_diffusion
+
+NLL = "scripts/image_nll.py"
+MEAN, STD, LEVEL = 0.05, 0.25, 2 / 255
+ARRAYS = ("vb", "mse", "xstart_mse")
+
+
+def exact_reverse(betas):
+    """Return the network that knows p(x_{t-1} | x_t) of pixels from N(MEAN, STD^2), by Bayes's rule."""
+    alpha_bar = np.append(1.0, np.cumprod(1 - betas))  # of x_0, x_1, ...
+    prior_variance = alpha_bar[:-1] * STD**2 + 1 - alpha_bar[:-1]
+    variance = 1 / (1 / prior_variance + (1 - betas) / betas)
+    tables = [np.sqrt(alpha_bar[:-1]) * MEAN / prior_variance, np.sqrt(1 - betas) / betas, variance]
+    shift, gain, variance = (torch.from_numpy(table) for table in tables)
+
+    def model(x, t):
+        s, g, v = (table[t].view(-1, 1, 1, 1) for table in (shift, gain, variance))
+        return torch.cat([v * (s + g * x), v.log().expand_as(x)], dim=1).float()
+
+    return model
+
+
+def test_bound_of_the_exact_model_of_gaussian_pixels_is_their_entropy():
+    betas = get_named_beta_schedule("linear", 300)
+    types = {"model_mean_type": ModelMeanType.PREVIOUS_X, "model_var_type": ModelVarType.LEARNED}
+    diffusion = GaussianDiffusion(betas=betas, loss_type=LossType.KL, **types)
+    generator = torch.Generator().manual_seed(0)
+    x = MEAN + STD * torch.randn(128, 3, 16, 16, generator=generator)
+    x = ((x + 1) / LEVEL).round() * LEVEL - 1  # 8-bit pixels
+    assert (x.abs() > 1).float().mean() < 1e-3
+    torch.manual_seed(0)
+    bpd = diffusion.calc_bpd_loop(exact_reverse(betas), x, clip_denoised=False)
+    entropy = math.log2(STD * math.sqrt(2 * math.pi * math.e) / LEVEL)
+    likelihood = torch.distributions.Normal(MEAN, STD).log_prob(x).mean().item() / math.log(2) + math.log2(LEVEL)
+    assert bpd["total_bpd"].mean().item() == pytest.approx(-likelihood, abs=0.01)
+    assert bpd["total_bpd"].mean().item() == pytest.approx(entropy, abs=0.015)  # 98,304 pixels: 0.005 of chance
+    assert bpd["prior_bpd"].max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def weights():
+    model, _ = create_model_and_diffusion(**tiny_flags(learn_sigma=True, class_cond=True), num_classes=2)
+    return fill_from_names(model).state_dict()
+
+
+@pytest.fixture
+def run_dir(weights, tmp_path):
+    """A run folder, and beside it images.npz with 7 images in two classes."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(weights, folder / "ema_0.99_000020.pt")
+    options = tiny_flags(learn_sigma=True, class_cond=True, diffusion_steps=30, noise_schedule="cosine")
+    (folder / "config.json").write_text(json.dumps({"model": "improved-diffusion", "options": options}))
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=pixels, arr_1=np.arange(7) % 2)
+    return folder
+
+
+def nll(run_dir, *flags, data="images.npz"):
+    common = ["--device cpu --threads 1 --model_path", run_dir / "ema_0.99_000020.pt"]
+    return call_script(NLL, *common, "--data_dir", run_dir.parent / data, *flags)
+
+
+def results(folder):
+    return json.loads((folder / "nll.json").read_text()), [np.load(folder / f"{n}_terms.npz")["arr_0"] for n in ARRAYS]
+
+
+def test_result_does_not_depend_on_the_batch_size(run_dir, tmp_path):
+    found = []
+    for batch_size in (1, 3, 7):
+        assert nll(run_dir, "--out_dir", tmp_path / str(batch_size), "--batch_size", batch_size) == 0
+        found.append(results(tmp_path / str(batch_size)))
+    for facts, arrays in found[1:]:
+        assert facts["bits_per_dim"] == pytest.approx(found[0][0]["bits_per_dim"], rel=1e-5)
+        assert facts["standard_error"] == pytest.approx(found[0][0]["standard_error"], rel=1e-3)
+        np.testing.assert_allclose(arrays, found[0][1], rtol=1e-3, atol=1e-6)
+
+
+def test_files_hold_the_terms_from_the_noisiest_to_the_decoder(run_dir, capsys):
+    assert nll(run_dir, "--batch_size 4") == 0
+    facts, (vb, mse, xstart_mse) = results(run_dir)
+    assert vb.shape == mse.shape == xstart_mse.shape == (30,)
+    assert facts["images"] == facts["data"]["images"] == 7
+    assert facts["decoder"] == pytest.approx(vb[-1])
+    assert facts["bits_per_dim"] == pytest.approx(vb.sum() + facts["prior"])
+    assert sum(facts["terms_by_quartile"].values()) == pytest.approx(vb.sum())
+    assert facts["terms_by_quartile"]["q3"] == pytest.approx(vb[:7].sum())
+    assert xstart_mse[0] > xstart_mse[-1]  # the noisiest step knows least of the image
+    assert (facts["network"], facts["timesteps"], facts["precision"]) == ("ema", 30, "float32")
+    assert sorted(path.name for path in run_dir.glob("nll*")) == ["nll.json", "nll.png"]
+    assert nll(run_dir, "--batch_size 2") == 0
+    assert "measured already" in capsys.readouterr().out
+
+
+def test_interrupted_measurement_goes_on_and_counts_every_image_once(run_dir, tmp_path, monkeypatch):
+    assert nll(run_dir, "--out_dir", tmp_path / "whole", "--batch_size 2") == 0
+    loop, seen = GaussianDiffusion.calc_bpd_loop, []
+
+    def cut(diffusion, network, x_start, *args):
+        if len(seen) == 2:
+            seen.append(None)
+            raise KeyboardInterrupt
+        seen.append(x_start)
+        return loop(diffusion, network, x_start, *args)
+
+    monkeypatch.setattr(GaussianDiffusion, "calc_bpd_loop", cut)
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        nll(run_dir, "--out_dir", out, "--batch_size 2")
+    assert not (out / "nll.json").exists()
+    assert nll(run_dir, "--out_dir", out, "--batch_size 3 --seed 1") == 0  # another measurement keeps its hands off
+    begun = len(seen)
+    assert nll(run_dir, "--out_dir", out, "--batch_size 3") == 0
+    assert [len(x) for x in seen[begun:]] == [3]
+    whole, mended = results(tmp_path / "whole"), results(out)
+    assert mended[0]["bits_per_dim"] == pytest.approx(whole[0]["bits_per_dim"], rel=1e-5)
+    np.testing.assert_allclose(mended[1], whole[1], rtol=1e-3, atol=1e-6)
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_respaced_bound_is_another_one_and_subsets_are_spread(run_dir):
+    assert nll(run_dir, "--timestep_respacing 5 --num_samples 3 --clip_denoised False") == 0
+    facts, (vb, *_) = results(run_dir)
+    assert vb.shape == (5,)
+    assert (facts["timesteps"], facts["timestep_respacing"], facts["images"]) == (5, "5", 3)
+
+
+def test_images_that_do_not_fit_are_refused(run_dir, tmp_path):
+    pixels = np.load(tmp_path / "images.npz")["arr_0"]
+    np.savez(tmp_path / "bare.npz", arr_0=pixels)
+    np.savez(tmp_path / "many.npz", arr_0=pixels, arr_1=np.arange(7))
+    with pytest.raises(UserError, match="no classes, and the model is conditioned on 2"):
+        nll(run_dir, data="bare.npz")
+    with pytest.raises(UserError, match="7 classes, and the model is conditioned on 2"):
+        nll(run_dir, data="many.npz")
+    with pytest.raises(UserError, match="--noise_schedule linear: the model was trained with cosine"):
+        nll(run_dir, "--noise_schedule linear")
+    assert not list(run_dir.glob("nll*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--data_dir {tmp}/absent --model_path x.pt", "--data_dir"),
+        ("--data_dir shapes --model_path {tmp}/absent.pt", "absent.pt: no such file"),
+        ("--data_dir shapes", "--model_path"),
+        ("--data_dir shapes --model_path x.pt --num_samples -1", "--num_samples"),
+    ],
+)
+def test_wrong_flags_are_judged_before_torch_is_imported(flags, words, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    done = run_script(NLL, flags.format(tmp=tmp_path), PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr
