@@ -52,7 +52,7 @@ def open_file(path: str | os.PathLike[str], mode: str = "r") -> Iterator[IO[Any]
                 yield file
             os.replace(temporary, path)
         except BaseException:
-            _remove_if_there(temporary)
+            remove(temporary)
             raise
     else:
         with _open_local(path, mode) as file:
@@ -73,11 +73,6 @@ def _open_remote(path: str, mode: str) -> Iterator[IO[Any]]:
 
 def _open_local(path: str, mode: str) -> IO[Any]:
     return open(path, mode, encoding=None if "b" in mode else "utf-8")
-
-
-def _remove_if_there(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def copy(source: str, target: str) -> None:
@@ -102,7 +97,7 @@ def copy(source: str, target: str) -> None:
                 bf.copy(source, temporary, overwrite=True)
             os.replace(temporary, target)
         finally:
-            _remove_if_there(temporary)
+            remove(temporary)
 
 
 def exists(path: str) -> bool:
@@ -145,28 +140,55 @@ def list_folder(path: str) -> list[str]:
         return sorted(name.rstrip("/") for name in bf.listdir(path))
 
 
-def find_files(path: str) -> Iterator[str]:
-    """Yield the paths of all files below a folder, at any depth, sorted; hidden files and folders are left out.
+def find_files(path: str) -> dict[str, tuple[int, int]]:
+    """Find all files below a folder, at any depth; hidden files and folders are left out.
+
+    Returns:
+        The paths, sorted, each with its size in bytes and its time of change in nanoseconds.
 
     Raises:
         OSError: no such folder.
     """
-    folders, found = [path], []
+    folders: list[str] = [path]
+    found: dict[str, tuple[int, int]] = {}
     while folders:
         folder = folders.pop()
-        for name, is_folder in _scan(folder):
-            if not name.startswith("."):
-                (folders if is_folder else found).append(join(folder, name))
-    yield from sorted(found)
+        for name, stat in _scan(folder):
+            if name.startswith("."):
+                continue
+            if stat is None:
+                folders.append(join(folder, name))
+            else:
+                found[join(folder, name)] = stat
+    return dict(sorted(found.items()))
 
 
-def _scan(folder: str) -> list[tuple[str, bool]]:
-    """Return the name of each file and folder in a folder, and whether it is a folder."""
+def _scan(folder: str) -> list[tuple[str, tuple[int, int] | None]]:
+    """Return the name of each file in a folder with its size and time, and of each folder with None."""
     if is_remote(folder):
         with _remote(folder) as bf:
-            return [(entry.name.rstrip("/"), entry.is_dir) for entry in bf.scandir(folder) if entry.name]
+            return [
+                (entry.name.rstrip("/"), None if entry.is_dir else (entry.stat.size, round(entry.stat.mtime * 1e9)))
+                for entry in bf.scandir(folder)
+                if entry.name
+            ]
     with os.scandir(folder) as entries:
-        return [(entry.name, entry.is_dir()) for entry in entries]
+        return [(entry.name, None if entry.is_dir() else _local_stat(entry)) for entry in entries]
+
+
+def _local_stat(entry: os.DirEntry[str]) -> tuple[int, int]:
+    stat = entry.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def remove(path: str) -> None:
+    """Delete a file; nothing happens where there is none."""
+    with suppress(FileNotFoundError):
+        if is_remote(path):
+            with _remote(path) as bf:
+                bf.remove(path)
+        else:
+            os.unlink(path)
 
 
 def make_dirs(path: str) -> None:

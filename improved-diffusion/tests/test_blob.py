@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from improved_diffusion import blob
+from improved_diffusion.mirror import Mirror
 
 
 @pytest.fixture
@@ -114,3 +115,60 @@ def test_without_blobfile_a_remote_path_says_what_is_missing_and_local_ones_work
 def test_unusable_paths_and_modes_are_refused(path, mode, message):
     with pytest.raises(ValueError, match=message), blob.open_file(path, mode):
         pass
+
+
+def test_mirror_brings_a_run_here_and_sends_what_changes(bucket, tmp_path):
+    (bucket / "run" / "tb").mkdir(parents=True)
+    (bucket / "run" / "log.txt").write_text("old\n")
+    (bucket / "run" / "tb" / "events").write_text("e")
+    mirror = Mirror("gs://bucket/run/", str(tmp_path / "here"))
+    assert mirror.download() == 2
+    assert mirror.upload() == 0
+    with open(tmp_path / "here" / "log.txt", "a") as file:
+        file.write("new\n")
+    assert Mirror("gs://bucket/run", str(tmp_path / "here")).upload() == 1
+    assert (bucket / "run" / "log.txt").read_text() == "old\nnew\n"
+    assert Mirror("gs://bucket/run", str(tmp_path / "here")).download() == 0
+
+
+def test_mirror_sends_a_checkpoint_so_that_it_counts_last_and_deletes_it_so_first(bucket, tmp_path):
+    mirror = Mirror("gs://bucket/run", str(tmp_path / "here"))
+    names = ["opt000010.pt", "ema_0.9_000010.pt", "model000010.pt", "progress.csv"]
+    for name in names:
+        (tmp_path / "here" / name).write_text(name)
+    mirror.upload()
+    sent = [line.split("/")[-1] for line in calls(bucket) if line.startswith("copy")]
+    assert sent == ["ema_0.9_000010.pt", "model000010.pt", "progress.csv", "opt000010.pt"]
+    for name in names[:3]:
+        (tmp_path / "here" / name).unlink()
+    mirror.upload()
+    deleted = [line.split("/")[-1] for line in calls(bucket) if line.startswith("remove")]
+    assert deleted == ["opt000010.pt", "model000010.pt", "ema_0.9_000010.pt"]
+    assert os.listdir(bucket / "run") == ["progress.csv"]
+
+
+def test_mirror_that_was_left_behind_follows_and_one_that_parted_is_an_error(bucket, tmp_path):
+    here, there = Mirror("gs://bucket/run", str(tmp_path / "a")), Mirror("gs://bucket/run", str(tmp_path / "b"))
+    (tmp_path / "a" / "log.txt").write_text("one")
+    here.upload()
+    there.download()
+    (tmp_path / "b" / "log.txt").write_text("two by b")
+    there.upload()
+    here.download()
+    assert (tmp_path / "a" / "log.txt").read_text() == "two by b"
+    (tmp_path / "b" / "log.txt").write_text("three by b, sent")
+    there.upload()
+    (tmp_path / "a" / "log.txt").write_text("three by a")
+    with pytest.raises(OSError, match="gs://bucket/run/log.txt: changed there and in .*a since"):
+        here.download()
+    assert (tmp_path / "a" / "log.txt").read_text() == "three by a"
+
+
+def test_mirror_of_another_folder_is_refused(bucket, tmp_path):
+    Mirror("gs://bucket/run", str(tmp_path / "a")).upload()
+    with pytest.raises(ValueError, match="the copy of gs://bucket/run, not of gs://bucket/other"):
+        Mirror("gs://bucket/other", str(tmp_path / "a"))
+
+
+def calls(bucket):
+    return (bucket.parent / "calls.txt").read_text().splitlines()

@@ -1,0 +1,226 @@
+"""Images from a folder, here or in cloud storage, as endless batches for training scripts.
+
+The class of an image is the text of its file's name before the first `_`, as `cat_00001.png`; classes are numbered
+in the order of their sorted names. Small sets are decoded once and stay in memory, larger ones are read by worker
+processes.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from . import blob
+from .dist_util import get_rank, get_world_size
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images
+
+Batch = tuple[Tensor, dict[str, Tensor]]
+
+
+def load_data(
+    *,
+    data_dir: str,
+    batch_size: int,
+    image_size: int,
+    class_cond: bool = False,
+    deterministic: bool = False,
+    random_flip: bool = False,
+    seed: int = 0,
+    num_workers: int = 2,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Iterator[Batch]:
+    """Return an endless generator of batches from a folder of images.
+
+    With several processes each draws its own part of every epoch: the whole set is shuffled anew and dealt out, so
+    that every process comes to see every image. The last images of an epoch that fill no batch are left out.
+
+    Args:
+        data_dir: searched recursively; local, or gs://, az:// or https:// by the package blobfile.
+        batch_size: images per batch of each process.
+        image_size: S, pixels; see `ImageDataset`.
+        class_cond: yield classes.
+        deterministic: the order of the sorted paths in every epoch.
+        random_flip: mirror each image with probability 1/2.
+        seed: of the order and of the mirroring.
+        num_workers: processes that read sets which do not fit into memory.
+        memory_limit: bytes that decoded images may take in memory.
+
+    Yields:
+        (N, 3, S, S) float32 in [-1, 1], and {"y": (N,) int64 classes}, empty without `class_cond`.
+
+    Raises:
+        ValueError: no folder, no image in it, or fewer images for each process than a batch has; and, when it is
+            decoded, a file that is not an image.
+        ImportError, OSError: see `blob.open_file`.
+    """
+    if batch_size < 1 or image_size < 1:
+        raise ValueError(f"batch_size and image_size must be at least 1, not {batch_size} and {image_size}")
+    paths = list_images(data_dir)
+    classes = class_numbers(paths) if class_cond else None
+    processes = get_world_size()
+    if len(paths) // processes < batch_size:
+        each = "" if processes == 1 else f" for each of {processes} processes"
+        raise ValueError(
+            f"{data_dir}: {len(paths)} images are too few for batches of {batch_size}{each}; lower batch_size"
+        )
+    dataset = ImageDataset(image_size, paths, classes)
+    order = EpochOrder(len(paths), batch_size, get_rank(), processes, None if deterministic else seed)
+    if len(paths) * image_size**2 * 3 <= memory_limit:
+        batches = _from_memory(dataset, order)
+    else:
+        batches = _from_workers(dataset, order, num_workers)
+    flips = torch.Generator().manual_seed(seed * processes + get_rank())
+    return (_mirror(batch, flips) for batch in batches) if random_flip else batches
+
+
+class ImageDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
+    """Images by number, each halved by area while it is twice too large, then resized bicubically, and cropped.
+
+    An item is (3, S, S) float32 in [-1, 1], and {"y": class} or {}.
+
+    Args:
+        resolution: S, pixels.
+        image_paths: local or remote.
+        classes: the class of each path; None for none.
+        shard: only every `num_shards`-th image, from this one on.
+        num_shards: see `shard`.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        image_paths: Sequence[str],
+        classes: Sequence[int] | None = None,
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.local_images = list(image_paths[shard::num_shards])
+        self.local_classes = None if classes is None else list(classes[shard::num_shards])
+
+    def __len__(self) -> int:
+        return len(self.local_images)
+
+    def __getitem__(self, idx: int) -> tuple[np.ndarray, dict[str, Any]]:
+        image = np.moveaxis(self.pixels(idx).astype(np.float32) / 127.5 - 1, 2, 0)
+        return image, {} if self.local_classes is None else {"y": np.array(self.local_classes[idx], dtype=np.int64)}
+
+    def pixels(self, idx: int) -> np.ndarray:
+        """Decode an image to (S, S, 3) uint8.
+
+        Raises:
+            ValueError: not readable as an image; names the file.
+        """
+        path = self.local_images[idx]
+        with blob.open_file(path, "rb") as file:
+            try:
+                with Image.open(file) as image:
+                    return center_crop(image.convert("RGB"), self.resolution)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise ValueError(f"{path}: not readable as an image ({error}); mend or remove it") from None
+
+
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Return an RGB image as (size, size, 3) uint8: halved by area, then bicubic, then its centre."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def list_images(data_dir: str) -> list[str]:
+    """Return the paths of all images below a folder, sorted.
+
+    Raises:
+        ValueError: no folder, or no image in it.
+    """
+    if not data_dir:
+        raise ValueError("data_dir must be a folder of images, not ''")
+    if not blob.isdir(data_dir):
+        raise ValueError(f"data_dir {data_dir}: no such folder")
+    paths = [path for path in blob.find_files(data_dir) if path.lower().endswith(SUFFIXES)]
+    if not paths:
+        raise ValueError(f"data_dir {data_dir}: no image found in this folder")
+    return paths
+
+
+def class_numbers(paths: Sequence[str]) -> list[int]:
+    """Return the class of each path, by the text of its name before the first `_`.
+
+    Raises:
+        ValueError: a name without `_`.
+    """
+    names = [blob.basename(path) for path in paths]
+    unnamed = next((path for path, name in zip(paths, names, strict=True) if "_" not in name[1:]), None)
+    if unnamed:
+        raise ValueError(f"{unnamed}: class_cond takes the class from the name before the first _, as cat_00001.png")
+    prefixes = [name.split("_")[0] for name in names]
+    number = {prefix: i for i, prefix in enumerate(sorted(set(prefixes)))}
+    return [number[prefix] for prefix in prefixes]
+
+
+class EpochOrder(Sampler[list[int]]):
+    """The batches of one process, epoch after epoch, without end.
+
+    Args:
+        num_images: of the whole set.
+        batch_size: of each process.
+        rank: of this process.
+        world_size: processes.
+        seed: of the order; None for that of the numbers.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, rank: int, world_size: int, seed: int | None) -> None:
+        self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = 0
+        while True:
+            yield from self._epoch(epoch)
+            epoch += 1
+
+    def _epoch(self, epoch: int) -> Iterator[list[int]]:
+        order = np.arange(self._num_images)
+        if self._seed is not None:
+            np.random.default_rng((self._seed, epoch)).shuffle(order)
+        share = self._num_images // self._world_size  # equal for all, or their batches would part
+        own = order[self._rank : share * self._world_size : self._world_size]
+        for start in range(0, share - self._batch_size + 1, self._batch_size):
+            yield own[start : start + self._batch_size].tolist()
+
+
+def _from_memory(dataset: ImageDataset, order: EpochOrder) -> Iterator[Batch]:
+    images = np.empty((len(dataset), 3, dataset.resolution, dataset.resolution), np.uint8)
+    with ThreadPoolExecutor(8) as pool:
+        for i, decoded in enumerate(pool.map(dataset.pixels, range(len(dataset)))):
+            images[i] = decoded.transpose(2, 0, 1)
+    pixels = torch.from_numpy(images)
+    classes = None if dataset.local_classes is None else torch.tensor(dataset.local_classes)
+
+    def batches() -> Iterator[Batch]:
+        for indices in order:
+            yield pixels[indices].float() / 127.5 - 1, {} if classes is None else {"y": classes[indices]}
+
+    return batches()
+
+
+def _from_workers(dataset: ImageDataset, order: EpochOrder, num_workers: int) -> Iterator[Batch]:
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, persistent_workers=num_workers > 0)
+    return ((images, dict(cond)) for images, cond in loader)
+
+
+def _mirror(batch: Batch, generator: torch.Generator) -> Batch:
+    images, cond = batch
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, images.flip(-1), images), cond
