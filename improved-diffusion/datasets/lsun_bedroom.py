@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Write the pictures of an LSUN database as a folder of square PNG files, {prefix}_{index:07d}.png.
+
+    python improved-diffusion/datasets/lsun_bedroom.py bedroom_train_lmdb data/lsun_bedroom
+
+The database is what http://dl.yf.io/lsun/scenes/bedroom_train_lmdb.zip unpacks to; other categories of LSUN work too.
+Pictures are reduced to --image_size by area, then bicubically, and cropped to the centre. The folder appears when it is
+complete, and a call that was cut short is continued by the same call.
+"""
+
+import argparse
+import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from comparison.cli import UserError, make_parser, positive_int, run
+from comparison.progress import bar
+from comparison.sources import find_images
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument("lmdb_path", type=Path, help="folder of the database, which holds data.mdb")
+    parser.add_argument("out_dir", type=Path, help="folder to write")
+    parser.add_argument("--image_size", "--image-size", type=positive_int, default=256, help="pixels")
+    parser.add_argument("--prefix", default="bedroom", help="of the file names")
+    parser.add_argument("--num_images", type=positive_int, help="the first ones; by default all")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Open the database, write the folder."""
+    if not (args.lmdb_path / "data.mdb").is_file():
+        raise UserError(f"{args.lmdb_path}: not a folder with an LMDB database (data.mdb)")
+    with open_database(args.lmdb_path) as database:
+        stored = database.stat()["entries"]
+        count = min(stored, args.num_images or stored)
+        if not count:
+            raise UserError(f"{args.lmdb_path}: the database is empty")
+        there = sum(1 for _ in find_images(args.out_dir)) if args.out_dir.is_dir() else 0
+        if there == count:
+            print(f"{args.out_dir}: {there} images are there already")
+            return 0
+        if there:
+            raise UserError(f"{args.out_dir} holds {there} images, not {count}: remove it or name another folder")
+        write(database, count, args)
+    print(f"{args.out_dir}: {count} images")
+    return 0
+
+
+def open_database(path: Path) -> Any:
+    """Open an LMDB database to read.
+
+    Raises:
+        UserError: the package lmdb is missing, or the database is damaged.
+    """
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError("LSUN comes as an LMDB database; to read it: pip install lmdb") from None
+    try:
+        return lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise UserError(f"{path}: not readable as an LMDB database ({error})") from None
+
+
+def write(database: Any, count: int, args: argparse.Namespace) -> None:
+    """Write the first `count` pictures.
+
+    Raises:
+        UserError: a picture is damaged, or the folder cannot be written.
+    """
+    from comparison.images import fit
+    from improved_diffusion.png_folder import write_png_folder
+    from PIL import Image
+
+    def decode(item: tuple[bytes, bytes]) -> Any:
+        key, value = item
+        try:
+            with Image.open(io.BytesIO(value)) as image:
+                return fit(image, args.image_size)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{args.lmdb_path}: {key.decode(errors='replace')} is not a picture ({error})") from None
+
+    names = [f"{args.prefix}_{i:07d}.png" for i in range(count)]
+    try:
+        with bar(count, 0, args.out_dir.name, "images") as progress:
+            for _ in write_png_folder(args.out_dir, islice(entries(database), count), names, decode):
+                progress.update()
+    except OSError as error:
+        raise UserError(f"{args.out_dir}: not written ({error})") from None
+
+
+def entries(database: Any) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each key and value, in the order of the keys."""
+    with database.begin() as transaction, transaction.cursor() as cursor:
+        yield from cursor
+
+
+if __name__ == "__main__":
+    run(lambda: main(parse_args()))
