@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,19 +18,34 @@ FOLDER = Path(__file__).resolve().parents[1]
 REFERENCE = FOLDER.parent / "tests" / "reference"
 
 
+class Archive:
+    """A reference archive; `read` holds the keys of all that were read in this process, by archive."""
+
+    read: ClassVar[dict[str, set[str]]] = {}
+
+    def __init__(self, name: str) -> None:
+        self.arrays, self.used = np.load(REFERENCE / f"{name}.npz"), self.read.setdefault(name, set())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        self.used.add(key)
+        return self.arrays[key]
+
+
 class Case:
     """The arrays of one case of a reference archive, as tensors; float64 tables as arrays."""
 
     def __init__(self, archive: str, case: str) -> None:
-        self.arrays = np.load(REFERENCE / f"{archive}.npz")
-        self.case = case
-        self.config: dict[str, Any] = json.loads(str(self.arrays[f"{case}/config"]))
+        self.arrays, self.case = Archive(archive), case
+        self.config: dict[str, Any] = json.loads(str(self.table("config")))
 
     def __contains__(self, name: str) -> bool:
         return f"{self.case}/{name}" in self.arrays
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(self.arrays[f"{self.case}/{name}"])
+        return torch.from_numpy(self.table(name))
 
     def table(self, name: str) -> np.ndarray:
         return self.arrays[f"{self.case}/{name}"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from diffusion_testing import Case, call_script, fill_from_names, run_script
+from diffusion_testing import call_script, fill_from_names, run_script
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion
 from improved_diffusion.script_util import (
     NUM_CLASSES,
@@ -39,18 +39,6 @@ TRAIN, SAMPLE = "scripts/super_res_train.py", "scripts/super_res_sample.py"
 def tiny_sr_flags(**changes):
     tiny = {"large_size": 16, "small_size": 8, "num_channels": 32, "num_res_blocks": 1, "diffusion_steps": 50}
     return {**sr_model_and_diffusion_defaults(), **tiny, **changes}
-
-
-def test_super_resolution_network_agrees_with_reference():
-    case = Case("improved_diffusion_unet", "super_res")
-    model, _ = sr_create_model_and_diffusion(**case.config)
-    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    assert shapes == json.loads(str(case.table("names")))
-    assert sum(p.numel() for p in model.parameters()) == int(case["parameters"])
-    fill_from_names(model)
-    with torch.no_grad():
-        output = model(case["x"], case["t"], low_res=case["low_res"])
-    torch.testing.assert_close(output, case["output"], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
