@@ -5,6 +5,7 @@ Importing this module does not import torch.
 """
 
 import atexit
+import contextlib
 import datetime
 import io
 import os
@@ -156,22 +157,22 @@ def run_guarded(main: Callable[[], int | None]) -> int:
     place = find_place()
     if place.world_size == 1:
         return main() or 0
-    stdout, stderr, kept = sys.stdout, sys.stderr, io.StringIO()
-    if place.rank > 0:
-        sys.stdout, sys.stderr = io.TextIOWrapper(open(os.devnull, "wb")), kept
-    try:
-        status = main() or 0
-        shutdown()
-        return status
-    except BaseException as error:
-        status = _exit_status(error)
-        if status:
-            _claim(status, place.rank, isinstance(error, RuntimeError))
-            error.add_note(f"(in process {place.rank} of {place.world_size})")
-            stderr.write(kept.getvalue())
-        raise
-    finally:
-        sys.stdout, sys.stderr = stdout, stderr
+    kept = io.StringIO()
+    with contextlib.ExitStack() as quiet:
+        if place.rank > 0:
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+            quiet.enter_context(contextlib.redirect_stderr(kept))
+        try:
+            status = main() or 0
+            shutdown()
+            return status
+        except BaseException as error:
+            status = _exit_status(error)
+            if status:
+                _claim(status, place.rank, isinstance(error, RuntimeError))
+                error.add_note(f"(in process {place.rank} of {place.world_size})")
+                print(kept.getvalue(), file=sys.__stderr__, end="", flush=True)
+            raise
 
 
 def _exit_status(error: BaseException) -> int:

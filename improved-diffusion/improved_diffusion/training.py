@@ -6,13 +6,14 @@ Nothing here waits for the device: statistics stay there until `LossMeter.read`.
 import copy
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .dist_util import get_world_size
 from .gaussian_diffusion import GaussianDiffusion
 from .nn import update_ema, warmed_up_rate
 
@@ -56,16 +57,19 @@ class LossMeter:
         self._updates += 1
 
     def read(self) -> dict[str, float]:
-        """Return the means since the last reset, and reset; a quartile without images is left out.
+        """Return the means since the last reset, of all processes together, and reset.
 
-        The only place where the host waits for the device.
+        A quartile without images is left out. The only place where the host waits for the device; every process
+        calls it at the same step.
         """
         if self._counts is None or self._grad_norm is None:
             return {}
-        counts = self._counts.tolist()
+        totals = torch.stack([self._counts, *self._sums.values()]).cpu()
+        if get_world_size() > 1:
+            torch.distributed.all_reduce(totals)
+        counts, *sums = totals.tolist()
         means = {}
-        for name, sums in self._sums.items():
-            values = sums.tolist()
+        for name, values in zip(self._sums, sums, strict=True):
             means[name] = sum(values) / sum(counts)
             for q in range(QUARTILES):
                 if counts[q]:
@@ -77,6 +81,9 @@ class LossMeter:
 
 class Trainer:
     """A network in training, with its optimizer and its moving averages.
+
+    With several processes each one gives its own part of the batch, all parts of one size, and all make the same
+    update: that of the joint batch.
 
     Args:
         model: on its device.
@@ -110,6 +117,15 @@ class Trainer:
         self.lr_anneal_steps = lr_anneal_steps
         self.autocast_dtype = autocast_dtype
         self.device = next(model.parameters()).device
+        self._network: nn.Module = model
+        if get_world_size() > 1:
+            # Buckets of 25 MB travel while the backward pass goes on; buffers are constants.
+            self._network = nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
         self.ema = {rate: copy.deepcopy(model).eval().requires_grad_(False) for rate in ema_rates}
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
@@ -134,7 +150,7 @@ class Trainer:
         noise: Tensor,
         factors: Tensor | None = None,
         model_kwargs: dict[str, Tensor] | None = None,
-    ) -> None:
+    ) -> Tensor:
         """Make one update from one batch.
 
         Args:
@@ -144,26 +160,48 @@ class Trainer:
             noise: standard normal like x_start.
             factors: (N,) importance weights of the losses; None for ones.
             model_kwargs: what conditions the network, each (N, ...): `y` (int64 classes), `low_res`.
+
+        Returns:
+            (N,) float32, the losses of the images without their factors.
         """
+        losses = self.accumulate(x_start, t, noise, factors, model_kwargs)
+        self.optimize(step)
+        return losses
+
+    def accumulate(
+        self,
+        x_start: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        factors: Tensor | None = None,
+        model_kwargs: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Compute the gradient of one batch, the first half of `update`; see there."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         n = len(x_start)
-        for start in range(0, n, self.microbatch if self.microbatch > 0 else n):
-            part = slice(start, start + self.microbatch if self.microbatch > 0 else n)
+        size = self.microbatch if self.microbatch > 0 else n
+        found = []
+        for start in range(0, n, size):
+            part = slice(start, start + size)
             kwargs = {name: value[part] for name, value in (model_kwargs or {}).items()}
-            losses = self.diffusion.training_losses(self._forward, x_start[part], t[part], kwargs, noise[part])
-            if factors is not None:
-                losses = {name: values * factors[part] for name, values in losses.items()}
-            # Divided by the whole batch, so that the parts' gradients add up to the whole's, uneven parts too.
-            self.scaler.scale(losses["loss"].sum() / n).backward()
+            with self._no_sync() if start + size < n else nullcontext():
+                losses = self.diffusion.training_losses(self._forward, x_start[part], t[part], kwargs, noise[part])
+                found.append(losses["loss"].detach())
+                if factors is not None:
+                    losses = {name: values * factors[part] for name, values in losses.items()}
+                # Divided by the whole batch, so that the parts' gradients add up to the whole's, uneven parts too;
+                # processes are averaged.
+                self.scaler.scale(losses["loss"].sum() / n).backward()
             self.meter.add_losses(losses, t[part])
-        self._optimize(step)
+        return torch.cat(found)
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self.autocast():
-            return self.model(*args, **kwargs)
+    def optimize(self, step: int) -> None:
+        """Take a step along the gradient, the second half of `update`.
 
-    def _optimize(self, step: int) -> None:
+        Args:
+            step: updates made before this one.
+        """
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.meter.add_grad_norm(torch.nn.utils.get_total_norm(gradients))
@@ -174,6 +212,14 @@ class Trainer:
         self.scaler.update()
         for rate, ema in self.ema.items():
             update_ema(ema.parameters(), self.model.parameters(), warmed_up_rate(rate, step + 1))
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.autocast():
+            return self._network(*args, **kwargs)
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        network = self._network
+        return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def is_finite(self) -> bool:
         """Say whether every weight is finite; waits for the device."""

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from comparison.cli import make_parser, run
+from improved_diffusion.dist_util import run_guarded
 from improved_diffusion.script_util import (
     add_dict_to_argparser,
     args_to_dict,
@@ -78,4 +79,4 @@ class ImageTask(Task):
 
 
 if __name__ == "__main__":
-    run(lambda: main(parse_args()))
+    run(lambda: run_guarded(lambda: main(parse_args())))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError
 from comparison.runs import load_checkpoint, load_torch, save_checkpoint, trained_facts
+from improved_diffusion import dist_util
+from improved_diffusion.launch import LaunchError, Place, find_place
 from improved_diffusion.script_util import check_flags
 
 if TYPE_CHECKING:
@@ -51,6 +53,40 @@ def choose_dtype(precision: str, use_fp16: bool | None, device: "torch.device") 
         return torch.float16
     print("warning: --use_fp16: this device has no fast bf16, so the network computes in float32", flush=True)
     return None
+
+
+def my_place() -> Place:
+    """Return this process's place among those that the launcher started; without torch.
+
+    Raises:
+        UserError: the launcher's variables contradict each other.
+    """
+    try:
+        return find_place()
+    except LaunchError as error:
+        raise UserError(str(error)) from None
+
+
+def connect(device_name: str, threads: int) -> "torch.device":
+    """Connect the processes of this job; return this one's device, and give it its share of the CPU.
+
+    Args:
+        device_name: of --device; auto and cuda give each process of a machine its own GPU.
+        threads: of --threads.
+
+    Raises:
+        UserError: no such device, or the processes do not find each other.
+    """
+    from comparison.device import pick_device, set_threads
+
+    own = my_place()
+    device = pick_device(device_name) if own.world_size == 1 else None
+    try:
+        dist_util.setup_dist(device_name if device is None else str(device))
+    except LaunchError as error:
+        raise UserError(str(error)) from None
+    set_threads(threads, own.local_world_size)
+    return device or pick_device(str(dist_util.dev()))
 
 
 def place(model: "torch.nn.Module", device: "torch.device", dtype: "torch.dtype | None") -> None:
@@ -118,7 +154,9 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def save(trainer: "Trainer", folder: Path, step: int, counters: dict[str, Any], model: str = MODEL) -> None:
-    """Write the files of a step of a family's run; `counters` go into the optimizer's file."""
+    """Write the files of a step of a family's run; `counters` go into the optimizer's file: images_seen, wall_seconds,
+    and the state of the timestep sampler where it has one.
+    """
     from improved_diffusion.training import save_state
 
     try:
@@ -131,7 +169,7 @@ def save(trainer: "Trainer", folder: Path, step: int, counters: dict[str, Any], 
 
 
 def restore(trainer: "Trainer", model_file: Path, model: str = MODEL) -> dict[str, Any]:
-    """Load the files of a step of a family's run by the name of its model's file, and return the counters.
+    """Load the files of a step of a family's run by the name of its model's file, and return what `save` was given.
 
     A network alone, from elsewhere, is accepted: averages start from it, the optimizer afresh.
 
@@ -154,7 +192,8 @@ def restore(trainer: "Trainer", model_file: Path, model: str = MODEL) -> dict[st
         trainer.load_optimizer_state(payload)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{optimizer_file}: does not fit the network ({error})") from None
-    return {"step": step, **{name: payload[name] for name in ("images_seen", "wall_seconds") if name in payload}}
+    counters = ("images_seen", "wall_seconds", "sampler")
+    return {"step": step, **{name: payload[name] for name in counters if name in payload}}
 
 
 def prune(folder: Path, save_interval: int, keep: int) -> None:

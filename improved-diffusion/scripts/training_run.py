@@ -1,4 +1,4 @@
-"""Training as image_train.py and super_res_train.py share it: options, the run folder, the loop, its log, its grids.
+"""Training as image_train.py and super_res_train.py share it: options, data, the run folder, then the loop.
 
 The scripts differ in their `Task`: which network and process the flags mean, what conditions the network beside the
 classes, and what a sample grid shows.
@@ -6,13 +6,11 @@ classes, and what a sample grid shows.
 
 import argparse
 import json
-import math
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison.budget import Budget, Clock, StopSignal
+from comparison.budget import Budget
 from comparison.cli import (
     UserError,
     add_run_options,
@@ -27,15 +25,14 @@ from comparison.cli import (
 )
 from comparison.runs import Run, read_progress, write_text
 from comparison.sources import check_source, source_name
-from run_files import choose_dtype, judge_flags, place, prune, restore, save, saved_steps
+from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
+from run_files import choose_dtype, connect, judge_flags, my_place, place, saved_steps
 
 if TYPE_CHECKING:
     import torch
-    from comparison.batches import BatchStream
     from comparison.images import ImageSet
     from comparison.rng import SampleNoise
     from improved_diffusion.respace import SpacedDiffusion
-    from improved_diffusion.training import Trainer
 
 
 class Task:
@@ -84,7 +81,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="updates until lr is 0 and training ends; 0 for never",
     )
     add("--batch_size", type=positive_int, default=128, help="images per update, of all processes together")
-    add("--microbatch", type=int, default=-1, help="images per forward pass, -1 for the whole batch; saves memory only")
+    add("--microbatch", type=int, default=-1, help="images per forward pass of a process, -1 for all of its own")
     add("--random_flip", type=str2bool, default=True, help="mirror each image with probability 1/2")
     add(
         "--class_dropout",
@@ -93,7 +90,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="share of the labels withheld in training with --class_cond True, for classifier-free guidance",
     )
     add("--ema_rate", default="0.9999", help="rates of the moving averages of the weights, separated by commas")
-    add("--schedule_sampler", choices=["uniform"], default="uniform", help="how timesteps are drawn")
+    add(
+        "--schedule_sampler",
+        choices=["uniform", "loss-second-moment"],
+        default="uniform",
+        help="how timesteps are drawn; loss-second-moment, for --use_kl True: in proportion to the size of their loss",
+    )
     add("--use_fp16", type=str2bool, help="compute in bf16 where the device can, else fp16 on CUDA, else float32")
     add("--fp16_scale_growth", type=positive_float, default=1e-3, help="growth of log2 of fp16's loss scale per update")
     add("--log_interval", type=positive_int, default=10, help="updates between log rows")
@@ -131,19 +133,14 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
     import torch
     from comparison import device as devices
     from comparison.batches import BatchStream
-    from comparison.images import load_images
     from improved_diffusion.training import Trainer
+    from training_loop import Loop
 
-    device = devices.pick_device(args.device)
-    devices.set_threads(args.threads)
+    device = connect(args.device, args.threads)
     dtype = choose_dtype(args.precision, args.use_fp16, device)
-    image_set = load_images(data_dir, task.image_size)
-    if task.class_cond and image_set.labels is None:
-        raise UserError(f"--class_cond True: {data_dir} has no classes (folders, or file names that begin with class_)")
-    known = train_run.config.get("data")
-    if train_run.resumed and known and known != image_set.describe():
-        raise UserError(f"{folder}: trained on other images: {known} there, {image_set.describe()} here")
-    stream = BatchStream(image_set, args.batch_size, args.seed, flip=args.random_flip, device=device)
+    image_set = load_data(data_dir, task, train_run)
+    ranks = {"rank": get_rank(), "world_size": get_world_size()}
+    stream = BatchStream(image_set, args.batch_size, args.seed, flip=args.random_flip, device=device, **ranks)
 
     torch.manual_seed(args.seed)
     model, diffusion = task.build(image_set)
@@ -159,26 +156,47 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
         autocast_dtype=dtype,
         fp16_scale_growth=args.fp16_scale_growth,
     )
-    counters = {"step": 0, "images_seen": 0, "wall_seconds": 0.0}
-    start_from = newest_model(folder) if train_run.resumed else None
-    if start_from := start_from or args.resume_checkpoint:
-        counters.update(restore(trainer, start_from, task.model))
-        counters["images_seen"] = counters["images_seen"] or counters["step"] * args.batch_size
+    loop = Loop(train_run, trainer, stream, budget, args, task)
+    start_from = broadcast_object(newest_model(folder) if train_run.resumed else None)
+    if start_from or args.resume_checkpoint:
+        loop.restore(start_from or args.resume_checkpoint, saved=bool(start_from))
 
-    train_run.start(counters["step"])
-    trim_json(train_run)
-    train_run.describe(
-        parameters=sum(p.numel() for p in model.parameters()),
-        num_classes=len(image_set.class_names) if task.class_cond else None,
-        data=image_set.describe(),
-        device=devices.describe_device(device),
-        precision=devices.precision_name(dtype),
-    )
-    begun = f"continues after {counters['step']} updates" if counters["step"] else "starts"
-    train_run.log(
-        f"{folder} {begun}: {len(image_set)} images, budget {budget.describe()}, {devices.describe_device(device)}"
-    )
-    return train(train_run, trainer, stream, budget, args, task, counters)
+    barrier()  # every process has read what the first one is about to change
+    if is_main():
+        train_run.start(loop.step)
+        trim_json(train_run)
+        train_run.describe(
+            parameters=sum(p.numel() for p in model.parameters()),
+            num_classes=len(image_set.class_names) if task.class_cond else None,
+            data=image_set.describe(),
+            device=devices.describe_device(device),
+            processes=get_world_size(),
+            precision=devices.precision_name(dtype),
+        )
+        begun = f"continues after {loop.step} updates" if loop.step else "starts"
+        where = devices.describe_device(device) + (f", {get_world_size()} processes" if get_world_size() > 1 else "")
+        train_run.log(f"{folder} {begun}: {len(image_set)} images, budget {budget.describe()}, {where}")
+    return loop.run()
+
+
+def load_data(data_dir: str, task: Task, train_run: Run) -> "ImageSet":
+    """Load the images.
+
+    Raises:
+        UserError: they have no classes where these are wanted, are not those that the run began with, or not those
+            of the first process.
+    """
+    from comparison.images import load_images
+
+    image_set = load_images(data_dir, task.image_size)
+    if task.class_cond and image_set.labels is None:
+        raise UserError(f"--class_cond True: {data_dir} has no classes (folders, or file names that begin with class_)")
+    known, found = train_run.config.get("data"), image_set.describe()
+    if train_run.resumed and known and known != found:
+        raise UserError(f"{train_run.folder}: trained on other images: {known} there, {found} here")
+    if found != (first := broadcast_object(found)):
+        raise UserError(f"{data_dir}: {found} for process {get_rank()}, {first} for the first one")
+    return image_set
 
 
 def judge_train_flags(args: argparse.Namespace, task: Task) -> tuple[list[float], Budget]:
@@ -188,6 +206,8 @@ def judge_train_flags(args: argparse.Namespace, task: Task) -> tuple[list[float]
         UserError: a flag's value is not accepted.
     """
     judge_flags(task.flags, args)
+    if args.batch_size % (processes := my_place().world_size):
+        raise UserError(f"--batch_size {args.batch_size}: of all processes together, so a multiple of {processes}")
     if args.class_dropout and not task.class_cond:
         raise UserError("--class_dropout needs --class_cond True")
     try:
@@ -228,139 +248,7 @@ def newest_model(folder: Path) -> Path | None:
     return folder / f"model{steps[-1]:06d}.pt" if steps else None
 
 
-def train(
-    train_run: Run,
-    trainer: "Trainer",
-    stream: "BatchStream",
-    budget: Budget,
-    args: argparse.Namespace,
-    task: Task,
-    counters: dict[str, Any],
-) -> int:
-    """Update until the budget is used up or the user stops it; return the exit status."""
-    from comparison import rng
-    from comparison.device import peak_memory_bytes
-    from comparison.progress import bar
-    from improved_diffusion.resample import create_named_schedule_sampler
-
-    sampler = create_named_schedule_sampler(args.schedule_sampler, trainer.diffusion)
-    device, n, folder = trainer.device, args.batch_size, train_run.folder
-    step, images_seen = counters["step"], counters["images_seen"]
-    clock = Clock(counters["wall_seconds"])
-    saved_at, logged_at = time.monotonic(), (step, clock.seconds())
-
-    def checkpoint() -> None:
-        nonlocal saved_at
-        if not trainer.is_finite():
-            raise UserError(f"the weights are not finite at update {step}: lower --lr, or use --precision float32")
-        save(trainer, folder, step, {"images_seen": images_seen, "wall_seconds": clock.seconds()}, task.model)
-        prune(folder, args.save_interval, args.keep)
-        saved_at = time.monotonic()
-
-    with StopSignal() as stop, bar(budget.total_steps(n), step, "train", "steps") as progress:
-        while not (reason := budget.exhausted(step, images_seen, clock.seconds())):
-            if stop.requested:
-                checkpoint()
-                train_run.log(f"interrupted after {step} updates; the same command continues")
-                return 130
-            x_start, labels = stream.batch(step)
-            noise = rng.normal(x_start.shape, args.seed, step, "noise", device=device)
-            t, factors = sampler.sample(n, device, rng.generator("cpu", args.seed, step, "t"))
-            rng.seed_default(args.seed, step, "dropout")
-            condition = task.condition(x_start)
-            if task.class_cond:
-                condition["y"] = withhold(labels, args.class_dropout, args.seed, step)
-            trainer.update(step, x_start, t, noise, factors, condition)
-            step, images_seen = step + 1, images_seen + n
-            progress.update()
-            if step % args.log_interval == 0:
-                logged_at = log(train_run, trainer, budget, n, step, images_seen, clock.seconds(), logged_at)
-            if step % args.save_interval == 0:
-                checkpoint()
-                if args.grid_images:
-                    # Not training: the clock stands still.
-                    seconds = clock.seconds()
-                    draw_grid(trainer, folder / f"grid_{step:06d}.png", args, task)
-                    clock = Clock(seconds)
-            elif time.monotonic() - saved_at > 60 * args.save_minutes:
-                checkpoint()
-    seconds = clock.seconds()
-    log(train_run, trainer, budget, n, step, images_seen, seconds, logged_at)
-    if step not in saved_steps(folder):
-        checkpoint()
-    grid = folder / f"grid_{step:06d}.png"
-    if args.grid_images and not grid.is_file():
-        draw_grid(trainer, grid, args, task)
-    train_run.draw_loss()
-    peak = peak_memory_bytes(device)
-    train_run.finish(reason, steps=step, images_seen=images_seen, wall_seconds=seconds, peak_memory_bytes=peak)
-    train_run.log(f"finished after {step} updates, {images_seen} images, {seconds:.0f} s ({reason}): {folder}")
-    return 0
-
-
-def log(
-    train_run: Run,
-    trainer: "Trainer",
-    budget: Budget,
-    batch_size: int,
-    step: int,
-    images_seen: int,
-    seconds: float,
-    logged_at: tuple[int, float],
-) -> tuple[int, float]:
-    """Write a log row of the means since the last one; return (step, seconds) of this one.
-
-    Raises:
-        UserError: the loss is not finite any more.
-    """
-    means = trainer.meter.read()
-    if not means:
-        return logged_at
-    if not math.isfinite(means["loss"]):
-        raise UserError(f"the loss is {means['loss']} near update {step}: lower --lr, or use --precision float32")
-    rate = (step - logged_at[0]) * batch_size / max(seconds - logged_at[1], 1e-9)
-    row = {**means, "images_per_second": rate}
-    train_run.log_row(step, images_seen, seconds, **row)
-    json_row = {"step": step, "images_seen": images_seen, "wall_seconds": round(seconds, 3), **row}
-    with open(train_run.folder / "progress.json", "a", encoding="utf-8") as file:
-        file.write(json.dumps(json_row) + "\n")
-    left = [(total - step) * batch_size / rate for total in [budget.total_steps(batch_size)] if total]
-    left += [budget.max_seconds - seconds] if budget.max_seconds else []
-    parts = " ".join(f"{name} {means[name]:.4g}" for name in ("loss", "mse", "vb", "grad_norm") if name in means)
-    eta = f" eta {min(left) / 60:.1f} min" if left else ""
-    train_run.log(f"step {step} images {images_seen} {parts} {rate:.1f} images/s {seconds:.0f} s{eta}")
-    return step, seconds
-
-
 def trim_json(train_run: Run) -> None:
     """Make progress.json hold the rows of progress.csv, which `Run.start` has trimmed."""
     rows = read_progress(path) if (path := train_run.folder / "progress.csv").is_file() else []
     write_text(train_run.folder / "progress.json", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def withhold(labels: "torch.Tensor", share: float, seed: int, step: int) -> "torch.Tensor":
-    """Replace a share of the (N,) labels by -1, which the network takes for no class (Ho & Salimans 2022)."""
-    import torch
-    from comparison import rng
-
-    if not share:
-        return labels
-    drawn = torch.rand(labels.shape, generator=rng.generator("cpu", seed, step, "class_dropout"))
-    return torch.where((drawn < share).to(labels.device), -1, labels)
-
-
-def draw_grid(trainer: "Trainer", path: Path, args: argparse.Namespace, task: Task) -> None:
-    """Draw images from the first moving average in a few steps, always from the same noise."""
-    import torch
-    from comparison.images import save_grid, to_uint8
-    from comparison.rng import SampleNoise
-
-    ema = next(iter(trainer.ema.values()))
-    parts: list[torch.Tensor] = []
-    with torch.inference_mode(), trainer.autocast():
-        for start in range(0, args.grid_images, 32):
-            noise = SampleNoise(args.seed, range(start, min(start + 32, args.grid_images)), trainer.device)
-            labels = noise.randint(ema.num_classes, "class") if task.class_cond else None
-            steps = min(args.grid_steps, args.diffusion_steps)
-            parts.append(task.sample(ema, noise, labels, steps).cpu())
-    save_grid(to_uint8(torch.cat(parts)), path)
