@@ -140,7 +140,7 @@ def make_plan(
             corrector = (1.0, 0.5 * math.sqrt(levels[0]))
         elif sampler == "unipc":
             nodes = [lam[i], *lam[max(i - order, 0) : i][::-1]]  # this evaluation, and those of the step's predictor
-            corrector = _deterministic(levels[i - 1], levels[i], nodes, lam[i - 1])
+            corrector = _deterministic(levels[i - 1], levels[i], nodes, lam[i - 1], lam[i])
         if i + 1 == len(timesteps):
             plan.append(Step(t, corrector))
             continue
@@ -154,7 +154,7 @@ def make_plan(
             if sampler == "dpmpp-sde":
                 plan.append(_stochastic(t, now, then, nodes, lam[i + 1]))
             else:
-                plan.append(Step(t, corrector, _deterministic(now, then, nodes, lam[i])))
+                plan.append(Step(t, corrector, _deterministic(now, then, nodes, lam[i], lam[i + 1])))
     return plan
 
 
@@ -174,9 +174,8 @@ def _ddim(t: int, now: float, then: float, eta: float) -> Step:
     return Step(t, (), (noise_weight, math.sqrt(then) - noise_weight * math.sqrt(now)), std)
 
 
-def _deterministic(now: float, then: float, nodes: Sequence[float], start: float) -> tuple[float, ...]:
-    """Return the weights of x and of the images predicted at `nodes`, in lambda, for a step that starts at `start`."""
-    stop = float(half_log_snr(np.float64(then)))
+def _deterministic(now: float, then: float, nodes: Sequence[float], start: float, stop: float) -> tuple[float, ...]:
+    """Return the weights of x and of the images predicted at `nodes` for a step from `start` to `stop`, in lambda."""
     x_weight = math.sqrt((1 - then) / (1 - now))
     return (x_weight, *(math.sqrt(then) * weight for weight in _integrals(nodes, start, stop)))
 

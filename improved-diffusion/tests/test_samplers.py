@@ -1,12 +1,13 @@
 """Samplers against the loops that they shorten, against closed forms, and what they ask of the network."""
 
+import importlib.util
 import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from diffusion_testing import tiny_flags
+from diffusion_testing import FOLDER, call_script, tiny_flags
 from improved_diffusion import solvers
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from improved_diffusion.samplers import SAMPLERS, SPACINGS, classifier_free, sample
@@ -295,3 +296,81 @@ def test_guided_samples_take_one_evaluation_a_step():
     drawn = sample(classifier_free(model.eval(), 2.0), diffusion, x, **settings)
     assert drawn.shape == x.shape
     assert batches == [4, 4, 4]
+
+
+@pytest.fixture(scope="module")
+def distance():
+    """Return the function from (sampler, evaluations, spacing) to the distance with CIFAR-10's covariance."""
+    path = FOLDER / "scripts" / "exact_score.py"
+    spec = importlib.util.spec_from_file_location("exact_score", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    eigenvalues, _ = script.load_eigenvalues(script.EIGENVALUES)
+    diffusion = create_gaussian_diffusion(steps=4000, noise_schedule="cosine", sigma_small=True)
+    return lambda *setting: script.frechet_share(eigenvalues, diffusion, *setting)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "spacing", "known"),
+    [
+        ("ancestral", 250, "uniform", 6e-4),
+        ("ddim", 20, "uniform", 6.5e-2),
+        ("dpmpp", 20, "uniform", 5.6e-2),
+    ],
+)
+def test_with_the_exact_score_known_settings_lose_what_is_known(distance, sampler, steps, spacing, known):
+    assert distance(sampler, steps, spacing) == pytest.approx(known, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "most"),
+    [("dpmpp", 20, 2e-4), ("dpmpp", 10, 1e-3), ("unipc", 20, 5e-5), ("unipc", 10, 5e-4), ("dpmpp-sde", 20, 1e-3)],
+)
+def test_with_the_exact_score_few_evaluations_suffice(distance, sampler, steps, most):
+    assert distance(sampler, steps, "logsnr") <= most
+    assert distance(sampler, steps, "logsnr") < distance(sampler, steps, "uniform") / 50
+
+
+def test_with_the_exact_score_ddim_with_full_noise_is_the_ancestral_sampler(distance):
+    assert distance("ddim", 40, "uniform", 1.0) == pytest.approx(distance("ancestral", 40, "uniform"), rel=1e-9)
+
+
+def test_exact_score_writes_its_page_and_picture(tmp_path):
+    flags = "--noise_schedule linear --diffusion_steps 100 --evaluations 5,10 --out"
+    assert not call_script("scripts/exact_score.py", flags, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "study.json", "exact-score.png"}
+    page = (tmp_path / "README.md").read_text()
+    assert "| sampler, spacing | 5 | 10 |" in page
+    assert "linear schedule, 100 steps" in page
+
+
+def test_exact_score_computes_the_eigenvalues_of_other_images(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=values)
+    flags = "--image_size 4 --evaluations 2 --diffusion_steps 50"
+    found = tmp_path / "eigenvalues.npz"
+    call_script(
+        "scripts/exact_score.py", flags, "--data", tmp_path / "images.npz", "--eigenvalues", found, "--out", tmp_path
+    )
+    pixels = values.transpose(0, 3, 1, 2).reshape(6, -1) / 127.5 - 1
+    expected = np.linalg.eigvalsh(np.cov(pixels.T))[::-1]
+    with np.load(found) as file:
+        np.testing.assert_allclose(file["arr_0"], expected.clip(min=0), atol=1e-12)
+        assert "6 images of 4 pixels" in str(file["source"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--data shapes", "--data needs --eigenvalues"),
+        ("--evaluations 5,x", "--evaluations 5,x"),
+        ("--evaluations 0,5", "--evaluations must be from 1"),
+        ("--noise_schedule linear --diffusion_steps 20", "--diffusion_steps must be above 20"),
+    ],
+)
+def test_exact_score_refuses_in_one_sentence(flags, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call_script("scripts/exact_score.py", flags)
+    error = capsys.readouterr().err
+    assert (stopped.value.code, error.count("\n")) == (2, 1)
+    assert words in error
