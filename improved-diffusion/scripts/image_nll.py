@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from comparison.cli import UserError, add_device_options, make_parser, non_negative_int, positive_int, run, str2bool
 from comparison.runs import agrees, write_json
 from comparison.sources import check_source
+from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main, run_guarded
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from run_files import MODEL, training_of
 from trained import Trained, add_checkpoint_flags, add_network_flags, load_trained, out_folder, run_flags
@@ -59,7 +60,6 @@ def main(args: argparse.Namespace) -> int:
     flags = run_flags(args, model_and_diffusion_defaults(), MODEL)
 
     from comparison.images import load_images
-    from improved_diffusion import dist_util
 
     trained = load_trained(args, flags, create_model_and_diffusion)
     images = load_images(args.data_dir, flags["image_size"], split=args.split, limit=args.num_samples or None)
@@ -81,10 +81,10 @@ def main(args: argparse.Namespace) -> int:
     out_dir.mkdir(parents=True, exist_ok=True)
     state = out_dir / f"nll-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
     sums = measure(trained, images, state, args)
-    if dist_util.is_main():
+    if is_main():
         write_results(sums, out_dir, {**facts, "trained": training_of(args.model_path)})
         part_file(state, 0).unlink()
-    dist_util.barrier()
+    barrier()
     return 0
 
 
@@ -165,19 +165,18 @@ def measure(trained: Trained, images: "ImageSet", state: Path, args: argparse.Na
         The sums over all images on rank 0, over its own on the others.
     """
     from comparison.progress import bar
-    from improved_diffusion import dist_util
 
     steps = trained.diffusion.num_timesteps
     mine = Sums(len(images), steps)
-    known = collect(state, len(images), steps) if dist_util.is_main() else mine
-    pending = dist_util.broadcast_object((~known.done()).tolist())
-    todo = list(batches(pending, args.batch_size))[dist_util.get_rank() :: dist_util.get_world_size()]
+    known = collect(state, len(images), steps) if is_main() else mine
+    pending = broadcast_object((~known.done()).tolist())
+    todo = list(batches(pending, args.batch_size))[get_rank() :: get_world_size()]
     with bar(steps * sum(map(len, todo)), 0, "nll", "terms") as progress:
         for indices in todo:
             mine.add(indices, evaluate(trained, images, indices, args, progress.update))
-            mine.save(part_file(state, 1 + dist_util.get_rank()))
-    dist_util.barrier()
-    return collect(state, len(images), steps) if dist_util.is_main() else mine
+            mine.save(part_file(state, 1 + get_rank()))
+    barrier()
+    return collect(state, len(images), steps) if is_main() else mine
 
 
 def evaluate(
@@ -282,4 +281,4 @@ def draw_terms(vb: "np.ndarray", path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(parse_args()))
+    run(lambda: run_guarded(lambda: main(parse_args())))

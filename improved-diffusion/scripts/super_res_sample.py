@@ -27,6 +27,7 @@ from comparison.cli import (
     str2bool,
 )
 from comparison.sources import check_source
+from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import sr_create_model_and_diffusion, sr_model_and_diffusion_defaults
 from run_files import training_of
 from super_res_train import COLUMNS, MODEL, enlarge, in_rows
@@ -92,7 +93,8 @@ def main(args: argparse.Namespace) -> int:
         trained=training_of(args.model_path),
         labels=None if labels is None else labels.numpy(),
     )
-    draw_comparison(out, base)
+    if is_main():
+        draw_comparison(out, base)
     print(f"{count} images ({sampler}): {out}")
     return 0
 
@@ -167,4 +169,4 @@ def draw_comparison(out: Path, base: "torch.Tensor") -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(parse_args()))
+    run(lambda: run_guarded(lambda: main(parse_args())))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from comparison.cli import UserError, str2bool
 from comparison.runs import read_json
 from improved_diffusion.script_util import add_dict_to_argparser
-from run_files import choose_dtype, judge_flags, load_network, load_state, place
+from run_files import choose_dtype, connect, judge_flags, load_network, load_state, place
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def load_trained(
     flags: dict[str, Any],
     create: "Callable[..., tuple[UNetModel, SpacedDiffusion]]",
 ) -> Trained:
-    """Rebuild a network from its flags and its file.
+    """Rebuild a network from its flags and its file, in each process of the job, which is connected first.
 
     Args:
         args: of the command line: model_path, device, threads, precision, use_fp16.
@@ -113,10 +113,9 @@ def load_trained(
     Raises:
         UserError: the file is damaged or does not fit the flags.
     """
-    from comparison import device as devices
+    from comparison.device import precision_name
 
-    device = devices.pick_device(args.device)
-    devices.set_threads(args.threads)
+    device = connect(args.device, args.threads)
     dtype = choose_dtype(args.precision, args.use_fp16, device)
     state = load_state(args.model_path)
     num_classes = len(state["label_emb.weight"]) if "label_emb.weight" in state else 0
@@ -127,6 +126,6 @@ def load_trained(
         "checkpoint": args.model_path.name,
         "checkpoint_sha256": hashlib.sha256(args.model_path.read_bytes()).hexdigest()[:16],
         "network": "ema" if args.model_path.name.startswith("ema_") else "raw",
-        "precision": devices.precision_name(dtype),
+        "precision": precision_name(dtype),
     }
     return Trained(network.eval(), diffusion, num_classes, device, dtype, facts)

@@ -2,12 +2,14 @@
 
 import json
 import math
+import socket
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from diffusion_testing import call_script, fill_from_names, run_script, tiny_flags
+from diffusion_testing import call_script, fill_from_names, run_script, script_command, script_env, tiny_flags
 from improved_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -169,3 +171,24 @@ def test_wrong_flags_are_judged_before_torch_is_imported(flags, words, tmp_path)
     done = run_script(NLL, flags.format(tmp=tmp_path), PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert words in done.stderr
+
+
+def test_two_processes_share_the_images_and_find_the_same(run_dir, tmp_path):
+    assert nll(run_dir, "--out_dir", tmp_path / "one") == 0
+    flags = ["--model_path", run_dir / "ema_0.99_000020.pt", "--data_dir", tmp_path / "images.npz", "--device cpu"]
+    command = script_command(NLL, *flags, "--batch_size 2 --out_dir", tmp_path / "two")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(command, env=script_env(**env, RANK=rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert b"bits/dim over 7 images" in said[0][0]
+    assert said[1][0] == b""
+    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    assert two[0]["bits_per_dim"] == pytest.approx(one[0]["bits_per_dim"], rel=1e-5)
+    np.testing.assert_allclose(two[1], one[1], rtol=1e-3, atol=1e-6)
+    assert not list((tmp_path / "two").glob("*part*"))
