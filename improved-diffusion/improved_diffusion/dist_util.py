@@ -28,6 +28,7 @@ T = TypeVar("T")
 GPUS_PER_NODE = 8  # of OpenAI's package; here each process takes the GPU of its local rank
 SETUP_RETRY_COUNT = 3
 RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)
+COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)  # the others wait while one draws or saves; the watch knows the dead
 
 _place: Place | None = None  # once connected
 _watch: Watch | None = None
@@ -59,7 +60,9 @@ def setup_dist(device: str | None = None) -> None:
     try:
         store = _make_store(place)
         backend = _backend(store, place)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=COLLECTIVE_TIMEOUT
+        )
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise LaunchError(f"process {place.rank} of {place.world_size} could not connect ({reason})") from error

@@ -30,12 +30,13 @@ from comparison.cli import (
     str2bool,
 )
 from comparison.runs import read_json
+from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import (
     add_dict_to_argparser,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
 )
-from run_files import MODEL, choose_dtype, judge_flags, load_network, load_state, place, training_of
+from run_files import MODEL, choose_dtype, connect, judge_flags, load_network, load_state, place, training_of
 
 if TYPE_CHECKING:
     import torch
@@ -84,8 +85,7 @@ def main(args: argparse.Namespace) -> int:
     from comparison.sampling import draw_samples
     from comparison.timing import write_benchmark
 
-    device = devices.pick_device(args.device)
-    devices.set_threads(args.threads)
+    device = connect(args.device, args.threads)
     dtype = choose_dtype(args.precision, args.use_fp16, device)
     state = load_state(args.model_path)
     num_classes = len(state["label_emb.weight"]) if "label_emb.weight" in state else 0
@@ -108,6 +108,8 @@ def main(args: argparse.Namespace) -> int:
     }
     common: dict[str, Any] = {"image_size": size, "device": device, "facts": facts}
     if args.benchmark:
+        if not is_main():
+            return 0
         evaluate = make_evaluation(model, size, num_classes, device, dtype)
         timing = out_dir / "timing.json"
         write_benchmark(timing, source.draw, [model], evaluate, **common, min_seconds=args.benchmark_seconds)
@@ -124,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
         **common,
     )
     print(f"{args.num_samples} images ({facts['sampler']}): {out}")
-    if args.interpolation:
+    if args.interpolation and is_main():
         from comparison.interpolation import draw_interpolation
 
         walk_sampler = describe_sampler(args.use_ddim, diffusion.num_timesteps, 0.0)
@@ -249,4 +251,4 @@ def run_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(lambda: main(parse_args()))
+    run(lambda: run_guarded(lambda: main(parse_args())))
