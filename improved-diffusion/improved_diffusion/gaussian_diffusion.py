@@ -113,9 +113,24 @@ class GaussianDiffusion(DiffusionProcess):
 
     # Loops over all steps
 
-    def p_sample_loop(self, model: Model, shape: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
+    def p_sample_loop(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise | None = None,
+        model_kwargs: ModelKwargs = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        step_noise: StepNoise | None = None,
+    ) -> Tensor:
         """Draw images by T ancestral steps; arguments of `p_sample_loop_progressive`, its last 'sample'."""
-        return _last(self.p_sample_loop_progressive(model, shape, *args, **kwargs))
+        return _last(
+            self.p_sample_loop_progressive(
+                model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, step_noise
+            )
+        )
 
     def p_sample_loop_progressive(
         self,
@@ -144,9 +159,25 @@ class GaussianDiffusion(DiffusionProcess):
 
         return self._loop(step, _start(model, shape, noise, device), progress, step_noise)
 
-    def ddim_sample_loop(self, model: Model, shape: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
+    def ddim_sample_loop(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise | None = None,
+        model_kwargs: ModelKwargs = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        eta: float = 0.0,
+        step_noise: StepNoise | None = None,
+    ) -> Tensor:
         """Draw images by T steps of DDIM; arguments of `ddim_sample_loop_progressive`, its last 'sample'."""
-        return _last(self.ddim_sample_loop_progressive(model, shape, *args, **kwargs))
+        return _last(
+            self.ddim_sample_loop_progressive(
+                model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, eta, step_noise
+            )
+        )
 
     def ddim_sample_loop_progressive(
         self,

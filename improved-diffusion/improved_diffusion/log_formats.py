@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ class Format:
 
     def write_values(self, values: Mapping[str, Any]) -> None:
         """Write a row of plain values."""
+
+    def drop_after(self, step: int) -> None:
+        """Drop the rows whose `step` is larger, of a run that goes on from there."""
 
     def close(self) -> None:
         """Close what was opened."""
@@ -62,6 +66,13 @@ class JSONFormat(Format):
         with blob.open_file(self._path, "a") as file:
             file.write(json.dumps(values) + "\n")
 
+    def drop_after(self, step: int) -> None:
+        if os.path.exists(self._path):
+            with blob.open_file(self._path) as file:
+                lines = [line for line in file if line.endswith("\n")]
+            with blob.open_file(self._path, "w") as file:
+                file.writelines(line for line in lines if json.loads(line).get("step", 0) <= step)
+
 
 class CSVFormat(Format):
     """One line per row under one header; a new key gives all lines a column, atomically.
@@ -86,14 +97,17 @@ class CSVFormat(Format):
         with blob.open_file(self._path, "a") as file:
             csv.DictWriter(file, self._keys, lineterminator="\n").writerow(values)
 
+    def drop_after(self, step: int) -> None:
+        self._rewrite(self._read(), step)
+
     def _read(self) -> str:
         if not os.path.exists(self._path):
             return ""
         with blob.open_file(self._path) as file:
             return file.read()
 
-    def _rewrite(self, text: str) -> None:
-        rows = list(csv.DictReader(text.splitlines()))
+    def _rewrite(self, text: str, step: float = math.inf) -> None:
+        rows = [row for row in csv.DictReader(text.splitlines()) if float(row.get("step") or 0) <= step]
         with blob.open_file(self._path, "w") as file:
             writer = csv.DictWriter(file, self._keys, lineterminator="\n")
             if self._keys:

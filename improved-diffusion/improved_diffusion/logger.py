@@ -36,6 +36,7 @@ __all__ = [
     "WARN",
     "configure",
     "debug",
+    "drop_after",
     "dumpkvs",
     "error",
     "get_dir",
@@ -255,6 +256,12 @@ def get_dir() -> str:
         configure()
     assert _current.dir is not None
     return _current.dir
+
+
+def drop_after(step: int) -> None:
+    """Drop the rows of progress.csv and progress.json whose value `step` is larger: the run goes on from there."""
+    for output in _current.formats:
+        output.drop_after(step)
 
 
 def upload() -> None:

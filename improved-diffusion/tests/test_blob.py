@@ -159,7 +159,7 @@ def test_mirror_that_was_left_behind_follows_and_one_that_parted_is_an_error(buc
     (tmp_path / "b" / "log.txt").write_text("three by b, sent")
     there.upload()
     (tmp_path / "a" / "log.txt").write_text("three by a")
-    with pytest.raises(OSError, match="gs://bucket/run/log.txt: changed there and in .*a since"):
+    with pytest.raises(OSError, match=r"gs://bucket/run/log\.txt: changed there and in .*a since"):
         here.download()
     assert (tmp_path / "a" / "log.txt").read_text() == "three by a"
 

@@ -58,7 +58,7 @@ def test_processes_share_every_epoch_and_see_all_images_in_time(tmp_path, monkey
     for first, second in zip(*seen, strict=True):
         assert sorted(first + second) == list(range(12))
     assert seen[0][0] != seen[0][1]
-    assert set(sum(seen[0], [])) == set(range(12))
+    assert {number for epoch in seen[0] for number in epoch} == set(range(12))
 
 
 def test_mirroring_flips_about_half(tmp_path):
