@@ -4,6 +4,7 @@ Nothing here waits for the device: statistics stay there until `LossMeter.read`.
 """
 
 import copy
+import inspect
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -119,13 +120,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self._network: nn.Module = model
         if get_world_size() > 1:
-            # Buckets of 25 MB travel while the backward pass goes on; buffers are constants.
-            self._network = nn.parallel.DistributedDataParallel(
-                model,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            self._network = _distributed(model, self.device)
         self.ema = {rate: copy.deepcopy(model).eval().requires_grad_(False) for rate in ema_rates}
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
@@ -243,6 +238,20 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _distributed(model: nn.Module, device: torch.device) -> nn.parallel.DistributedDataParallel:
+    """Average a network's gradients over the processes, in buckets of 25 MB while the backward pass goes on."""
+    constructor = nn.parallel.DistributedDataParallel
+    # Its buffers are constants, so nothing is to be sent in the forward pass; torch 2.14 renamed the argument.
+    renamed = "forward_sync_buffers" in inspect.signature(constructor).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return constructor(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **options,
+    )
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
