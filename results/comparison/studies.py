@@ -22,15 +22,18 @@ from comparison.sources import check_source
 
 SCHEMA = 1
 MODELS = ("gans", "improved-diffusion", "denoising-diffusion-gan")
+SUPER_RESOLUTION = "improved-diffusion-sr"  # enlarges the samples of another network
 TRAIN = {
     "gans": "gans/cifar_gan.py",
     "improved-diffusion": "improved-diffusion/scripts/image_train.py",
     "denoising-diffusion-gan": "denoising-diffusion-gan/train_ddgan.py",
+    SUPER_RESOLUTION: "improved-diffusion/scripts/super_res_train.py",
 }
 DRAW = {
     "gans": "gans/sample_gan.py",
     "improved-diffusion": "improved-diffusion/scripts/image_sample.py",
     "denoising-diffusion-gan": "denoising-diffusion-gan/test_ddgan.py",
+    SUPER_RESOLUTION: "improved-diffusion/scripts/super_res_sample.py",
 }
 CHECKPOINTS = {"gans": "checkpoint_*.pt", "improved-diffusion": "ema_*.pt", "denoising-diffusion-gan": "netG_*.pth"}
 FLAGS = {  # variables of flags.sh: of training, of sampling
@@ -168,8 +171,17 @@ class Lab:
         return self.runs / model / f"study-{self.study}-{cell}"
 
     def flags(self, model: str, *, sampling: bool = False) -> list[str]:
-        """Return the model's flags of the preset."""
-        return [flag for name in FLAGS[model][sampling] for flag in self.preset[name]]
+        """Return the model's flags of the preset; those of its family, without their size, for super-resolution."""
+        found = [flag for name in FLAGS[family(model)][sampling] for flag in self.preset[name]]
+        if model == SUPER_RESOLUTION and "--image_size" in found:
+            size = found.index("--image_size")
+            del found[size : size + 2]
+        return found
+
+
+def family(model: str) -> str:
+    """Return the one of MODELS whose options and files a model's scripts have."""
+    return "improved-diffusion" if model == SUPER_RESOLUTION else model
 
 
 def train(
@@ -179,7 +191,7 @@ def train(
 
     Args:
         lab: of the study.
-        model: one of MODELS.
+        model: one of MODELS, or SUPER_RESOLUTION.
         folder: of the run.
         budget: --max_seconds S or --max_steps N.
         flags: after those of the preset.
@@ -191,9 +203,10 @@ def train(
     Raises:
         UserError: the training fails, or the folder holds a longer one.
     """
-    source = {"gans": "--data", "improved-diffusion": "--data_dir", "denoising-diffusion-gan": "--dataset"}[model]
-    place = {"gans": "--run_dir", "improved-diffusion": "--run_dir", "denoising-diffusion-gan": "--exp"}[model]
-    quiet = {"gans": ["--num_samples", "0"], "improved-diffusion": ["--grid_images", "0"]}.get(model, [])
+    kind = family(model)
+    source = {"gans": "--data", "improved-diffusion": "--data_dir", "denoising-diffusion-gan": "--dataset"}[kind]
+    place = {"gans": "--run_dir", "improved-diffusion": "--run_dir", "denoising-diffusion-gan": "--exp"}[kind]
+    quiet = {"gans": ["--num_samples", "0"], "improved-diffusion": ["--grid_images", "0"]}.get(kind, [])
     command = [TRAIN[model], source, data or lab.data, place, str(folder), *lab.flags(model), *quiet]
     command += [*flags, *budget, *lab.device]
     fresh = lab.fresh and folder not in lab.begun
@@ -221,7 +234,7 @@ def draw(lab: Lab, model: str, run: Path, folder: Path, flags: Iterable[str] = (
 
     Args:
         lab: of the study.
-        model: one of MODELS.
+        model: one of MODELS, or SUPER_RESOLUTION.
         run: trained run folder.
         folder: of samples*.npz and sampling.json.
         flags: of the sampler: numbers of images and steps.
@@ -230,12 +243,13 @@ def draw(lab: Lab, model: str, run: Path, folder: Path, flags: Iterable[str] = (
     Returns:
         sampling.json, or timing.json.
     """
-    checkpoint = newest(run, CHECKPOINTS[model])
+    kind = family(model)
+    checkpoint = newest(run, CHECKPOINTS[kind])
     if checkpoint is None:
-        raise UserError(f"{run}: holds no {CHECKPOINTS[model]} to draw from")
+        raise UserError(f"{run}: holds no {CHECKPOINTS[kind]} to draw from")
     flag = {"gans": "--checkpoint", "improved-diffusion": "--model_path", "denoising-diffusion-gan": "--checkpoint"}
-    out = ["--out_dir", str(folder)] if model == "improved-diffusion" else ["--out", str(folder / "samples.npz")]
-    command = [DRAW[model], flag[model], str(checkpoint), *out, *lab.flags(model, sampling=True), *flags, *lab.device]
+    out = ["--out_dir", str(folder)] if kind == "improved-diffusion" else ["--out", str(folder / "samples.npz")]
+    command = [DRAW[model], flag[kind], str(checkpoint), *out, *lab.flags(model, sampling=True), *flags, *lab.device]
     done = (read_json(run / "config.json").get("finished") or {}).get("steps")
     record = folder / ("study-benchmark.json" if bench else "study-draw.json")
     found = folder / ("timing.json" if bench else "sampling.json")

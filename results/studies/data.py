@@ -1,11 +1,12 @@
-"""Study: what fewer training images do to each model, and 64 pixels directly against 32 pixels enlarged.
+"""Study: what fewer training images do to each model, and three ways to 64 pixels.
 
   python results/studies/data.py --plan
   python results/studies/data.py --seconds 75
 
 Every model trains for the same time on 10, 30 and 100% of the images, and once on all of them at 64 pixels. All
 samples are scored against the whole training set; copies are sought among the images that the training saw. The
-samples of 32 pixels are also enlarged (bicubic) and scored at 64 pixels. A call that was cut short goes on when it is
+samples of 32 pixels are also enlarged (bicubic) and scored at 64 pixels; those of improved diffusion also by a
+super-resolution network that is trained for the same time again. A call that was cut short goes on when it is
 repeated. About twenty minutes on two CPU cores. Writes README.md, study.json, data.png and resolution.png into
 results/studies/data/.
 """
@@ -27,8 +28,8 @@ SMALL, LARGE = 32, 64
 PERCENTS = (10, 30, 100)
 LEAST_IMAGES = 128  # of a subset: the largest batch of the sets for small machines
 SUPER_RESOLUTION = "64-from-32-super-resolution"
+BASE = "ddpm-100"  # whose samples it enlarges
 SHORT = {"dcgan": "gans", "ddpm": "improved-diffusion", "ddgan": "denoising-diffusion-gan"}
-NOT_OFFERED = {SUPER_RESOLUTION: "not offered yet: improved-diffusion has no super-resolution network"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,11 +50,11 @@ def main(args: argparse.Namespace) -> None:
     jobs = [job for job in jobs if job.name in names]
     if args.plan:
         print(studies.plan_table(jobs, rest=40))
-        print(f"besides: {SUPER_RESOLUTION}, {NOT_OFFERED[SUPER_RESOLUTION]}")
         return
     data, cells = read_data(lab), []
     for number, job in enumerate(jobs, start=1):
-        found = [cell for seed in range(args.seeds) for cell in run_job(lab, job.name, args, seed, data)]
+        do = run_super_resolution if job.name == SUPER_RESOLUTION else run_job
+        found = [cell for seed in range(args.seeds) for cell in do(lab, job.name, args, seed, data)]
         facts = found[0]["training"]
         print(
             f"[{number}/{len(jobs)}] {job.name}: {facts['seconds']:.0f} s of training, {facts['images_seen']:,} images "
@@ -66,21 +67,26 @@ def main(args: argparse.Namespace) -> None:
     for cell in cells:
         del cell["folder"]
     missing = [{"name": name, "reason": "not among --cells"} for name in all_names() if name not in names]
-    missing += [{"name": name, "reason": reason} for name, reason in NOT_OFFERED.items()]
     options = {name: getattr(args, name) for name in ("seconds", "seeds", "num_samples", "preset", "precision")}
     study = {"options": options, **scoring, "cells": cells, "left_out": missing}
     study_pages.write(lab, study, page, draw_pictures)
 
 
 def all_names() -> list[str]:
-    """Return the names of all cells: <model>-<percent> at 32 pixels, <model>-64px."""
-    return [f"{short}-{part}" for short in SHORT for part in (*(str(p) for p in PERCENTS), f"{LARGE}px")]
+    """Return the names of all cells: <model>-<percent> at 32 pixels, <model>-64px, and super-resolution."""
+    names = [f"{short}-{part}" for short in SHORT for part in (*(str(p) for p in PERCENTS), f"{LARGE}px")]
+    return [*names, SUPER_RESOLUTION]
 
 
 def plan(seconds: float, images: int, seeds: int) -> list[Job]:
     """Return the cells with what they cost."""
     jobs = []
     for name in all_names():
+        if name == SUPER_RESOLUTION:
+            drawing = studies.drawing_seconds("improved-diffusion", images, 20, LARGE)
+            what = f"samples of {BASE} enlarged by a network, {seconds:g} s besides {BASE}"
+            jobs.append(Job(name, what, seeds * (studies.START_SECONDS + seconds + drawing)))
+            continue
         short, part = name.split("-")
         size = LARGE if part == f"{LARGE}px" else SMALL
         model = SHORT[short]
@@ -141,6 +147,31 @@ def run_job(lab: Lab, name: str, args: argparse.Namespace, seed: int, data: "Ima
         enlarged = {"label": f"{label}, {SMALL} enlarged", "name": f"{short}-enlarged", "size": LARGE}
         cells.append({**cell, **enlarged, "folder": enlarge(samples)})
     return cells
+
+
+def run_super_resolution(
+    lab: Lab, name: str, args: argparse.Namespace, seed: int, data: "ImageSet"
+) -> list[dict[str, Any]]:
+    """Train a super-resolution network and enlarge the samples of BASE, which is trained where it is not there yet.
+
+    The cell's seconds, images seen and costs are those of both networks together.
+    """
+    from comparison.evaluation import find_samples
+
+    base = run_job(lab, BASE, args, seed, data)[0]
+    model, folder = studies.SUPER_RESOLUTION, lab.folder(studies.SUPER_RESOLUTION, f"{name}-s{seed}")
+    sizes = ["--small_size", str(SMALL), "--large_size", str(LARGE)]
+    common = ["--seed", str(seed), "--precision", args.precision]
+    config = studies.train(lab, model, folder, ["--max_seconds", f"{args.seconds:g}"], [*sizes, *common])
+    samples = folder / "settings" / "default"
+    source = ["--base_samples", str(find_samples(base["folder"])), "--num_samples", str(args.num_samples)]
+    drawn = studies.draw(lab, model, folder, samples, [*source, *common])
+    training = studies.training_facts(config)
+    for fact in ("seconds", "images_seen", "steps"):
+        training[fact] += base["training"][fact]
+    label = f"{study_pages.label_of(base['model'])}, {SMALL} by super-resolution"
+    cell = {**base, "name": name, "label": label, "size": LARGE, "training": training, "folder": samples}
+    return [{**cell, **{key: base[key] + drawn[key] for key in ("nfe", "seconds_per_image")}}]
 
 
 def enlarge(folder: Path) -> Path:
@@ -239,6 +270,12 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
             names = (f"{LARGE} pixels directly", f"{SMALL} pixels enlarged")
             verdict = study_pages.against(names[0], entries[0], names[1], entries[1])
             said.append(f"{study_pages.label_of(direct['model'])} at {LARGE} pixels: {verdict}")
+    resolved = named.get(SUPER_RESOLUTION)
+    for name, words in (("ddpm-enlarged", "bicubic enlarging"), (f"ddpm-{LARGE}px", f"{LARGE} pixels directly")):
+        if resolved and name in named:
+            entries = (resolved["metrics"][QUALITY], named[name]["metrics"][QUALITY])
+            verdict = study_pages.against("super-resolution", entries[0], words, entries[1])
+            said.append(f"{study_pages.label_of(resolved['model'])} at {LARGE} pixels: {verdict}")
     said.append(study_pages.unequal(rows))
     return [line if line.endswith(".") else f"{line}." for line in said if line]
 

@@ -54,7 +54,8 @@ class FakeModels:
             raise KeyboardInterrupt
         self.commands.append(command)
         value = dict(pairwise(command))
-        model = next(name for name in studies.MODELS if command[0].startswith(name))
+        names = (studies.SUPER_RESOLUTION, *studies.MODELS)
+        model = next(name for name in names if command[0] in (studies.TRAIN[name], studies.DRAW[name]))
         if command[0] == studies.TRAIN[model]:
             self.train(model, folder, value)
         elif "--benchmark" in command:
@@ -69,7 +70,8 @@ class FakeModels:
         from comparison.images import load_images
 
         source = value.get("--data") or value.get("--data_dir") or value.get("--dataset")
-        data = load_images(source, int(value["--image_size"])).describe()
+        size = int(value.get("--large_size") or value["--image_size"])
+        data = load_images(source, size).describe()
         seconds = float(value.get("--max_seconds", 3))
         done = {"reason": "max_seconds", "steps": 9, "images_seen": 900, "wall_seconds": seconds}
         config = {"model": model, "options": {"seed": int(value["--seed"]), "data": source}, "data": data}
@@ -78,7 +80,7 @@ class FakeModels:
         slow = 2.0 if value.get("--precision") == "float32" else 1.0
         rows = [f"{i},{16 * i},{slow * i}" for i in (1, 2, 3)]
         (folder / "progress.csv").write_text("\n".join(["step,images_seen,wall_seconds", *rows]) + "\n")
-        name = {"gans": "checkpoint_9.pt", "improved-diffusion": "ema_0.9_9.pt"}.get(model, "netG_9.pth")
+        name = {"gans": "checkpoint_9.pt", "denoising-diffusion-gan": "netG_9.pth"}.get(model, "ema_0.9_9.pt")
         (folder / name).write_bytes(b"")
 
     def draw(self, model, folder, value):
@@ -114,10 +116,11 @@ def run(script, folder, name, pictures, *flags):
     return script(folder, f"studies/{name}.py", *paths, *flags)
 
 
+SUPER_RESOLUTION = "64-from-32-super-resolution"
 SMALL = {
     "steps": ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan,ddgan-T2"),
     "cost": ("--rounds", 2, "--updates", 2, "--cells", "dcgan-w16-b128-bf16,dcgan-w16-b128-float32"),
-    "data": ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan-10,dcgan-100,dcgan-64px"),
+    "data": ("--num_samples", 64, "--seconds", 2, "--cells", f"dcgan-10,dcgan-100,dcgan-64px,{SUPER_RESOLUTION}"),
 }
 
 
@@ -216,7 +219,22 @@ def test_left_out_cells_and_what_is_not_offered_are_named(finished):
     steps, data = ((finished[name][0] / "out" / "README.md").read_text() for name in ("steps", "data"))
     assert "- ddgan-T8: not among --cells." in steps
     assert "DPM-Solver++" in steps.split("## Left out")[1]
-    assert "64-from-32-super-resolution: not offered yet" in data
+    assert "- ddpm-64px: not among --cells." in data
+
+
+def test_super_resolution_enlarges_the_samples_of_the_small_network_and_counts_both(finished):
+    folder, models = finished["data"]
+    train, draw = (
+        next(dict(pairwise(c)) for c in models.commands if c[0] == scripts[studies.SUPER_RESOLUTION])
+        for scripts in (studies.TRAIN, studies.DRAW)
+    )
+    assert (train["--small_size"], train["--large_size"], train["--max_seconds"]) == ("32", "64", "2")
+    assert "--image_size" not in train
+    assert Path(draw["--base_samples"]).parts[-4:-1] == ("study-data-ddpm-100-s0", "settings", "default")
+    cell = next(cell for cell in read_study(folder)["cells"] if cell["name"] == SUPER_RESOLUTION)
+    assert (cell["size"], cell["training"]["seconds"], cell["nfe"]) == (64, 4, 40)
+    page = (folder / "out" / "README.md").read_text()
+    assert "improved DDPM, 32 by super-resolution" in page.split("## 64 pixels")[1]
 
 
 def test_copies_of_the_images_that_a_training_saw_are_found(finished):
