@@ -3,121 +3,97 @@
 
     python improved-diffusion/scripts/image_sample.py $DIFFUSION_FLAGS $MODEL_FLAGS --num_samples 1024 \\
         --model_path results/runs/improved-diffusion/cifar_train-32/ema_0.9999_005000.pt
+    python improved-diffusion/scripts/image_sample.py --model_path path/to/ema_0.9999_005000.pt --sampler unipc
 
 The network is rebuilt from the config.json beside the model's file; flags that disagree with it are an error. For a
 file without config.json (OpenAI's published ones) the flags say what it is. Beside the model's file (--out_dir, else
 OPENAI_LOGDIR) it writes samples_<N>x<H>x<W>x<C>.npz, samples.png and sampling.json, with --interpolation also
-interpolation.png; with --benchmark it writes timing.json instead. A call that was cut short is continued by the same
-call. Image i of a seed is the same whatever the batch size.
+interpolation.png, with --trajectory also trajectory.png; with --benchmark it writes timing.json instead. A call that
+was cut short is continued by the same call. Image i of a seed is the same whatever the batch size.
+
+Guidance: Ho & Salimans 2021. Samplers: see `improved_diffusion.solvers`.
 """
 
 import argparse
-import hashlib
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import (
     UserError,
     add_device_options,
     add_sampling_extras,
-    fraction,
     make_parser,
+    non_negative_float,
     non_negative_int,
     positive_int,
     run,
-    str2bool,
 )
 from comparison.runs import read_json
 from improved_diffusion.dist_util import is_main, run_guarded
-from improved_diffusion.script_util import (
-    add_dict_to_argparser,
-    create_model_and_diffusion,
-    model_and_diffusion_defaults,
-)
-from run_files import MODEL, choose_dtype, connect, judge_flags, load_network, load_state, place, training_of
+from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
+from run_files import MODEL, training_of
+from sampler_flags import Sampler, add_sampler_flags, judge_sampler
+from trained import Trained, add_checkpoint_flags, add_network_flags, load_trained, out_folder, run_flags
 
 if TYPE_CHECKING:
     import torch
     from comparison.rng import SampleNoise
-    from improved_diffusion.respace import SpacedDiffusion
-
-    Sample = Callable[[SampleNoise, torch.Tensor | None, float], torch.Tensor]
-
-# Flags that may differ from training's: how many steps are taken, and what only training uses.
-SAMPLING_FLAGS = frozenset({"timestep_respacing", "use_checkpoint"})
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; flags of the network and the process appear in the result only where given."""
     parser = make_parser(__doc__)
-    group = parser.add_argument_group("model and process, by default those of the run")
-    add_dict_to_argparser(group, model_and_diffusion_defaults())
-    for action in group._group_actions:
-        action.default = argparse.SUPPRESS
+    add_network_flags(parser, model_and_diffusion_defaults())
+    add_checkpoint_flags(parser)
     add = parser.add_argument_group("sampling").add_argument
-    add("--model_path", type=Path, required=True, help="model<step>.pt or ema_<rate>_<step>.pt")
     add("--num_samples", type=positive_int, default=10000, help="images to draw")
     add("--batch_size", type=positive_int, default=64, help="images drawn at a time")
-    add("--use_ddim", type=str2bool, default=False, help="DDIM instead of ancestral steps")
-    add("--eta", type=fraction, default=0.0, help="DDIM's noise, 0 for none to 1 for as much as ancestral steps add")
-    add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")
     add("--seed", type=non_negative_int, default=0, help="of the noise, and of the classes of conditional models")
-    add("--use_fp16", type=str2bool, help="compute in bf16 where the device can, else fp16 on CUDA, else float32")
-    add("--out_dir", type=Path, help="output folder; by default OPENAI_LOGDIR, else the model file's folder")
+    add("--class_label", type=non_negative_int, help="draw only this class, by number; by default random ones")
+    add(
+        "--guidance_scale",
+        type=non_negative_float,
+        help="classifier-free guidance of a model trained with --class_dropout: 1 for none, more for images more "
+        "typical of their class; twice the work",
+    )
+    add("--trajectory", action="store_true", help="also write trajectory.png: how 8 images come out of the noise")
+    add_sampler_flags(parser)
     add_sampling_extras(parser)
     add_device_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.benchmark and args.trajectory:
+        parser.error("argument --trajectory: not allowed with argument --benchmark")
+    return args
 
 
 def main(args: argparse.Namespace) -> int:
     """Judge the flags, rebuild the network, draw or measure."""
-    if not args.model_path.is_file():
-        raise UserError(f"--model_path {args.model_path}: no such file")
-    if args.eta and not args.use_ddim:
-        raise UserError("--eta needs --use_ddim True")
-    flags = run_flags(args)
-    judge_flags(flags, args)
-    out_dir = args.out_dir or Path(os.environ.get("OPENAI_LOGDIR") or args.model_path.parent)
+    flags = run_flags(args, model_and_diffusion_defaults(), MODEL)
+    sampler = judge_sampler(args, flags)
+    judge_classes(args, flags)
 
-    from comparison import device as devices
     from comparison.sampling import draw_samples
     from comparison.timing import write_benchmark
 
-    device = connect(args.device, args.threads)
-    dtype = choose_dtype(args.precision, args.use_fp16, device)
-    state = load_state(args.model_path)
-    num_classes = len(state["label_emb.weight"]) if "label_emb.weight" in state else 0
-    model, diffusion = create_model_and_diffusion(**flags, num_classes=num_classes)
-    load_network(model, args.model_path)
-    place(model, device, dtype)
-    model.eval()
+    trained = load_trained(args, flags, create_model_and_diffusion)
+    if args.class_label is not None and args.class_label >= trained.num_classes:
+        raise UserError(f"--class_label {args.class_label}: the model knows the classes 0 to {trained.num_classes - 1}")
     size = flags["image_size"]
-    sample = make_sampler(model, diffusion, size, dtype, args.use_ddim, args.clip_denoised)
-    source = ImageSource(sample, args.seed, num_classes, args.eta, device)
-    facts = {
-        "model": MODEL,
-        "sampler": describe_sampler(args.use_ddim, diffusion.num_timesteps, args.eta),
-        "checkpoint": args.model_path.name,
-        "checkpoint_sha256": hashlib.sha256(args.model_path.read_bytes()).hexdigest()[:16],
-        "network": "ema" if args.model_path.name.startswith("ema_") else "raw",
-        "clip_denoised": args.clip_denoised,
-        "seed": args.seed,
-        "precision": devices.precision_name(dtype),
-    }
-    common: dict[str, Any] = {"image_size": size, "device": device, "facts": facts}
+    source = ImageSource(trained, sampler, size, args.seed, args.class_label, args.guidance_scale)
+    facts = {"model": MODEL, "sampler": source.describe(), **trained.facts, "seed": args.seed}
+    facts["clip_denoised"] = args.clip_denoised
+    common: dict[str, Any] = {"image_size": size, "device": trained.device, "facts": facts}
+    out_dir = out_folder(args)
     if args.benchmark:
-        if not is_main():
-            return 0
-        evaluate = make_evaluation(model, size, num_classes, device, dtype)
-        timing = out_dir / "timing.json"
-        write_benchmark(timing, source.draw, [model], evaluate, **common, min_seconds=args.benchmark_seconds)
+        if is_main():
+            options = {**common, "min_seconds": args.benchmark_seconds}
+            write_benchmark(out_dir / "timing.json", source.draw, [trained.network], source.evaluate, **options)
         return 0
     labels = source.labels(range(args.num_samples))
     out = draw_samples(
         source.draw,
-        [model],
+        [trained.network],
         num_samples=args.num_samples,
         batch_size=args.batch_size,
         out=out_dir / f"samples_{args.num_samples}x{size}x{size}x3.npz",
@@ -129,125 +105,122 @@ def main(args: argparse.Namespace) -> int:
     if args.interpolation and is_main():
         from comparison.interpolation import draw_interpolation
 
-        walk_sampler = describe_sampler(args.use_ddim, diffusion.num_timesteps, 0.0)
-        draw_interpolation(out_dir, source.draw_walk, latent="x_T", sampler=walk_sampler)
+        walks = source.without_eta()
+        draw_interpolation(out_dir, walks.draw_walk, latent="x_T", sampler=walks.describe())
+    if args.trajectory and is_main():
+        from trajectory import draw_trajectory
+
+        draw_trajectory(out_dir, source.draw, sampler.steps, sampler=facts["sampler"], seed=args.seed)
     return 0
+
+
+def judge_classes(args: argparse.Namespace, flags: dict[str, Any]) -> None:
+    """Refuse flags about classes that the network cannot follow; without torch.
+
+    Raises:
+        UserError: it knows no classes, or for guidance was never trained without them.
+    """
+    for name in ("class_label", "guidance_scale"):
+        if getattr(args, name) is not None and not flags["class_cond"]:
+            raise UserError(f"--{name} {getattr(args, name)} needs a class-conditional model (--class_cond True)")
+    if args.guidance_scale is None:
+        return
+    config = args.model_path.parent / "config.json"
+    if not config.is_file():
+        print(
+            "warning: --guidance_scale: no config.json tells whether the model was trained with --class_dropout; "
+            "without it guidance spoils the images",
+            flush=True,
+        )
+    elif not read_json(config)["options"].get("class_dropout"):
+        raise UserError(
+            f"--guidance_scale {args.guidance_scale:g}: the model was trained with --class_dropout 0, so it does not "
+            "know images without their class"
+        )
 
 
 class ImageSource:
     """Images of a seed by number.
 
     Args:
-        sample: what `make_sampler` returned.
+        trained: the network and its process.
+        sampler: how to step.
+        image_size: S, pixels.
         seed: of the noise and the classes.
-        num_classes: 0 for an unconditional network.
-        eta: DDIM's noise.
-        device: where the noise is drawn.
+        class_label: of all images; None for random ones.
+        guidance_scale: None for no guidance.
     """
 
-    def __init__(self, sample: "Sample", seed: int, num_classes: int, eta: float, device: "torch.device"):
-        self._sample, self._seed, self._num_classes, self._eta, self._device = sample, seed, num_classes, eta, device
+    def __init__(
+        self,
+        trained: Trained,
+        sampler: Sampler,
+        image_size: int,
+        seed: int,
+        class_label: int | None = None,
+        guidance_scale: float | None = None,
+    ):
+        from improved_diffusion.samplers import classifier_free
+
+        self._trained, self._sampler, self._size, self._seed = trained, sampler, image_size, seed
+        self._class_label, self._guidance_scale = class_label, guidance_scale
+        self._model = trained.network if guidance_scale is None else classifier_free(trained.network, guidance_scale)
+
+    def without_eta(self) -> "ImageSource":
+        """Return the same with DDIM's noise at 0, so that a path through the noises gives a path of images."""
+        settings = (self._size, self._seed, self._class_label, self._guidance_scale)
+        return ImageSource(self._trained, replace(self._sampler, eta=0.0), *settings)
+
+    def describe(self) -> str:
+        """Return the sampler in words, with what else decides what is drawn."""
+        words = [self._sampler.describe()]
+        words += [] if self._guidance_scale is None else [f"guidance {self._guidance_scale:g}"]
+        words += [] if self._class_label is None else [f"class {self._class_label}"]
+        return ", ".join(words)
 
     def labels(self, indices: range) -> "torch.Tensor | None":
         """Draw the classes of some images, (N,) int64 on the CPU: the same on every device."""
+        import torch
         from comparison.rng import SampleNoise
 
-        noise = SampleNoise(self._seed, indices, "cpu")
-        return noise.randint(self._num_classes, "class") if self._num_classes else None
+        if not self._trained.num_classes:
+            return None
+        if self._class_label is not None:
+            return torch.full((len(indices),), self._class_label)
+        return SampleNoise(self._seed, indices, "cpu").randint(self._trained.num_classes, "class")
 
-    def draw(self, indices: range) -> "torch.Tensor":
-        """Draw samples."""
+    def draw(
+        self, indices: range, on_step: "Callable[[int, torch.Tensor, torch.Tensor], object] | None" = None
+    ) -> "torch.Tensor":
+        """Draw samples, (N, 3, S, S) float32; `on_step` as in `Sampler.draw`."""
         from comparison.rng import SampleNoise
 
-        return self._sample(SampleNoise(self._seed, indices, self._device), self.labels(indices), self._eta)
+        return self._draw(SampleNoise(self._seed, indices, self._trained.device), self.labels(indices), on_step)
 
     def draw_walk(self, walk: int) -> "torch.Tensor":
-        """Draw a row of interpolation.png: x_T changes, the class and the noise of ancestral steps do not."""
+        """Draw a row of interpolation.png: x_T changes, the class and the noise of the steps do not."""
         from comparison.interpolation import COLUMNS, WalkNoise
 
         labels = self.labels(range(2 * walk, 2 * walk + 1))
         labels = None if labels is None else labels.repeat(COLUMNS)
-        return self._sample(WalkNoise(self._seed, walk, self._device, "x_T"), labels, 0.0)
+        return self._draw(WalkNoise(self._seed, walk, self._trained.device, "x_T"), labels)
 
+    def evaluate(self, batch_size: int) -> "torch.Tensor":
+        """Evaluate the network once on so many images."""
+        import torch
 
-def describe_sampler(use_ddim: bool, steps: int, eta: float) -> str:
-    """Return the sampler in words, for sampling.json."""
-    return f"DDIM, {steps} steps, eta {eta:g}" if use_ddim else f"ancestral, {steps} steps"
-
-
-def make_sampler(
-    model: "torch.nn.Module",
-    diffusion: "SpacedDiffusion",
-    image_size: int,
-    dtype: "torch.dtype | None",
-    use_ddim: bool,
-    clip_denoised: bool,
-) -> "Sample":
-    """Return the function that draws images from noise.
-
-    Args:
-        model: on its device, in eval mode.
-        diffusion: the process, with the steps that are to be taken.
-        image_size: S, pixels.
-        dtype: of autocast; None computes in float32.
-        use_ddim: DDIM instead of ancestral steps.
-        clip_denoised: clip each predicted image to [-1, 1].
-
-    Returns:
-        A function from the noise of N images, their classes ((N,) int64 or None) and DDIM's eta to (N, 3, S, S)
-        float32. It asks for the noise `x_T` and, for steps that add some, for that of each step.
-    """
-    import torch
-
-    def sample(noise: "SampleNoise", labels: torch.Tensor | None, eta: float) -> torch.Tensor:
-        x = noise.normal((3, image_size, image_size), "x_T")
-        common: dict[str, Any] = {"noise": x, "clip_denoised": clip_denoised}
-        common["step_noise"] = lambda t: noise.normal((3, image_size, image_size), t)
-        if labels is not None:
-            common["model_kwargs"] = {"y": labels.to(x.device)}
-        # Around all steps, so that the weights are cast once, not at every step.
-        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
-            if use_ddim:
-                return diffusion.ddim_sample_loop(model, x.shape, eta=eta, **common)
-            return diffusion.p_sample_loop(model, x.shape, **common)
-
-    return sample
-
-
-def make_evaluation(
-    model: "torch.nn.Module", image_size: int, num_classes: int, device: "torch.device", dtype: "torch.dtype | None"
-) -> "Callable[[int], torch.Tensor]":
-    """Return the function that evaluates the network once on so many images."""
-    import torch
-
-    def evaluate(batch_size: int) -> torch.Tensor:
-        x = torch.randn(batch_size, 3, image_size, image_size, device=device)
+        device = self._trained.device
+        x = torch.randn(batch_size, 3, self._size, self._size, device=device)
         t = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            return model(x, t, **({"y": t} if num_classes else {}))
+        with self._trained.autocast():
+            return self._trained.network(x, t, **({"y": t} if self._trained.num_classes else {}))
 
-    return evaluate
-
-
-def run_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Merge the flags given with those of the run that wrote the model's file.
-
-    Raises:
-        UserError: they disagree, or the folder is a run of another model.
-    """
-    defaults = model_and_diffusion_defaults()
-    given = {name: value for name, value in vars(args).items() if name in defaults}
-    path = args.model_path.parent / "config.json"
-    if not path.is_file():
-        return {**defaults, **given}
-    config = read_json(path)
-    if config.get("model") != MODEL:
-        raise UserError(f"--model_path {args.model_path}: of a run of {config.get('model')}, not of {MODEL}")
-    trained = {name: value for name, value in config["options"].items() if name in defaults}
-    for name, value in given.items():
-        if name not in SAMPLING_FLAGS and trained.get(name, defaults[name]) != value:
-            raise UserError(f"--{name} {value}: the model was trained with {trained.get(name, defaults[name])}")
-    return {**defaults, **trained, **given}
+    def _draw(self, noise: "SampleNoise", labels: "torch.Tensor | None", on_step: Any = None) -> "torch.Tensor":
+        condition = {} if labels is None else {"y": labels.to(self._trained.device)}
+        shape = (3, self._size, self._size)
+        # Around all steps, so that the weights are cast once, not at every step.
+        with self._trained.autocast():
+            return self._sampler.draw(self._model, self._trained.diffusion, shape, noise, condition, on_step)
 
 
 if __name__ == "__main__":

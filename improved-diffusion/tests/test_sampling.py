@@ -1,4 +1,4 @@
-"""image_sample.py's benchmark, interpolation and notes on the training, on a network that was never trained."""
+"""image_sample.py's samplers, pictures and notes, on a network that was never trained."""
 
 import json
 
@@ -30,7 +30,8 @@ def run_dir(weights, tmp_path):
     folder.mkdir()
     torch.save(weights, folder / "ema_0.99_000020.pt")
     finished = {"reason": "max_steps 30", "steps": 30, "images_seen": 120, "wall_seconds": 3.0}
-    config = {"model": "improved-diffusion", "options": tiny_flags(class_cond=True), "finished": finished}
+    options = {**tiny_flags(class_cond=True), "class_dropout": 0.1}
+    config = {"model": "improved-diffusion", "options": options, "finished": finished}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "progress.csv").write_text("step,images_seen,wall_seconds,loss\n20,80,2.0,1\n30,120,3.0,1\n")
     return folder
@@ -101,5 +102,146 @@ def test_benchmark_and_interpolation_exclude_each_other_before_torch_is_imported
     done = run_script(SAMPLE, flags, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "not allowed with argument --benchmark" in done.stderr
-    with pytest.raises(UserError, match="--eta needs"):
-        call_script(SAMPLE, "--benchmark --eta 1 --model_path", __file__)
+
+
+def drawn(run_dir, *flags, out="out"):
+    """Draw 8 images; return them with their labels and what sampling.json says."""
+    assert sample(run_dir, "--num_samples 8", *flags, "--out_dir", run_dir / out) == 0
+    with np.load(run_dir / out / "samples_8x16x16x3.npz") as file:
+        return file["arr_0"].astype(int), file["arr_1"], json.loads((run_dir / out / "sampling.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "nfe"),
+    [
+        ("--sampler dpmpp --num_sampling_steps 3", "DPM-Solver++ 2M, 3 steps, logsnr", 3),
+        ("--sampler unipc", "UniPC, 20 steps, logsnr", 20),
+        ("--sampler dpmpp-sde --num_sampling_steps 4", "DPM-Solver++ 2M SDE, 4 steps, logsnr", 4),
+        ("--sampler ddim --eta 0.5 --num_sampling_steps 2 --spacing karras", "DDIM, 2 steps, eta 0.5, karras", 2),
+        ("--sampler ancestral --num_sampling_steps 2 --spacing uniform", "ancestral, 2 steps, uniform", 2),
+    ],
+)
+def test_a_sampler_takes_its_steps_and_sampling_json_names_it(run_dir, flags, words, nfe):
+    _, _, facts = drawn(run_dir, flags)
+    assert (facts["sampler"], facts["nfe"]) == (words, nfe)
+
+
+def test_sampler_ancestral_and_uniform_draws_what_the_respaced_process_draws(run_dir):
+    old, _, _ = drawn(run_dir, "--timestep_respacing 5", out="old")
+    new, _, _ = drawn(run_dir, "--sampler ancestral --num_sampling_steps 5 --spacing uniform", out="new")
+    assert np.abs(new - old).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp-sde", "unipc", "ancestral"])
+def test_an_image_is_the_same_in_another_batch(run_dir, sampler):
+    flags = f"--sampler {sampler} --num_sampling_steps 3"
+    whole, _, _ = drawn(run_dir, flags, out="whole")
+    parts, _, _ = drawn(run_dir, flags, "--batch_size 3", out="parts")
+    assert np.abs(whole - parts).max() <= 1
+
+
+def test_another_setting_is_drawn_anew_and_the_same_is_not(run_dir, capsys):
+    flags = "--sampler dpmpp --num_sampling_steps 2"
+    names = set()
+    for more in ("", "--spacing karras", "--guidance_scale 2", "--class_label 3", "--guidance_scale 3 --class_label 3"):
+        for _ in range(2):
+            names.add(drawn(run_dir, flags, more)[2]["sampler"])
+    assert len(names) == 5
+    assert capsys.readouterr().out.count("drawn already") == 5
+
+
+def test_a_run_s_own_respacing_does_not_bind_a_sampler(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["options"]["timestep_respacing"] = "10"
+    (run_dir / "config.json").write_text(json.dumps(config))
+    _, _, facts = drawn(run_dir, "--sampler unipc --num_sampling_steps 12")
+    assert facts["nfe"] == 12
+
+
+def test_guidance_passes_twice_the_images_and_changes_them(run_dir):
+    flags = "--sampler unipc --num_sampling_steps 3"
+    plain, labels, facts = drawn(run_dir, flags, out="plain")
+    one, _, _ = drawn(run_dir, flags, "--guidance_scale 1", out="one")
+    guided, same_labels, guided_facts = drawn(run_dir, flags, "--guidance_scale 4", out="guided")
+    assert (facts["nfe"], guided_facts["nfe"]) == (3, 6)
+    assert guided_facts["sampler"].endswith("guidance 4")
+    assert np.array_equal(one, plain)
+    assert np.array_equal(labels, same_labels)
+    assert np.abs(guided - plain).max() > 10
+
+
+def test_one_class_is_drawn_where_one_is_asked_for(run_dir):
+    _, labels, _ = drawn(run_dir, "--sampler dpmpp --num_sampling_steps 1 --class_label 4")
+    assert labels.tolist() == [4] * 8
+    with pytest.raises(UserError, match="--class_label 5: the model knows the classes 0 to 4"):
+        sample(run_dir, "--num_samples 8 --sampler dpmpp --class_label 5")
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps", "columns"), [("--sampler unipc", 20, 10), ("--use_ddim True --timestep_respacing 3", 3, 3)]
+)
+def test_trajectory_leads_to_the_samples(run_dir, flags, steps, columns, capsys):
+    for _ in range(2):
+        images, _, facts = drawn(run_dir, flags, "--trajectory")
+    assert "trajectory.png: drawn already" in capsys.readouterr().out
+    picture = np.asarray(Image.open(run_dir / "out" / "trajectory.png"), int)
+    assert picture.shape == (2 + 18 * 16, 2 + 18 * columns, 3)
+    for row in range(8):  # the lower row of an image ends with the sample
+        last = picture[2 + 18 * (2 * row + 1) :, 2 + 18 * (columns - 1) :][:16, :16]
+        assert np.abs(last - images[row]).max() <= 1
+    evaluations = facts["trajectory"]["evaluations"]
+    assert (len(evaluations), evaluations[0], evaluations[-1]) == (columns, 1, steps)
+
+
+def test_walks_and_benchmarks_know_the_samplers(run_dir):
+    out = run_dir / "walks"
+    assert sample(run_dir, "--num_samples 8 --interpolation --sampler dpmpp --num_sampling_steps 2 --out_dir", out) == 0
+    assert (
+        json.loads((out / "sampling.json").read_text())["interpolation"]["sampler"]
+        == "DPM-Solver++ 2M, 2 steps, logsnr"
+    )
+    flags = "--sampler unipc --num_sampling_steps 2 --guidance_scale 2 --benchmark --benchmark_seconds 1e-4 --out_dir"
+    assert sample(run_dir, flags, run_dir / "timing") == 0
+    assert json.loads((run_dir / "timing" / "timing.json").read_text())["nfe"] == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--sampler dpmpp --use_ddim True", "--sampler dpmpp and --use_ddim True exclude each other"),
+        ("--sampler dpmpp --timestep_respacing 10", "--sampler dpmpp and --timestep_respacing 10 exclude each other"),
+        ("--num_sampling_steps 10", "--num_sampling_steps 10 needs --sampler"),
+        ("--use_ddim True --num_sampling_steps 10", "--num_sampling_steps 10 needs --sampler"),
+        ("--timestep_respacing 10 --num_sampling_steps 10", "--num_sampling_steps 10 needs --sampler"),
+        ("--spacing karras", "--spacing karras needs --sampler"),
+        ("--eta 1", "--eta 1 needs --use_ddim True or --sampler ddim"),
+        ("--sampler unipc --eta 1", "--eta 1 is DDIM's, and --sampler unipc adds no noise"),
+        ("--sampler dpmpp-sde --eta 1", "--eta 1 is DDIM's, and --sampler dpmpp-sde has its own noise"),
+        ("--sampler dpmpp --num_sampling_steps 101", "from 1 to the process's 100, not 101"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(run_dir, flags, words):
+    with pytest.raises(UserError, match=words):
+        sample(run_dir, flags)
+
+
+def test_guidance_is_refused_where_the_network_cannot_be_guided(run_dir):
+    config = json.loads((run_dir / "config.json").read_text())
+    for options, words in (
+        ({"class_dropout": 0.0}, "--guidance_scale 2: the model was trained with --class_dropout 0"),
+        ({"class_cond": False}, "--guidance_scale 2.0 needs a class-conditional model"),
+    ):
+        text = json.dumps({**config, "options": {**config["options"], **options}})
+        (run_dir / "config.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            sample(run_dir, "--guidance_scale 2")
+    with pytest.raises(UserError, match="--class_label 1 needs a class-conditional model"):
+        sample(run_dir, "--class_label 1")
+
+
+def test_sampler_flags_are_judged_before_torch_is_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    (tmp_path / "x.pt").touch()
+    for flags in ("--sampler euler", "--sampler unipc --use_ddim True", "--benchmark --trajectory"):
+        done = run_script(SAMPLE, flags, "--model_path", tmp_path / "x.pt", PYTHONPATH=str(tmp_path))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)

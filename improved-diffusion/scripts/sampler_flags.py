@@ -1,0 +1,149 @@
+"""The flags that choose a sampler, what they may not say together, and the sampler that they mean."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from comparison.cli import UserError, fraction, positive_int, str2bool
+from improved_diffusion.solvers import NOISY, SAMPLERS, SPACINGS, check_settings
+
+if TYPE_CHECKING:
+    import torch
+    from comparison.rng import SampleNoise
+    from improved_diffusion.respace import SpacedDiffusion
+
+NAMES = {
+    "ancestral": "ancestral",
+    "ddim": "DDIM",
+    "dpmpp": "DPM-Solver++ 2M",
+    "dpmpp-sde": "DPM-Solver++ 2M SDE",
+    "unipc": "UniPC",
+}
+DEFAULT_STEPS = {"ancestral": 250, "ddim": 50, "dpmpp": 20, "dpmpp-sde": 50, "unipc": 20}
+
+
+def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --sampler and what belongs to it, and the older --use_ddim with --eta."""
+    counts = ", ".join(f"{count} for {name}" for name, count in DEFAULT_STEPS.items())
+    add = parser.add_argument_group("sampler").add_argument
+    add("--sampler", choices=SAMPLERS, help="how to step; by default ancestral over --timestep_respacing")
+    add("--num_sampling_steps", type=positive_int, help=f"network evaluations per image with --sampler; {counts}")
+    add("--spacing", choices=SPACINGS, help="of the timesteps with --sampler; logsnr where not given")
+    add("--use_ddim", type=str2bool, default=False, help="DDIM over --timestep_respacing instead of ancestral steps")
+    add("--eta", type=fraction, default=0.0, help="DDIM's noise, 0 for none to 1 for as much as ancestral steps add")
+    add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler with its settings.
+
+    Attributes:
+        name: of `SAMPLERS`.
+        steps: evaluations per image.
+        spacing: of `SPACINGS`; None for the steps of --timestep_respacing.
+        eta: DDIM's noise.
+        clip_denoised: clip each predicted image to [-1, 1].
+    """
+
+    name: str
+    steps: int
+    spacing: str | None
+    eta: float
+    clip_denoised: bool
+
+    def describe(self) -> str:
+        """Return the sampler in words, for sampling.json."""
+        eta = f", eta {self.eta:g}" if self.name == "ddim" else ""
+        return f"{NAMES[self.name]}, {self.steps} steps{eta}{f', {self.spacing}' if self.spacing else ''}"
+
+    def adds_noise(self) -> bool:
+        """Tell whether its steps draw noise."""
+        return self.name in NOISY and (self.name != "ddim" or self.eta > 0)
+
+    def draw(
+        self,
+        model: "Callable[..., torch.Tensor]",
+        diffusion: "SpacedDiffusion",
+        shape: tuple[int, int, int],
+        noise: "SampleNoise",
+        model_kwargs: dict[str, Any] | None = None,
+        on_step: "Callable[[int, torch.Tensor, torch.Tensor], object] | None" = None,
+    ) -> "torch.Tensor":
+        """Draw images.
+
+        Args:
+            model: the network, on its device, or what guides it.
+            diffusion: its process, respaced where `spacing` is None.
+            shape: (C, H, W).
+            noise: of N images; asked for `x_T`, and by steps that add noise for that of each, by number.
+            model_kwargs: of the network.
+            on_step: told each evaluation's timestep in `diffusion`, its x_t and the predicted image.
+
+        Returns:
+            (N, C, H, W) float32.
+        """
+        from improved_diffusion.samplers import sample
+
+        x = noise.normal(shape, "x_T")
+        common: dict[str, Any] = {"clip_denoised": self.clip_denoised, "model_kwargs": model_kwargs}
+        common["step_noise"] = lambda step: noise.normal(shape, step)
+        if self.spacing is not None:
+            settings = {"sampler": self.name, "num_sampling_steps": self.steps, "spacing": self.spacing}
+            return sample(model, diffusion, x, **settings, eta=self.eta, on_step=on_step, **common)
+        if self.name == "ddim":
+            steps = diffusion.ddim_sample_loop_progressive(model, x.shape, noise=x, eta=self.eta, **common)
+        else:
+            steps = diffusion.p_sample_loop_progressive(model, x.shape, noise=x, **common)
+        for i, out in enumerate(steps):
+            if on_step is not None:
+                on_step(diffusion.num_timesteps - 1 - i, x, out["pred_xstart"])
+            x = out["sample"]
+        return x
+
+
+def judge_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
+    """Return the sampler that the command line means; without torch.
+
+    Args:
+        args: of the command line, with `add_sampler_flags`.
+        flags: of the process. With --sampler its timestep_respacing is emptied: a run's own does not bind it.
+
+    Raises:
+        UserError: flags contradict each other, or ask for more steps than there are.
+    """
+    if args.sampler is None:
+        for name in ("num_sampling_steps", "spacing"):
+            if getattr(args, name) is not None:
+                instead = ", or use --timestep_respacing" if name == "num_sampling_steps" else ""
+                raise UserError(f"--{name} {getattr(args, name)} needs --sampler{instead}")
+        if args.eta and not args.use_ddim:
+            raise UserError(f"--eta {args.eta:g} needs --use_ddim True or --sampler ddim")
+        return Sampler("ddim" if args.use_ddim else "ancestral", _kept_steps(flags), None, args.eta, args.clip_denoised)
+    if args.use_ddim:
+        raise UserError(f"--sampler {args.sampler} and --use_ddim True exclude each other: --sampler ddim is DDIM")
+    if getattr(args, "timestep_respacing", ""):
+        raise UserError(
+            f"--sampler {args.sampler} and --timestep_respacing {args.timestep_respacing} exclude each other: "
+            "--num_sampling_steps and --spacing choose its steps"
+        )
+    if args.eta and args.sampler != "ddim":
+        kind = "has its own noise" if args.sampler in NOISY else "adds no noise"
+        raise UserError(f"--eta {args.eta:g} is DDIM's, and --sampler {args.sampler} {kind}")
+    flags["timestep_respacing"] = ""
+    total = flags["diffusion_steps"]
+    steps = args.num_sampling_steps or min(DEFAULT_STEPS[args.sampler], total)
+    chosen = Sampler(args.sampler, steps, args.spacing or "logsnr", args.eta, args.clip_denoised)
+    try:
+        check_settings(chosen.name, chosen.steps, str(chosen.spacing), chosen.eta, total)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    return chosen
+
+
+def _kept_steps(flags: dict[str, Any]) -> int:
+    from improved_diffusion.schedules import space_timesteps
+
+    total, respacing = flags["diffusion_steps"], flags["timestep_respacing"]
+    return len(space_timesteps(total, respacing)) if respacing else total
