@@ -14,22 +14,21 @@ call. Image i of a seed is the same whatever the batch size.
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comparison.cli import (
     UserError,
     add_device_options,
-    fraction,
     make_parser,
     non_negative_int,
     positive_int,
     run,
-    str2bool,
 )
 from comparison.sources import check_source
 from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import sr_create_model_and_diffusion, sr_model_and_diffusion_defaults
 from run_files import training_of
+from sampler_flags import Sampler, add_sampler_flags, judge_sampler
 from super_res_train import COLUMNS, MODEL, enlarge, in_rows
 from trained import Trained, add_checkpoint_flags, add_network_flags, load_trained, out_folder, run_flags
 
@@ -48,10 +47,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--base_samples", required=True, help="an .npz file of image_sample.py, or a folder of images")
     add("--num_samples", type=positive_int, help="images to enlarge, the first ones; by default all")
     add("--batch_size", type=positive_int, default=16, help="images enlarged at a time")
-    add("--use_ddim", type=str2bool, default=False, help="DDIM instead of ancestral steps")
-    add("--eta", type=fraction, default=0.0, help="DDIM's noise, 0 for none to 1 for as much as ancestral steps add")
-    add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")
     add("--seed", type=non_negative_int, default=0, help="of the noise")
+    add_sampler_flags(parser)
     add_device_options(parser)
     return parser.parse_args(argv)
 
@@ -60,8 +57,7 @@ def main(args: argparse.Namespace) -> int:
     """Judge the flags, rebuild the network, enlarge."""
     check_source(args.base_samples, "--base_samples")
     flags = run_flags(args, sr_model_and_diffusion_defaults(), MODEL)
-    if args.eta and not args.use_ddim:
-        raise UserError("--eta needs --use_ddim True")
+    sampler = judge_sampler(args, flags)
 
     from comparison.images import fingerprint
     from comparison.sampling import draw_samples
@@ -70,11 +66,10 @@ def main(args: argparse.Namespace) -> int:
     base, labels = read_base(args.base_samples, flags["small_size"], args.num_samples)
     if trained.num_classes:
         judge_labels(labels, trained.num_classes, args.base_samples)
-    size, count, steps = flags["large_size"], len(base), trained.diffusion.num_timesteps
-    sampler = f"DDIM, {steps} steps, eta {args.eta:g}" if args.use_ddim else f"ancestral, {steps} steps"
+    size, count = flags["large_size"], len(base)
     facts = {
         "model": MODEL,
-        "sampler": sampler,
+        "sampler": sampler.describe(),
         **trained.facts,
         "base_size": flags["small_size"],
         "base_fingerprint": fingerprint(base),
@@ -82,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
         "seed": args.seed,
     }
     out = draw_samples(
-        make_enlarger(trained, base, labels, size, args),
+        make_enlarger(trained, sampler, base, labels, size, args.seed),
         [trained.network],
         num_samples=count,
         batch_size=args.batch_size,
@@ -95,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
     )
     if is_main():
         draw_comparison(out, base)
-    print(f"{count} images ({sampler}): {out}")
+    print(f"{count} images ({sampler.describe()}): {out}")
     return 0
 
 
@@ -137,24 +132,24 @@ def judge_labels(labels: "torch.Tensor | None", num_classes: int, source: str) -
 
 
 def make_enlarger(
-    trained: Trained, base: "torch.Tensor", labels: "torch.Tensor | None", size: int, args: argparse.Namespace
+    trained: Trained,
+    sampler: Sampler,
+    base: "torch.Tensor",
+    labels: "torch.Tensor | None",
+    size: int,
+    seed: int,
 ) -> "Callable[[range], torch.Tensor]":
     """Return the function that enlarges images by number to (n, 3, size, size) float32."""
     from comparison.images import from_uint8
     from comparison.rng import SampleNoise
 
     def draw(indices: range) -> "torch.Tensor":
-        rows, noise = slice(indices.start, indices.stop), SampleNoise(args.seed, indices, trained.device)
+        rows, noise = slice(indices.start, indices.stop), SampleNoise(seed, indices, trained.device)
         condition = {"low_res": from_uint8(base[rows].to(trained.device))}
         if trained.num_classes and labels is not None:
             condition["y"] = labels[rows].to(trained.device)
-        x = noise.normal((3, size, size), "x_T")
-        common: dict[str, Any] = {"noise": x, "clip_denoised": args.clip_denoised, "model_kwargs": condition}
-        common["step_noise"] = lambda t: noise.normal((3, size, size), t)
         with trained.autocast():
-            if args.use_ddim:
-                return trained.diffusion.ddim_sample_loop(trained.network, x.shape, eta=args.eta, **common)
-            return trained.diffusion.p_sample_loop(trained.network, x.shape, **common)
+            return sampler.draw(trained.network, trained.diffusion, (3, size, size), noise, condition)
 
     return draw
 

@@ -182,15 +182,15 @@ def test_enlarged_images_keep_the_order_and_labels_of_the_base_whatever_the_batc
 
 def test_enlarging_goes_on_where_it_was_cut_short(trained, base, tmp_path, monkeypatch):
     assert sample(trained, base, tmp_path / "whole", "--batch_size 4") == 0
-    loop, calls = GaussianDiffusion.ddim_sample_loop, []
+    steps, calls = GaussianDiffusion.ddim_sample_loop_progressive, []
 
     def cut(diffusion, network, shape, **kwargs):
         calls.append(shape[0])
         if len(calls) == 3:  # after a warm-up and the first batch
             raise KeyboardInterrupt
-        return loop(diffusion, network, shape, **kwargs)
+        return steps(diffusion, network, shape, **kwargs)
 
-    monkeypatch.setattr(GaussianDiffusion, "ddim_sample_loop", cut)
+    monkeypatch.setattr(GaussianDiffusion, "ddim_sample_loop_progressive", cut)
     with pytest.raises(KeyboardInterrupt):
         sample(trained, base, tmp_path / "cut", "--batch_size 4")
     assert sample(trained, base, tmp_path / "cut", "--batch_size 4") == 0
@@ -206,6 +206,15 @@ def test_first_images_of_a_folder_are_reduced_and_enlarged(trained, images, tmp_
         assert archive["arr_0"].shape == (3, 16, 16, 3)
         assert archive["arr_1"].tolist() == [0, 0, 0]  # cat_01, cat_03, cat_05 by name
     assert np.array_equal(pixels(tmp_path / "out" / "comparison.png")[2, 2], [12, 0, 243])
+
+
+def test_fast_samplers_enlarge_too(trained, base, tmp_path):
+    path = trained / "ema_0.9999_000004.pt"
+    flags = ["--device cpu --threads 1 --sampler unipc --num_sampling_steps 5 --model_path", path]
+    assert call_script(SAMPLE, *flags, "--base_samples", base, "--out_dir", tmp_path / "out") == 0
+    facts = json.loads((tmp_path / "out" / "sampling.json").read_text())
+    assert facts["nfe"] == 5
+    assert "UniPC" in facts["sampler"]
 
 
 def test_base_images_that_do_not_fit_are_refused(trained, base, tmp_path):
