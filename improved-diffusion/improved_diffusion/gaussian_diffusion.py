@@ -80,11 +80,10 @@ class GaussianDiffusion(DiffusionProcess):
         Arguments and result as in `p_sample`; learned variances are not used.
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        eps = self._eps_from_xstart(x, t, out["pred_xstart"])
         alpha_bar = self._at("alphas_cumprod", t, x)
         alpha_bar_prev = self._at("alphas_cumprod_prev", t, x)
         sigma = eta * torch.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * torch.sqrt(1 - alpha_bar / alpha_bar_prev)
-        mean = out["pred_xstart"] * alpha_bar_prev.sqrt() + torch.sqrt(1 - alpha_bar_prev - sigma**2) * eps
+        mean = self._ddim_mean(x, t, out["pred_xstart"], alpha_bar_prev, sigma)
         sample = _add_noise(mean, sigma, t, noise) if eta else mean
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
@@ -106,10 +105,13 @@ class GaussianDiffusion(DiffusionProcess):
         if eta:
             raise ValueError(f"eta must be 0 to reverse DDIM, not {eta}")
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        eps = self._eps_from_xstart(x, t, out["pred_xstart"])
-        alpha_bar_next = self._at("alphas_cumprod_next", t, x)
-        sample = out["pred_xstart"] * alpha_bar_next.sqrt() + torch.sqrt(1 - alpha_bar_next) * eps
+        sample = self._ddim_mean(x, t, out["pred_xstart"], self._at("alphas_cumprod_next", t, x), 0.0)
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+
+    def _ddim_mean(self, x: Tensor, t: Tensor, pred_xstart: Tensor, alpha_bar: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return the mean of the step from x_t to the level `alpha_bar` (Song et al. 2020, Eq. 12)."""
+        eps = self._eps_from_xstart(x, t, pred_xstart)
+        return pred_xstart * alpha_bar.sqrt() + torch.sqrt(1 - alpha_bar - sigma**2) * eps
 
     # Loops over all steps
 

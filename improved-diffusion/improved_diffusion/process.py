@@ -81,7 +81,7 @@ class DiffusionProcess:
         if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("betas must be one-dimensional, each above 0 and at most 1")
         self.betas = betas
-        self.num_timesteps = len(betas)
+        self.num_timesteps = self.original_num_steps = len(betas)
         alphas = 1.0 - betas
         self.alphas_cumprod = np.cumprod(alphas)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
@@ -119,7 +119,7 @@ class DiffusionProcess:
 
     def _model_timesteps(self, t: Tensor) -> Tensor:
         """Map timesteps of this process to what the network is told."""
-        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
+        return t.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else t
 
     # The forward process
 
@@ -154,8 +154,8 @@ class DiffusionProcess:
         noise = torch.randn_like(x_start) if noise is None else noise
         if noise.shape != x_start.shape:
             raise ValueError(f"noise is {tuple(noise.shape)}, x_start {tuple(x_start.shape)}")
-        signal = self._at("sqrt_alphas_cumprod", t, x_start) * x_start
-        return signal + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+        mean, _, _ = self.q_mean_variance(x_start, t)
+        return mean + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, Eqs. 6, 7).

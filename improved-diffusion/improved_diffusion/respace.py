@@ -29,17 +29,16 @@ class SpacedDiffusion(GaussianDiffusion):
     def __init__(self, use_timesteps: Iterable[int], **kwargs: Any) -> None:
         betas = np.asarray(kwargs.pop("betas"), dtype=np.float64)
         self.use_timesteps = set(use_timesteps)
-        self.original_num_steps = len(betas)
         self.timestep_map = sorted(self.use_timesteps)
         if not self.timestep_map or not 0 <= self.timestep_map[0] <= self.timestep_map[-1] < len(betas):
             raise ValueError(f"use_timesteps must lie in [0, {len(betas)}), at least one of them")
         alpha_bar = np.cumprod(1.0 - betas)[self.timestep_map]
         super().__init__(betas=1.0 - alpha_bar / np.append(1.0, alpha_bar[:-1]), **kwargs)
+        self.original_num_steps = len(betas)
         self._map_on_device: dict[torch.device, Tensor] = {}
 
     def _model_timesteps(self, t: Tensor) -> Tensor:
         if t.device not in self._map_on_device:
             with torch.inference_mode(False):
                 self._map_on_device[t.device] = torch.tensor(self.timestep_map, device=t.device)
-        original = self._map_on_device[t.device][t]
-        return original.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else original
+        return super()._model_timesteps(self._map_on_device[t.device][t])
