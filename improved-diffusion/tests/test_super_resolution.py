@@ -1,15 +1,17 @@
 """The super-resolution network, and the published networks of OpenAI's recipes."""
 
+import argparse
 import json
 
 import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from diffusion_testing import call_script, fill_from_names, run_script
+from diffusion_testing import FOLDER, call_script, fill_from_names, run_script
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion
 from improved_diffusion.script_util import (
     NUM_CLASSES,
+    add_dict_to_argparser,
     check_flags,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
@@ -18,17 +20,13 @@ from improved_diffusion.script_util import (
 )
 from PIL import Image
 
-PUBLISHED = {
-    "cifar10_uncond_50M_500K": (52.55, 446, {"image_size": 32, "num_res_blocks": 3, "dropout": 0.3}),
-    "imagenet64_uncond_100M_1500K": (121.06, 450, {"num_res_blocks": 3}),
-    "imagenet64_cond_270M_250K": (273.05, 451, {"num_channels": 192, "num_res_blocks": 3, "class_cond": True}),
-    "lsun_uncond_100M_1200K_bs128": (
-        *(113.68, 426),
-        {"image_size": 256, "num_heads": 1, "use_scale_shift_norm": False, "attention_resolutions": "16"},
-    ),
-    "upsample_cond_500K": (279.79, 457, {"large_size": 256, "num_channels": 192, "class_cond": True}),
+PUBLISHED = {  # millions of parameters, and tensors
+    "cifar10_uncond_50M_500K.pt": (52.55, 446),
+    "imagenet64_uncond_100M_1500K.pt": (121.06, 450),
+    "imagenet64_cond_270M_250K.pt": (273.05, 451),
+    "lsun_uncond_100M_1200K_bs128.pt": (113.68, 426),
+    "upsample_cond_500K.pt": (279.79, 457),
 }
-
 TINY = (
     "--large_size 16 --small_size 8 --num_channels 32 --num_res_blocks 1 --attention_resolutions 4 --learn_sigma True "
     "--diffusion_steps 50 --noise_schedule cosine --threads 1 --precision float32 --device cpu"
@@ -41,18 +39,25 @@ def tiny_sr_flags(**changes):
     return {**sr_model_and_diffusion_defaults(), **tiny, **changes}
 
 
+def documented_flags(name, defaults):
+    """Return the flags of a published file from the table of README.md, as the scripts read them."""
+    row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_dict_to_argparser(parser, defaults)
+    return vars(parser.parse_args(row.split("| `")[-1].rstrip("` |").split()))
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_have_their_parameters(name):
-    millions, tensors, flags = PUBLISHED[name]
-    if "large_size" in flags:
-        create, defaults = sr_create_model_and_diffusion, sr_model_and_diffusion_defaults()
-    else:
-        create, defaults = create_model_and_diffusion, model_and_diffusion_defaults()
+    upsampler = name.startswith("upsample")
+    defaults = sr_model_and_diffusion_defaults() if upsampler else model_and_diffusion_defaults()
+    flags = documented_flags(name, defaults)
+    check_flags(flags)
     with torch.device("meta"):
-        model, _ = create(**{**defaults, "learn_sigma": True, **flags})
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
-    assert len(model.state_dict()) == tensors
-    if flags.get("class_cond"):
+        model, _ = (sr_create_model_and_diffusion if upsampler else create_model_and_diffusion)(**flags)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert (round(parameters / 1e6, 2), len(model.state_dict())) == PUBLISHED[name]
+    if flags["class_cond"]:
         assert model.label_emb.weight.shape[0] == NUM_CLASSES
 
 
