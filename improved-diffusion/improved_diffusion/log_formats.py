@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import blob
@@ -132,8 +132,9 @@ class TensorBoardFormat(Format):
             raise ImportError(
                 "the log format tensorboard needs the package tensorboard (pip install tensorboard)"
             ) from None
+        self._folder, self._rows = folder, 0
+        self._open: Callable[..., SummaryWriter] = SummaryWriter
         self._writer = SummaryWriter(folder)
-        self._rows = 0
 
     def write_values(self, values: Mapping[str, Any]) -> None:
         self._rows += 1
@@ -142,6 +143,10 @@ class TensorBoardFormat(Format):
             if isinstance(val, int | float):
                 self._writer.add_scalar(key, val, step)
         self._writer.flush()
+
+    def drop_after(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(self._folder, purge_step=step + 1)
 
     def close(self) -> None:
         self._writer.close()

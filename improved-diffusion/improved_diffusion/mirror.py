@@ -8,58 +8,84 @@ changed is sent now and then. What both sides looked like when they last agreed 
 import json
 import os
 import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from . import blob
 
 RECORD = ".mirror.json"
 MARKER = re.compile(r"opt\d+\.pt")  # makes the checkpoint whose last file it is count
+CONNECTIONS = 16
 
 Stat = tuple[int, int]  # bytes, nanoseconds
 
 
 class Mirror:
-    """The local copy of a remote folder.
+    """The local copy of a remote folder, or of some of its files.
 
     Args:
-        remote: the folder, by a remote path.
+        remote: the folder, by a remote path; None for that of a copy which is there.
         local: where the copy lies; made where it is not there.
 
     Raises:
-        ValueError, ImportError: see `blob.open_file`.
+        ValueError: the local folder is no copy, or that of another folder.
+        ImportError: see `blob.open_file`.
     """
 
-    def __init__(self, remote: str, local: str) -> None:
-        self.remote, self.local = remote.rstrip("/"), local
-        blob.make_dirs(local)
+    def __init__(self, remote: str | None, local: str) -> None:
         self._record: dict[str, tuple[Stat, Stat]] = {}  # name -> here, there
-        path = os.path.join(local, RECORD)
-        if os.path.exists(path):
-            with blob.open_file(path) as file:
+        known = remote_of(local)
+        if known:
+            with blob.open_file(os.path.join(local, RECORD)) as file:
                 saved = json.load(file)
-            if saved["remote"] != self.remote:
-                raise ValueError(f"{local}: the copy of {saved['remote']}, not of {self.remote}")
             self._record = {name: (tuple(here), tuple(there)) for name, (here, there) in saved["files"].items()}
+        self.remote, self.local = (remote or known or "").rstrip("/"), local
+        if not self.remote or (known and known != self.remote):
+            raise ValueError(f"{local}: the copy of {known or 'nothing'}, not of {self.remote or 'a remote folder'}")
+        blob.make_dirs(local)
+        if not known:
+            self._save()
 
-    def download(self) -> int:
-        """Fetch what the remote folder holds and the copy lacks, or holds as it was before; return how many files.
+    @property
+    def files(self) -> set[str]:
+        """Relative names of the files that both sides hold alike, as far as is known."""
+        return set(self._record)
+
+    def download(self, wanted: Callable[[str], bool] = bool, *, follow: bool = False) -> int:
+        """Fetch what the remote folder holds and the copy lacks, or holds as it was before.
+
+        Args:
+            wanted: tells by its relative name whether a file is; all are by default.
+            follow: make the copy like the remote folder, whatever was changed or added here.
+
+        Returns:
+            How many files were fetched.
 
         Raises:
             OSError: a file has changed on both sides since they last agreed, or cannot be fetched.
         """
-        here, there = self._find(self.local), self._find(self.remote)
-        wanted = [name for name, stat in there.items() if not self._agreed(name, 1, stat)]
-        for name in wanted:
+        here = self._find(self.local)
+        there = {name: stat for name, stat in self._find(self.remote).items() if wanted(name)}
+        missing = [
+            name
+            for name, stat in there.items()
+            if not self._agreed(name, 1, stat) or name not in here or (follow and not self._agreed(name, 0, here[name]))
+        ]
+        for name in () if follow else missing:
             if name in here and not self._agreed(name, 0, here[name]):
                 raise OSError(
                     f"{self.remote}/{name}: changed there and in {self.local} since they last agreed; "
                     "delete or rename one of the two folders"
                 )
-        for name in sorted(wanted, key=_order):
-            blob.copy(blob.join(self.remote, name), os.path.join(self.local, name))
-            self._note(name, self._find(self.local)[name], there[name])
-        for name in self._record.keys() - there.keys():  # deleted there: to be sent again
-            del self._record[name]
-        return len(wanted)
+        self._fetch(missing, there)
+        for name in self.files - there.keys():
+            if wanted(name):  # deleted there: to be sent again, unless it is to be deleted here
+                del self._record[name]
+        for name in here.keys() - there.keys() if follow else ():
+            if wanted(name):
+                os.unlink(os.path.join(self.local, name))
+        self._save()
+        return len(missing)
 
     def upload(self) -> int:
         """Send what has changed, a checkpoint's last file last, and delete there what was deleted here.
@@ -74,7 +100,7 @@ class Mirror:
         changed = sorted((name for name, stat in here.items() if not self._agreed(name, 0, stat)), key=_order)
         for name in changed:
             blob.copy(os.path.join(self.local, name), blob.join(self.remote, name))
-        for name in sorted(self._record.keys() - here.keys(), key=_order, reverse=True):
+        for name in sorted(self.files - here.keys(), key=_order, reverse=True):
             blob.remove(blob.join(self.remote, name))
             del self._record[name]
         if changed:
@@ -83,6 +109,26 @@ class Mirror:
                 self._record[name] = (here[name], there[name])
         self._save()
         return len(changed)
+
+    def _fetch(self, names: Sequence[str], there: dict[str, Stat]) -> None:
+        """Download files, many at a time, a checkpoint's last file last; remember those that came before an error."""
+
+        def fetch(name: str) -> str:
+            path = os.path.join(self.local, name)
+            blob.copy(blob.join(self.remote, name), path)
+            stat = os.stat(path)
+            if stat.st_size != there[name][0]:
+                raise OSError(f"{self.remote}/{name}: {stat.st_size} bytes came, {there[name][0]} were announced")
+            self._record[name] = ((stat.st_size, stat.st_mtime_ns), there[name])
+            return name
+
+        last = [name for name in names if _order(name)[0]]
+        try:
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
+                list(pool.map(fetch, [name for name in names if name not in last]))
+                list(pool.map(fetch, last))
+        finally:
+            self._save()
 
     def _find(self, folder: str) -> dict[str, Stat]:
         """Return the files below a folder by their names relative to it."""
@@ -93,13 +139,18 @@ class Mirror:
     def _agreed(self, name: str, side: int, stat: Stat) -> bool:
         return name in self._record and self._record[name][side] == stat
 
-    def _note(self, name: str, here: Stat, there: Stat) -> None:
-        self._record[name] = (here, there)
-        self._save()
-
     def _save(self) -> None:
         with blob.open_file(os.path.join(self.local, RECORD), "w") as file:
-            json.dump({"remote": self.remote, "files": self._record}, file)
+            json.dump({"remote": self.remote, "files": dict(self._record)}, file)
+
+
+def remote_of(local: str) -> str | None:
+    """Return the remote folder that a local one is the copy of, None where it is no copy."""
+    path = os.path.join(local, RECORD)
+    if not os.path.exists(path):
+        return None
+    with blob.open_file(path) as file:
+        return json.load(file)["remote"]
 
 
 def _order(name: str) -> tuple[bool, str]:

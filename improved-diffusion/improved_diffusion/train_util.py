@@ -223,7 +223,7 @@ class TrainLoop:
 
     def _sampler_state(self) -> dict[str, Any]:
         state_dict = getattr(self.schedule_sampler, "state_dict", None)
-        return {"schedule_sampler": state_dict()} if state_dict else {}
+        return {"sampler": state_dict()} if state_dict else {}
 
     def _resume(self, path: str) -> None:
         """Load a network, and the averages, the optimizer and the sampler beside it where they are."""
@@ -255,8 +255,8 @@ class TrainLoop:
             raise ValueError(f"{path}: does not fit the network ({error})") from None
         self._samples_before = state.get("images_seen", self._samples_before)
         load = getattr(self.schedule_sampler, "load_state_dict", None)
-        if load and "schedule_sampler" in state:
-            load(state["schedule_sampler"])
+        if load and state.get("sampler"):
+            load(state["sampler"])
 
 
 def parse_resume_step_from_filename(filename: str) -> int:

@@ -26,6 +26,7 @@ from comparison.runs import agrees, write_json
 from comparison.sources import check_source
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main, run_guarded
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
+from remote import with_local_paths
 from run_files import MODEL, training_of
 from trained import Trained, add_checkpoint_flags, add_network_flags, load_trained, out_folder, run_flags
 
@@ -54,6 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@with_local_paths
 def main(args: argparse.Namespace) -> int:
     """Judge the flags, rebuild the network, measure, write."""
     check_source(args.data_dir, "--data_dir")

@@ -32,6 +32,7 @@ from comparison.cli import (
 from comparison.runs import read_json
 from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
+from remote import with_local_paths
 from run_files import MODEL, training_of
 from sampler_flags import Sampler, add_sampler_flags, judge_sampler
 from trained import Trained, add_checkpoint_flags, add_network_flags, load_trained, out_folder, run_flags
@@ -67,6 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@with_local_paths
 def main(args: argparse.Namespace) -> int:
     """Judge the flags, rebuild the network, draw or measure."""
     flags = run_flags(args, model_and_diffusion_defaults(), MODEL)

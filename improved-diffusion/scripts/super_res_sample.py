@@ -27,6 +27,7 @@ from comparison.cli import (
 from comparison.sources import check_source
 from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import sr_create_model_and_diffusion, sr_model_and_diffusion_defaults
+from remote import with_local_paths
 from run_files import training_of
 from sampler_flags import Sampler, add_sampler_flags, judge_sampler
 from super_res_train import COLUMNS, MODEL, enlarge, in_rows
@@ -53,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@with_local_paths
 def main(args: argparse.Namespace) -> int:
     """Judge the flags, rebuild the network, enlarge."""
     check_source(args.base_samples, "--base_samples")

@@ -26,6 +26,7 @@ from improved_diffusion.script_util import (
     sr_create_model_and_diffusion,
     sr_model_and_diffusion_defaults,
 )
+from remote import with_local_paths
 from training_run import Task, add_train_options, train_network
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@with_local_paths
 def main(args: argparse.Namespace) -> int:
     """Train."""
     return train_network(args, SuperResTask(args))

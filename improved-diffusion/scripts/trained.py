@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from comparison.cli import UserError, str2bool
 from comparison.runs import read_json
 from improved_diffusion.script_util import add_dict_to_argparser
+from remote import path_or_url
 from run_files import choose_dtype, connect, judge_flags, load_network, load_state, place
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def add_network_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any])
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add --model_path, --out_dir and --use_fp16."""
     add = parser.add_argument_group("checkpoint").add_argument
-    add("--model_path", type=Path, required=True, help="model<step>.pt or ema_<rate>_<step>.pt")
-    add("--out_dir", type=Path, help="output folder; by default OPENAI_LOGDIR, else the model file's folder")
+    add("--model_path", type=path_or_url, required=True, help="model<step>.pt or ema_<rate>_<step>.pt")
+    add("--out_dir", type=path_or_url, help="output folder; by default OPENAI_LOGDIR, else the model file's folder")
     add("--use_fp16", type=str2bool, help="compute in bf16 where the device can, else fp16 on CUDA, else float32")
 
 

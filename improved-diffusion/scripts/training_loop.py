@@ -19,13 +19,16 @@ from comparison.device import peak_memory_bytes
 from comparison.images import save_grid, to_uint8
 from comparison.progress import bar
 from comparison.runs import Run
+from event_files import open_events
 from improved_diffusion.dist_util import get_rank, get_world_size, is_main
 from improved_diffusion.resample import LossAwareSampler, LossSecondMomentResampler, create_named_schedule_sampler
 from improved_diffusion.training import Trainer
+from remote import send
 from run_files import prune, restore, save
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from improved_diffusion.log_formats import TensorBoardFormat
     from training_run import Task
 
 
@@ -59,6 +62,7 @@ class Loop:
         self.step, self.images_seen = 0, 0
         self._clock = Clock()
         self._saved_step = -1
+        self._events: TensorBoardFormat | None = None
 
     def restore(self, model_file: Path, *, saved: bool) -> None:
         """Go on from a checkpoint, which every process reads for itself.
@@ -86,6 +90,7 @@ class Loop:
         args = self.args
         total = self.budget.total_steps(args.batch_size)
         with StopSignal() as stop, bar(total, self.step, "train", "steps") as progress:
+            self._events = open_events(self.train_run.folder, self.step) if is_main() else None
             stopped, seconds = shared(stop.requested, self._clock.seconds())
             saved_at, self._logged_at = seconds, (self.step, seconds)
             while not (reason := self.budget.exhausted(self.step, self.images_seen, seconds)):
@@ -132,6 +137,7 @@ class Loop:
                 state["sampler"] = self.sampler.state_dict()
             save(self.trainer, self.train_run.folder, self.step, state, self.task.model)
             prune(self.train_run.folder, self.args.save_interval, self.args.keep)
+            send(self.train_run.folder)
         self._saved_step = self.step
 
     def _log(self, seconds: float) -> None:
@@ -153,6 +159,8 @@ class Loop:
         rate = (step - self._logged_at[0]) * n / max(seconds - self._logged_at[1], 1e-9)
         row = {**means, "images_per_second": rate}
         self.train_run.log_row(step, self.images_seen, seconds, **row)
+        if self._events:
+            self._events.write_values({"step": step, **row})
         json_row = {"step": step, "images_seen": self.images_seen, "wall_seconds": round(seconds, 3), **row}
         with open(self.train_run.folder / "progress.json", "a", encoding="utf-8") as file:
             file.write(json.dumps(json_row) + "\n")

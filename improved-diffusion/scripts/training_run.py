@@ -26,6 +26,7 @@ from comparison.cli import (
 from comparison.runs import Run, read_progress, write_text
 from comparison.sources import check_source, source_name
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
+from remote import path_or_url, shown
 from run_files import choose_dtype, connect, judge_flags, my_place, place, saved_steps
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training that do not say what the network is."""
     add = parser.add_argument_group("training").add_argument
     add("--data_dir", default="", help="shapes, cifar10, a folder of images or an .npz file; '' for data/cifar_train")
-    add("--run_dir", type=Path, help="run folder; a run is continued by the same command")
+    add("--run_dir", type=path_or_url, help="run folder; a run is continued by the same command")
     add("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=non_negative_float, default=0.0, help="of AdamW")
     add(
@@ -102,7 +103,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--save_interval", type=positive_int, default=10000, help="updates between checkpoints")
     add(
         "--resume_checkpoint",
-        type=Path,
+        type=path_or_url,
         help="model<step>.pt of another folder to start from",
     )
     add("--grid_images", type=non_negative_int, default=64, help="images in the sample grids, 0 for no grids")
@@ -118,7 +119,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
     log_dir = os.environ.get("OPENAI_LOGDIR")
     folder = args.run_dir or (log_dir and Path(log_dir))
     folder = folder or default_run_folder(task.model, f"{source_name(data_dir)}-{task.run_name}")
-    options = {**vars(args), "data_dir": data_dir}
+    options = {**vars(args), "data_dir": shown(data_dir)}
     train_run = Run.open(
         folder,
         options,

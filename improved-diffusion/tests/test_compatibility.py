@@ -199,7 +199,7 @@ def test_interrupted_training_continues_as_if_it_had_not_stopped(loop, tmp_path)
     again.run_loop()
     for name in ("model000004.pt", "ema_0.9_000004.pt"):
         assert same(state_of(tmp_path / "run" / name), state_of(tmp_path / "whole" / name)), name
-    ours, theirs = (state_of(tmp_path / run / "opt000004.pt")["schedule_sampler"] for run in ("run", "whole"))
+    ours, theirs = (state_of(tmp_path / run / "opt000004.pt")["sampler"] for run in ("run", "whole"))
     assert same(ours, theirs)
 
 

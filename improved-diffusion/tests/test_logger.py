@@ -152,6 +152,13 @@ def test_tensorboard_events_hold_the_values(tmp_path):
     logger.reset()
     events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("loss")] == [(10, 0.1), (20, 0.05)]
+    logger.configure(tmp_path, ["tensorboard"])
+    logger.drop_after(10)
+    logger.logkvs({"step": 15, "loss": 7.0})
+    logger.dumpkvs()
+    logger.reset()
+    events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [10, 15]
 
 
 def test_tensorboard_without_its_package_is_one_sentence(tmp_path):

@@ -1,0 +1,200 @@
+"""Remote paths in the scripts' flags: gs://, az:// and Azure's https:// by the package blobfile.
+
+Images are downloaded once below <data root>/cache. A remote run, and the folder of a remote model, has a copy below
+<data root>/mirror: the script works there, and what it writes is sent after each checkpoint and at the end.
+"""
+
+import argparse
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from comparison.cli import UserError, data_root
+from improved_diffusion import blob
+from improved_diffusion.mirror import Mirror, remote_of
+from run_files import my_place
+
+T = TypeVar("T")
+
+ARCHIVES = (".npz", ".zip")
+
+
+def path_or_url(text: str) -> Path | str:
+    """Read a flag: a local path, or the text of a remote one."""
+    return text if blob.is_remote(text) else Path(text)
+
+
+def with_local_paths(main: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Make a script's main, which takes local paths, take remote ones.
+
+    Remote --data_dir, --base_samples, --model_path and --resume_checkpoint are downloaded where that has not been
+    done; --run_dir, --out_dir and OPENAI_LOGDIR become their copies, which are sent at the end, and so does the folder
+    of a remote model where nothing else says where to write.
+    """
+
+    @functools.wraps(main)
+    def wrapped(args: argparse.Namespace) -> int:
+        args = argparse.Namespace(**vars(args))
+        for flag, fetch in _INPUTS.items():
+            if blob.is_remote(value := str(getattr(args, flag, None) or "")):
+                setattr(args, flag, _told(f"--{flag}", fetch, value))
+        written = _output(args)
+        try:
+            status = main(args)
+        except BaseException:
+            if written:
+                send(written)
+            raise
+        if written:
+            _told("the results are kept but not sent:", _send, written)
+        return status
+
+    return wrapped
+
+
+def _output(args: argparse.Namespace) -> Path | None:
+    """Replace the remote folder that a script writes into by its copy; return that, None for a local folder."""
+    flag, bring = ("run_dir", fetch_run) if hasattr(args, "run_dir") else ("out_dir", copy_of)
+    given = str(getattr(args, flag) or "")
+    if blob.is_remote(given):
+        setattr(args, flag, _told(f"--{flag}", bring, given))
+        return getattr(args, flag)
+    variable = os.environ.get("OPENAI_LOGDIR") or ""
+    if not given and blob.is_remote(variable):
+        folder = _told("OPENAI_LOGDIR", bring, variable)
+        os.environ["OPENAI_LOGDIR"] = str(folder)
+        return folder
+    if not given and not variable and flag == "out_dir" and remote_of(str(args.model_path.parent)):
+        return args.model_path.parent
+    return None
+
+
+def send(folder: Path) -> None:
+    """Send what has changed in the copy of a remote folder; any other folder is left alone.
+
+    A failure is a warning: the files are kept, and the next call sends them.
+    """
+    try:
+        _send(folder)
+    except (OSError, ImportError, ValueError) as error:
+        print(f"warning: not sent, the next checkpoint tries again ({error})", file=sys.stderr, flush=True)
+
+
+def shown(path: str) -> str:
+    """Return the remote path of what was downloaded to a local one, any other path as it is."""
+    for folder in (path, os.path.dirname(path)):
+        if remote := remote_of(folder):
+            return remote if folder == path else blob.join(remote, os.path.basename(path))
+    return path
+
+
+def fetch_images(url: str) -> str:
+    """Download a folder of images, or an .npz or .zip file, into the cache; return the local path."""
+    if url.endswith(ARCHIVES):
+        name = blob.basename(url)
+        folder = _folder("cache", blob.dirname(url))
+        _download(blob.dirname(url), folder, lambda found: found == name, [name])
+        return str(folder / name)
+    folder = _folder("cache", url)
+    _download(url, folder, bool, [], follow=True)
+    return str(folder)
+
+
+def fetch_checkpoint(url: str) -> Path:
+    """Download a network's file, and what lies beside it and tells of it; return the local path."""
+    name, remote = blob.basename(url), blob.dirname(url)
+    beside = {name, "config.json", "progress.csv"}
+    pattern = None
+    if match := re.fullmatch(r"model(\d+)\.pt", name):
+        pattern = re.compile(rf"(ema_[\d.]+_{match[1]}|opt{match[1]})\.pt")
+    folder = _folder("mirror", remote)
+    _download(remote, folder, lambda found: found in beside or bool(pattern and pattern.fullmatch(found)), [name])
+    return folder / name
+
+
+def fetch_run(url: str) -> Path:
+    """Bring the copy of a run up to date; return its folder."""
+    folder = copy_of(url)
+    _download(url.rstrip("/"), folder)
+    return folder
+
+
+def copy_of(url: str) -> Path:
+    """Return the folder where the copy of a remote one lies; nothing is downloaded."""
+    folder = _folder("mirror", url)
+    with _locked(folder):
+        Mirror(url, str(folder))
+    return folder
+
+
+def _download(
+    remote: str,
+    folder: Path,
+    wanted: Callable[[str], bool] = bool,
+    needed: list[str] | None = None,
+    *,
+    follow: bool = False,
+) -> None:
+    """Download into a copy, in one process per machine while the others wait.
+
+    Args:
+        remote: the folder.
+        folder: its copy.
+        wanted: tells by name which files are.
+        needed: names that must be there, or an empty list for any; None where none need be.
+        follow: of `Mirror.download`.
+
+    Raises:
+        FileNotFoundError: what is needed is not there.
+    """
+    with _locked(folder):
+        mirror = Mirror(remote, str(folder))
+        fetched = mirror.download(wanted, follow=follow)
+        if fetched:
+            print(f"{remote}: {fetched} files downloaded to {folder}", flush=True)
+    if needed is not None and not (mirror.files and mirror.files.issuperset(needed)):
+        raise FileNotFoundError(f"{blob.join(remote, *needed)}: no such file or folder")
+
+
+def _send(folder: Path) -> None:
+    if remote_of(str(folder)) and my_place().rank == 0:
+        with _locked(folder):
+            Mirror(None, str(folder)).upload()
+
+
+def _folder(kind: str, url: str) -> Path:
+    scheme, _, rest = url.rstrip("/").partition("://")
+    if not rest or ".." in rest.split("/"):
+        raise ValueError(f"{url}: not a remote path")
+    return data_root() / kind / scheme / rest
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time into a copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    import fcntl
+
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _told(flag: str, action: Callable[..., T], *args: object) -> T:
+    try:
+        return action(*args)
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"{flag} {error}") from None
+
+
+_INPUTS: dict[str, Callable[[str], object]] = {
+    "data_dir": fetch_images,
+    "base_samples": fetch_images,
+    "model_path": fetch_checkpoint,
+    "resume_checkpoint": fetch_checkpoint,
+}
