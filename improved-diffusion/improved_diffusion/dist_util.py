@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .launch import LaunchError, Place, find_place, slurm_master
-from .watch import GRACE, PATIENCE, Hub, Watch, connect, leave, local_names
+from .watch import GRACE, PATIENCE, Hub, Watch, connect, fails_first, leave, local_names
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ def run_guarded(main: Callable[[], int | None]) -> int:
         except BaseException as error:
             status = _exit_status(error)
             if status:
-                _claim(status, place.rank, isinstance(error, RuntimeError))
+                _claim(status, isinstance(error, RuntimeError))
                 error.add_note(f"(in process {place.rank} of {place.world_size})")
                 print(kept.getvalue(), file=sys.__stderr__, end="", flush=True)
             raise
@@ -186,33 +186,34 @@ def _exit_status(error: BaseException) -> int:
     return 2 if isinstance(error, ValueError | OSError) else 1
 
 
-def _claim(status: int, rank: int, may_follow: bool) -> None:
+def _claim(status: int, may_follow: bool) -> None:
     """Return when this process shall tell its error; where another one does, never.
 
     Args:
         status: to exit with.
-        rank: of this process.
         may_follow: the error may be another process's failure seen from here, which that one tells better.
     """
     global _claimed
     if _claimed:
         return
-    if _watch is None:
-        if rank:  # the first process may find the same; then the launcher ends this one before it tells
-            time.sleep(3 * GRACE)
-    else:
-        if may_follow:
-            time.sleep(GRACE)
-        if not _watch.claim(status):
-            time.sleep(PATIENCE + 2 * GRACE)
-            leave(status)
+    if _watch is not None and may_follow:
+        time.sleep(GRACE)
+    if not (_watch.claim(status) if _watch else fails_first()):
+        time.sleep(PATIENCE + 2 * GRACE if _watch else GRACE)
+        leave(status)
     _claimed = True
-    atexit.register(leave, status)  # runs before what would wait for the others
+    atexit.register(_leave_last, status)  # runs before what would wait for the others
+
+
+def _leave_last(status: int) -> None:
+    if _watch is None:
+        time.sleep(GRACE)  # in which the others fail too, and see that this one has told it
+    leave(status)
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Tell an error that nobody caught, unless another process tells its own."""
-    _claim(1, get_rank(), isinstance(error, RuntimeError))
+    _claim(1, isinstance(error, RuntimeError))
     traceback.print_exception(kind, error, trace)
 
 

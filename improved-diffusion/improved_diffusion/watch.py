@@ -19,6 +19,8 @@ from typing import Any
 PATIENCE = 4.0  # seconds that the failing process has to tell its error
 GRACE = 1.0  # seconds in which a launcher that ends the whole job would end this process too
 
+_kept: list[socket.socket] = []
+
 
 def leave(status: int) -> None:
     """End this process at once: its main thread may wait in a collective call."""
@@ -27,6 +29,23 @@ def leave(status: int) -> None:
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def fails_first() -> bool:
+    """Tell whether this is the first process of its launcher on this machine to ask, for those not yet connected.
+
+    The answer holds while the first one lives. Only Linux has names that vanish with their process; elsewhere each
+    process takes itself for the first.
+    """
+    if sys.platform != "linux":
+        return True
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0improved-diffusion-{os.getuid()}-{os.getppid()}")
+    except OSError:
+        return False
+    _kept.append(name)
+    return True
 
 
 def local_names() -> list[str]:

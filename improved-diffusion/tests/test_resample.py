@@ -91,13 +91,3 @@ def test_restored_sampler_goes_on_as_the_saved_one(tmp_path):
     assert torch.equal(restored.sample(9, CPU, generator())[0], saved.sample(9, CPU, generator())[0])
     with pytest.raises(ValueError, match="another number of timesteps"):
         LossSecondMomentResampler(diffusion(5)).load_state_dict(saved.state_dict())
-
-
-def test_host_does_not_wait_for_the_device():
-    sampler, device = warm(), torch.device("meta")  # whose values nobody can read
-    ts, _ = sampler.sample(12, device, generator())
-    sampler.update_with_local_losses(ts, torch.ones(12, device=device))
-    t, factors = sampler.sample(12, device, generator())
-    assert (t.device, factors.device) == (device, device)
-    with pytest.raises(NotImplementedError):
-        sampler.weights()

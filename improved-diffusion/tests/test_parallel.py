@@ -1,0 +1,313 @@
+"""Several processes: how they find each other, and that they do what one does."""
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import parallel_programs
+import pytest
+import torch
+from diffusion_testing import call_script, script_command, script_env
+from improved_diffusion import watch
+from improved_diffusion.launch import LaunchError, Place, find_place, first_host, slurm_master
+from PIL import Image
+
+PROGRAM = [sys.executable, parallel_programs.__file__]
+TRAIN, SAMPLE = "scripts/image_train.py", "scripts/image_sample.py"
+TINY = (
+    "--image_size 16 --num_channels 16 --norm_groups 8 --num_res_blocks 1 --learn_sigma True --use_kl True "
+    "--diffusion_steps 3 --noise_schedule cosine --schedule_sampler loss-second-moment "
+    "--class_cond True --class_dropout 0.3 --batch_size 12 --microbatch 4 --log_interval 4 --save_interval 100 --grid_images 4 --grid_steps 2 "
+    "--device cpu --precision float32 --threads 1"
+)
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def mpiexec() -> list[str]:
+    """The command that starts two processes by MPI."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    found = str(beside) if beside.is_file() else shutil.which("mpiexec")
+    if not found:
+        pytest.skip("no mpiexec")
+    return [found, "-n", "2"]
+
+
+def torchrun() -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+
+
+def finish(command, **env):
+    """Run a command to its end; two processes where it begins with a launcher."""
+    if not importlib.util.find_spec("mpi4py"):
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **env}
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=script_env(**root, **env))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
+    return folder
+
+
+def assert_close_weights(one, two):
+    """Equal to float32 tolerance: Adam turns rounding into steps of full length where the gradient is 0."""
+    assert one.keys() == two.keys()
+    difference = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert difference.mean() < 1e-6
+    assert (difference > 1e-5).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("env", "place"),
+    [
+        ({}, Place()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Place(3, 4, 1, 2, "torchrun")),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Place()),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "2",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            },
+            Place(2, 4, 0, 2, "mpi"),
+        ),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Place(1, 2, 1, 2, "mpi")),
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"},
+            Place(1, 2, 0, 1, "mpi"),
+        ),
+        ({**SRUN, "SLURM_NTASKS_PER_NODE": "4"}, Place(5, 8, 1, 4, "slurm")),
+        ({**SRUN, "SLURM_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"}, Place(5, 8, 1, 2, "slurm")),
+        ({**SRUN, "PMIX_RANK": "5"}, Place(5, 8, 1, 8, "slurm")),
+        ({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"}, Place(5, 8, 1, 8, "slurm")),
+        ({**SRUN, "SLURM_PROCID": "0", "PMI_RANK": "1", "PMI_SIZE": "2"}, Place(1, 2, 1, 2, "mpi")),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}, Place(1, 2, 1, 2, "slurm")),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, Place()),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Place()),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "ENVIRONMENT": "BATCH"}, Place()),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"}, Place()),
+    ],
+)
+def test_place_is_what_the_launcher_says(env, place):
+    assert find_place(env) == place
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 must be"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number, not 'x'"),
+        ({"PMIX_RANK": "0"}, "PMIX_RANK is set but not the number"),
+    ],
+)
+def test_contradictory_variables_are_refused(env, words):
+    with pytest.raises(LaunchError, match=words):
+        find_place(env)
+
+
+def test_processes_of_a_slurm_step_meet_on_its_first_host():
+    assert [first_host(nodes) for nodes in ("gpu[03-07,12],big1", "a1,b2", "r[1-2]n[5,7]", "one")] == [
+        *("gpu03", "a1", "r1n5", "one")
+    ]
+    host, port = slurm_master({**SRUN, "SLURM_JOB_NODELIST": "gpu[03-04]"})
+    assert host == "gpu03"
+    assert 1024 < port < 32768
+    assert slurm_master({**SRUN, "SLURM_JOB_NODELIST": "gpu[03-04]", "SLURM_STEP_ID": "2"})[1] != port
+    assert slurm_master({**SRUN, "SLURM_JOB_NODELIST": "gpu03", "SLURM_NNODES": "1"})[0] == "127.0.0.1"
+    assert slurm_master({**SRUN, "MASTER_ADDR": "there", "MASTER_PORT": "99"}) == ("there", 99)
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """Watch three processes; return the ends and a function that waits for those that were ended."""
+    monkeypatch.setattr(watch, "GRACE", 0.05)
+    monkeypatch.setattr(watch, "PATIENCE", 0.3)
+    ended, changed = {}, threading.Condition()
+
+    def end(rank):
+        def note(status):
+            with changed:
+                ended[rank] = status
+                changed.notify_all()
+
+        return note
+
+    def wait_for(*ranks):
+        with changed:
+            assert changed.wait_for(lambda: set(ranks) <= set(ended), timeout=20), (ranks, ended)
+            return {rank: ended[rank] for rank in ranks}
+
+    hub = watch.Hub("127.0.0.1", end(0))
+    links = [socket.create_connection(("127.0.0.1", hub.port)) for _ in range(2)]
+    spokes = [watch.Spoke(rank, link, end(rank)) for rank, link in enumerate(links, 1)]
+    while len(hub._links) < 2:
+        time.sleep(0.01)
+    yield hub, spokes, links, wait_for
+    hub.goodbye()
+    for link in links:
+        link.close()
+
+
+def test_first_failure_is_told_and_ends_all(job):
+    _, (first, second), _, wait_for = job
+    assert first.claim(2)
+    assert wait_for(0, 2) == {0: 2, 2: 2}
+    assert not second.claim(1)
+
+
+def test_failure_of_the_first_process_ends_the_others(job):
+    hub, (first, _), _, wait_for = job
+    assert hub.claim(2)
+    assert not hub.claim(1)
+    assert wait_for(1, 2) == {1: 2, 2: 2}
+    assert not first.claim(1)
+
+
+def test_process_that_vanishes_ends_the_others(job):
+    _, _, links, wait_for = job
+    links[0].shutdown(socket.SHUT_RDWR)
+    assert wait_for(0, 2) == {0: 1, 2: 1}
+
+
+def test_processes_that_part_end_nobody(job):
+    hub, spokes, links, _ = job
+    for spoke, link in zip(spokes, links, strict=True):
+        spoke.goodbye()
+        link.shutdown(socket.SHUT_WR)
+    while hub._links:
+        time.sleep(0.01)
+    assert hub.claim(2)  # nobody has failed before
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        parallel_programs.drawn(tmp_path / "samples.npz", stop_at=6)
+    done = finish([*mpiexec(), *PROGRAM, "together", str(tmp_path)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("printed once") == 1
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
+    for name, options in (("microbatches", {}), ("recomputed", {"use_checkpoint": True})):
+        one, two = parallel_programs.trained(**options), results[name]
+        for key in ("first gradient", "gradient"):
+            assert (two[key] - one[key]).norm() < 1e-4 * one[key].norm(), (name, key)
+        torch.testing.assert_close(two["means"], one["means"], rtol=1e-4, atol=1e-6)
+        for key in ("weights", "average"):
+            assert_close_weights({key: one[key]}, {key: two[key]})
+    np.testing.assert_allclose(results["weights"], parallel_programs.resampled([13]), rtol=1e-12)
+    parallel_programs.drawn(tmp_path / "alone" / "samples.npz")
+    drawn = [np.load(tmp_path / name / "samples.npz")["arr_0"] for name in (".", "alone")]
+    assert np.array_equal(*drawn)
+    facts = json.loads((tmp_path / "sampling.json").read_text())
+    assert (facts["processes"], facts["images"], facts["nfe"]) == (2, 21, 1)
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.fixture(scope="module")
+def runs(images, tmp_path_factory):
+    """Run folders of 12 updates without a break, and of 6, by a process that has no mpi4py."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "mpi4py", None)
+        for name, steps in (("unbroken", 12), ("begun", 6)):
+            flags = [TINY, "--data_dir", images, "--run_dir", folder / name]
+            assert call_script(TRAIN, *flags, "--max_steps", steps) == 0
+    return folder
+
+
+def states(folder, step=12):
+    names = (f"model{step:06d}.pt", f"ema_0.9999_{step:06d}.pt", f"opt{step:06d}.pt")
+    return [torch.load(folder / name, weights_only=True) for name in names]
+
+
+def test_run_by_losses_resumes_bit_for_bit(runs, images, tmp_path):
+    shutil.copytree(runs / "begun", tmp_path / "run")
+    assert call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", tmp_path / "run", "--max_steps", 12) == 0
+    unbroken, resumed = states(runs / "unbroken"), states(tmp_path / "run")
+    for one, two in zip(unbroken[:2], resumed[:2], strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (state[2]["sampler"] for state in (unbroken, resumed))
+    assert one["written"].min() >= 10  # so that the losses decide which timesteps are drawn
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_training_goes_on_with_another_number_of_processes(runs, images, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(runs / "begun", run_dir)
+    flags = [TINY, "--data_dir", images, "--run_dir", run_dir]
+    done = finish([*mpiexec(), *script_command(TRAIN, *flags, "--max_steps", 10)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("continues after 6 updates") == done.stdout.count("finished after 10 updates") == 1
+    assert json.loads((run_dir / "config.json").read_text())["processes"] == 2
+    assert call_script(TRAIN, *flags, "--max_steps", 12) == 0
+    unbroken, resumed = states(runs / "unbroken"), states(run_dir)
+    for one, two in zip(unbroken[:2], resumed[:2], strict=True):
+        assert_close_weights(one, two)
+    assert torch.equal(*(state[2]["sampler"]["written"] for state in (unbroken, resumed)))
+    assert resumed[2]["images_seen"] == 144
+
+
+def test_two_processes_draw_the_images_of_one(runs, tmp_path):
+    model = runs / "unbroken" / "ema_0.9999_000012.pt"
+    flags = ["--model_path", model, "--num_samples 9 --batch_size 2 --device cpu --precision float32 --threads 1"]
+    assert call_script(SAMPLE, *flags, "--out_dir", tmp_path / "one") == 0
+    done = finish([*torchrun(), *script_command(SAMPLE, *flags, "--out_dir", tmp_path / "two")[1:]])
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (np.load(tmp_path / name / "samples_9x16x16x3.npz") for name in ("one", "two"))
+    assert np.mean(np.abs(one["arr_0"].astype(int) - two["arr_0"]) <= 1) >= 0.999
+    assert np.array_equal(one["arr_1"], two["arr_1"])
+
+
+def test_mistakes_are_told_once(images, tmp_path):
+    run = [TINY, "--data_dir", images, "--run_dir", tmp_path / "run"]
+    done = finish([*mpiexec(), *script_command(TRAIN, *run, "--batch_size", 13)])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "--batch_size 13: of all processes together, so a multiple of 2" in done.stderr
+    (tmp_path / "model000003.pt").write_bytes(b"damaged")
+    done = finish([*mpiexec(), *script_command(TRAIN, *run, "--resume_checkpoint", tmp_path / "model000003.pt")])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "model000003.pt: not a checkpoint" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_process_that_fails_ends_the_job_with_its_error(tmp_path):
+    done = finish([*mpiexec(), *PROGRAM, "fail", str(tmp_path)])
+    assert done.returncode != 0
+    assert done.stderr.count("ValueError: the second process fails\n(in process 1 of 2)") == 1
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_killed_process_ends_the_job_without_a_launcher(tmp_path):
+    env = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost", "MASTER_PORT": free_port()}
+    started = [
+        subprocess.Popen(
+            [*PROGRAM, "die", str(tmp_path)],
+            env=script_env(**env, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    _, stderr = started[0].communicate(timeout=100)
+    assert started[0].returncode == 1
+    assert started[1].wait(10) != 0
+    assert "process 1" in stderr
+    assert stderr.count("ended without a message") == stderr.count("\n") == 1
