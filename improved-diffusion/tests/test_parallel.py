@@ -23,9 +23,9 @@ PROGRAM = [sys.executable, parallel_programs.__file__]
 TRAIN, SAMPLE = "scripts/image_train.py", "scripts/image_sample.py"
 TINY = (
     "--image_size 16 --num_channels 16 --norm_groups 8 --num_res_blocks 1 --learn_sigma True --use_kl True "
-    "--diffusion_steps 3 --noise_schedule cosine --schedule_sampler loss-second-moment "
-    "--class_cond True --class_dropout 0.3 --batch_size 12 --microbatch 4 --log_interval 4 --save_interval 100 --grid_images 4 --grid_steps 2 "
-    "--device cpu --precision float32 --threads 1"
+    "--diffusion_steps 3 --noise_schedule cosine --schedule_sampler loss-second-moment --class_cond True "
+    "--class_dropout 0.3 --batch_size 12 --microbatch 4 --log_interval 4 --save_interval 100 --grid_images 4 "
+    "--grid_steps 2 --device cpu --precision float32 --threads 1"
 )
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
 
