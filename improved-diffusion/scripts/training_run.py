@@ -116,17 +116,8 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
     """Judge the flags, load the data, train until a budget is used up; return the exit status."""
     ema_rates, budget = judge_train_flags(args, task)
     data_dir = data_source(args.data_dir)
-    log_dir = os.environ.get("OPENAI_LOGDIR")
-    folder = args.run_dir or (log_dir and Path(log_dir))
-    folder = folder or default_run_folder(task.model, f"{source_name(data_dir)}-{task.run_name}")
-    options = {**vars(args), "data_dir": shown(data_dir)}
-    train_run = Run.open(
-        folder,
-        options,
-        model=task.model,
-        may_change=("resume_checkpoint", "grid_images", "grid_steps"),
-        fresh=args.fresh,
-    )
+    train_run = open_run(args, task, data_dir)
+    folder = train_run.folder
     if reason := train_run.finished_reason(budget):
         print(f"{folder}: finished ({reason}); a larger budget continues it, --fresh starts over")
         return 0
@@ -175,9 +166,27 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
             precision=devices.precision_name(dtype),
         )
         begun = f"continues after {loop.step} updates" if loop.step else "starts"
-        where = devices.describe_device(device) + (f", {get_world_size()} processes" if get_world_size() > 1 else "")
+        team = f", {get_world_size()} processes" if get_world_size() > 1 else ""
+        where = devices.describe_device(device) + team
         train_run.log(f"{folder} {begun}: {len(image_set)} images, budget {budget.describe()}, {where}")
     return loop.run()
+
+
+def open_run(args: argparse.Namespace, task: Task, data_dir: str) -> Run:
+    """Open the run folder: --run_dir, else OPENAI_LOGDIR, else by the data's name.
+
+    Raises:
+        UserError: it holds another run.
+    """
+    log_dir = os.environ.get("OPENAI_LOGDIR")
+    folder = args.run_dir or (log_dir and Path(log_dir))
+    return Run.open(
+        folder or default_run_folder(task.model, f"{source_name(data_dir)}-{task.run_name}"),
+        {**vars(args), "data_dir": shown(data_dir)},
+        model=task.model,
+        may_change=("resume_checkpoint", "grid_images", "grid_steps"),
+        fresh=args.fresh,
+    )
 
 
 def load_data(data_dir: str, task: Task, train_run: Run) -> "ImageSet":
