@@ -7,15 +7,19 @@ a file that is written appears under its name when it is whole, remotely too.
 import os
 import posixpath
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import ModuleType
+from functools import cache
 from typing import IO, Any
 
 SCHEMES = ("gs://", "az://", "https://")
 MODES = ("r", "rb", "w", "wb", "a", "ab")
 AZURE_HOST = ".blob.core.windows.net"
+RETRIES = 8  # of a request, over about ten seconds
+
+Stat = tuple[int, int]  # bytes, nanoseconds
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -116,16 +120,17 @@ def isdir(path: str) -> bool:
         return bf.isdir(path)
 
 
-def size(path: str) -> int:
-    """Return a file's size in bytes.
+def stat(path: str) -> Stat:
+    """Return a file's size in bytes and its time of change in nanoseconds.
 
     Raises:
         OSError: no such file.
     """
     if not is_remote(path):
-        return os.path.getsize(path)
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
     with _remote(path) as bf:
-        return bf.stat(path).size
+        return _plain(bf.stat(path))
 
 
 def list_folder(path: str) -> list[str]:
@@ -140,7 +145,7 @@ def list_folder(path: str) -> list[str]:
         return sorted(name.rstrip("/") for name in bf.listdir(path))
 
 
-def find_files(path: str) -> dict[str, tuple[int, int]]:
+def find_files(path: str) -> dict[str, Stat]:
     """Find all files below a folder, at any depth; hidden files and folders are left out.
 
     Returns:
@@ -150,35 +155,31 @@ def find_files(path: str) -> dict[str, tuple[int, int]]:
         OSError: no such folder.
     """
     folders: list[str] = [path]
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, Stat] = {}
     while folders:
         folder = folders.pop()
-        for name, stat in _scan(folder):
+        for name, there in _scan(folder):
             if name.startswith("."):
                 continue
-            if stat is None:
+            if there is None:
                 folders.append(join(folder, name))
             else:
-                found[join(folder, name)] = stat
+                found[join(folder, name)] = there
     return dict(sorted(found.items()))
 
 
-def _scan(folder: str) -> list[tuple[str, tuple[int, int] | None]]:
-    """Return the name of each file in a folder with its size and time, and of each folder with None."""
+def _scan(folder: str) -> list[tuple[str, Stat | None]]:
+    """Return the name of each file in a folder with its `stat`, and of each folder with None."""
     if is_remote(folder):
         with _remote(folder) as bf:
-            return [
-                (entry.name.rstrip("/"), None if entry.is_dir else (entry.stat.size, round(entry.stat.mtime * 1e9)))
-                for entry in bf.scandir(folder)
-                if entry.name
-            ]
-    with os.scandir(folder) as entries:
-        return [(entry.name, None if entry.is_dir() else _local_stat(entry)) for entry in entries]
+            entries = [entry for entry in bf.scandir(folder) if entry.name]
+            return [(entry.name.rstrip("/"), None if entry.is_dir else _plain(entry.stat)) for entry in entries]
+    with os.scandir(folder) as local:
+        return [(entry.name, None if entry.is_dir() else stat(entry.path)) for entry in local]
 
 
-def _local_stat(entry: os.DirEntry[str]) -> tuple[int, int]:
-    stat = entry.stat()
-    return stat.st_size, stat.st_mtime_ns
+def _plain(found: Any) -> Stat:
+    return found.size, round(found.mtime * 1e9)
 
 
 def remove(path: str) -> None:
@@ -213,8 +214,8 @@ def basename(path: str) -> str:
 
 
 @contextmanager
-def _remote(path: str) -> Iterator[ModuleType]:
-    """Hand out blobfile; its errors become OSErrors that name the path."""
+def _remote(path: str) -> Iterator[Any]:
+    """Hand out blobfile's functions; its errors become OSErrors that name the path."""
     host = path.removeprefix("https://").split("/")[0]
     if path.startswith("https://") and not host.endswith(AZURE_HOST):
         raise ValueError(f"{path}: of https:// paths only those of Azure, https://<account>{AZURE_HOST}/, are read")
@@ -223,8 +224,19 @@ def _remote(path: str) -> Iterator[ModuleType]:
     except ImportError:
         raise ImportError(f"{path}: a remote path needs the package blobfile (pip install blobfile)") from None
     try:
-        yield blobfile
+        yield _context()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file or folder") from None
     except blobfile.Error as error:
-        raise OSError(f"{path}: {' '.join(str(error).split())}") from None
+        raise OSError(f"{path}: {' '.join(error.message.split())}") from None
+
+
+@cache
+def _context() -> Any:
+    """Return blobfile's functions with an end to their retries: without a network they would wait for ever."""
+    import blobfile
+
+    def tell(message: str) -> None:
+        print(f"blobfile: {message[:200]}", file=sys.stderr, flush=True)
+
+    return blobfile.create_context(retry_limit=RETRIES, log_callback=tell)

@@ -8,16 +8,16 @@ changed is sent now and then. What both sides looked like when they last agreed 
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from . import blob
+from .blob import Stat
 
 RECORD = ".mirror.json"
 MARKER = re.compile(r"opt\d+\.pt")  # makes the checkpoint whose last file it is count
 CONNECTIONS = 16
-
-Stat = tuple[int, int]  # bytes, nanoseconds
 
 
 class Mirror:
@@ -51,11 +51,11 @@ class Mirror:
         """Relative names of the files that both sides hold alike, as far as is known."""
         return set(self._record)
 
-    def download(self, wanted: Callable[[str], bool] = bool, *, follow: bool = False) -> int:
+    def download(self, names: Collection[str] | None = None, *, follow: bool = False) -> int:
         """Fetch what the remote folder holds and the copy lacks, or holds as it was before.
 
         Args:
-            wanted: tells by its relative name whether a file is; all are by default.
+            names: of the files, relative, of which some may not be there; None for all, which lists the folder.
             follow: make the copy like the remote folder, whatever was changed or added here.
 
         Returns:
@@ -65,7 +65,7 @@ class Mirror:
             OSError: a file has changed on both sides since they last agreed, or cannot be fetched.
         """
         here = self._find(self.local)
-        there = {name: stat for name, stat in self._find(self.remote).items() if wanted(name)}
+        there = self._find(self.remote) if names is None else self._look_up(names)
         missing = [
             name
             for name, stat in there.items()
@@ -78,11 +78,10 @@ class Mirror:
                     "delete or rename one of the two folders"
                 )
         self._fetch(missing, there)
-        for name in self.files - there.keys():
-            if wanted(name):  # deleted there: to be sent again, unless it is to be deleted here
-                del self._record[name]
-        for name in here.keys() - there.keys() if follow else ():
-            if wanted(name):
+        gone = self.files.union(here) if names is None else set(names)
+        for name in gone - there.keys():
+            self._record.pop(name, None)  # to be sent again
+            if follow and name in here:
                 os.unlink(os.path.join(self.local, name))
         self._save()
         return len(missing)
@@ -116,10 +115,10 @@ class Mirror:
         def fetch(name: str) -> str:
             path = os.path.join(self.local, name)
             blob.copy(blob.join(self.remote, name), path)
-            stat = os.stat(path)
-            if stat.st_size != there[name][0]:
-                raise OSError(f"{self.remote}/{name}: {stat.st_size} bytes came, {there[name][0]} were announced")
-            self._record[name] = ((stat.st_size, stat.st_mtime_ns), there[name])
+            stat = blob.stat(path)
+            if stat[0] != there[name][0]:
+                raise OSError(f"{self.remote}/{name}: {stat[0]} bytes came, {there[name][0]} were announced")
+            self._record[name] = (stat, there[name])
             return name
 
         last = [name for name in names if _order(name)[0]]
@@ -135,6 +134,14 @@ class Mirror:
         if blob.is_remote(folder) and not blob.isdir(folder):
             return {}
         return {path[len(folder) + 1 :]: stat for path, stat in blob.find_files(folder).items()}
+
+    def _look_up(self, names: Collection[str]) -> dict[str, Stat]:
+        """Return those of some remote files that are there."""
+        found = {}
+        for name in names:
+            with suppress(FileNotFoundError):
+                found[name] = blob.stat(blob.join(self.remote, name))
+        return found
 
     def _agreed(self, name: str, side: int, stat: Stat) -> bool:
         return name in self._record and self._record[name][side] == stat

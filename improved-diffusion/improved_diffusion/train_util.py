@@ -7,7 +7,6 @@ state dicts, and opt<n>.pt with the optimizer, the timestep sampler and n: writt
 """
 
 import os
-import pickle
 import re
 import signal
 import time
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import blob, dist_util, logger
+from .checkpoints import fill_network, read_checkpoint
 from .gaussian_diffusion import GaussianDiffusion
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .training import INITIAL_LOG_LOSS_SCALE, QUARTILES, Trainer
@@ -232,16 +232,16 @@ class TrainLoop:
             raise ValueError(f"resume_checkpoint {path}: name the model<step>.pt beside it")
         step = self.resume_step = parse_resume_step_from_filename(path)
         self._samples_before = step * self.global_batch
-        state = _load(path)
-        _fill(self.model, state, path)
+        state = read_checkpoint(path)
+        fill_network(self.model, state, path)
         missing = []
         for rate, ema in self.trainer.ema.items():
             ema_path = find_ema_checkpoint(path, step, rate)
-            _fill(ema, _load(ema_path) if ema_path else state, ema_path or path)
+            fill_network(ema, read_checkpoint(ema_path) if ema_path else state, ema_path or path)
             missing += [] if ema_path else [f"ema_{rate}_{step:06d}.pt (the average starts from the network)"]
         opt_path = blob.join(blob.dirname(path), f"opt{step:06d}.pt")
         if name == f"model{step:06d}.pt" and blob.exists(opt_path):
-            self._load_optimizer(_load(opt_path), opt_path)
+            self._load_optimizer(read_checkpoint(opt_path), opt_path)
         else:
             missing.append(f"opt{step:06d}.pt (the optimizer starts afresh)")
         logger.log(f"resuming from {path} after {step} updates")
@@ -314,36 +314,6 @@ def _half_dtype(device: torch.device) -> torch.dtype | None:
 def _mix(*numbers: int) -> int:
     """Return one seed for several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _load(path: str) -> dict[str, Any]:
-    """Read a checkpoint's file in every process by itself.
-
-    Raises:
-        ValueError: damaged, or not a checkpoint.
-    """
-    try:
-        return dist_util.load_state_dict(path, map_location="cpu")
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
-        raise ValueError(f"{path}: not readable as a checkpoint ({reason})") from None
-
-
-def _fill(module: nn.Module, state: dict[str, Any], path: str) -> None:
-    """Load a state dict into a network.
-
-    Raises:
-        ValueError: names the first parameter that does not fit.
-    """
-    own = module.state_dict()
-    for name in {**own, **state}:
-        if name not in own or name not in state:
-            where = "the network has not" if name in state else "the file has not"
-            raise ValueError(f"{path}: {name} is what {where}; do the model's flags fit it?")
-        if own[name].shape != state[name].shape:
-            shapes = f"{tuple(state[name].shape)} there and {tuple(own[name].shape)} by the model's flags"
-            raise ValueError(f"{path}: {name} is {shapes}")
-    module.load_state_dict(state)
 
 
 @contextmanager

@@ -40,9 +40,15 @@ def with_local_paths(main: Callable[[argparse.Namespace], int]) -> Callable[[arg
     @functools.wraps(main)
     def wrapped(args: argparse.Namespace) -> int:
         args = argparse.Namespace(**vars(args))
-        for flag, fetch in _INPUTS.items():
-            if blob.is_remote(value := str(getattr(args, flag, None) or "")):
-                setattr(args, flag, _told(f"--{flag}", fetch, value))
+        for flag in ("data_dir", "base_samples", "model_path", "resume_checkpoint"):
+            value = str(getattr(args, flag, None) or "")
+            if not blob.is_remote(value):
+                continue
+            if flag in ("data_dir", "base_samples"):
+                setattr(args, flag, _told(f"--{flag}", fetch_images, value))
+            else:
+                rates = args.ema_rate if flag == "resume_checkpoint" else ""
+                setattr(args, flag, _told(f"--{flag}", fetch_checkpoint, value, rates))
         written = _output(args)
         try:
             status = main(args)
@@ -96,24 +102,29 @@ def shown(path: str) -> str:
 def fetch_images(url: str) -> str:
     """Download a folder of images, or an .npz or .zip file, into the cache; return the local path."""
     if url.endswith(ARCHIVES):
-        name = blob.basename(url)
-        folder = _folder("cache", blob.dirname(url))
-        _download(blob.dirname(url), folder, lambda found: found == name, [name])
+        name, remote = blob.basename(url), blob.dirname(url)
+        folder = _folder("cache", remote)
+        _download(remote, folder, [name], needed=name, follow=True)
         return str(folder / name)
     folder = _folder("cache", url)
-    _download(url, folder, bool, [], follow=True)
+    _download(url, folder, needed="", follow=True)
     return str(folder)
 
 
-def fetch_checkpoint(url: str) -> Path:
-    """Download a network's file, and what lies beside it and tells of it; return the local path."""
+def fetch_checkpoint(url: str, ema_rates: str = "") -> Path:
+    """Download a network's file, and what lies beside it and tells of it; return the local path.
+
+    Args:
+        url: of the file.
+        ema_rates: separated by commas, of the averages that are wanted with it to go on from there.
+    """
     name, remote = blob.basename(url), blob.dirname(url)
-    beside = {name, "config.json", "progress.csv"}
-    pattern = None
-    if match := re.fullmatch(r"model(\d+)\.pt", name):
-        pattern = re.compile(rf"(ema_[\d.]+_{match[1]}|opt{match[1]})\.pt")
+    names = [name, "config.json", "progress.csv"]
+    match = re.fullmatch(r"model(\d+)\.pt", name)
+    if match and ema_rates:
+        names += [f"ema_{rate.strip()}_{match[1]}.pt" for rate in ema_rates.split(",")] + [f"opt{match[1]}.pt"]
     folder = _folder("mirror", remote)
-    _download(remote, folder, lambda found: found in beside or bool(pattern and pattern.fullmatch(found)), [name])
+    _download(remote, folder, names, needed=name)
     return folder / name
 
 
@@ -133,20 +144,15 @@ def copy_of(url: str) -> Path:
 
 
 def _download(
-    remote: str,
-    folder: Path,
-    wanted: Callable[[str], bool] = bool,
-    needed: list[str] | None = None,
-    *,
-    follow: bool = False,
+    remote: str, folder: Path, names: list[str] | None = None, *, needed: str | None = None, follow: bool = False
 ) -> None:
     """Download into a copy, in one process per machine while the others wait.
 
     Args:
         remote: the folder.
         folder: its copy.
-        wanted: tells by name which files are.
-        needed: names that must be there, or an empty list for any; None where none need be.
+        names: of the files; None for all.
+        needed: a name that must be there, '' for any; None where none need be.
         follow: of `Mirror.download`.
 
     Raises:
@@ -154,11 +160,11 @@ def _download(
     """
     with _locked(folder):
         mirror = Mirror(remote, str(folder))
-        fetched = mirror.download(wanted, follow=follow)
-        if fetched:
-            print(f"{remote}: {fetched} files downloaded to {folder}", flush=True)
-    if needed is not None and not (mirror.files and mirror.files.issuperset(needed)):
-        raise FileNotFoundError(f"{blob.join(remote, *needed)}: no such file or folder")
+        fetched = mirror.download(names, follow=follow)
+    if fetched:
+        print(f"{remote}: {fetched} files downloaded to {folder}", flush=True)
+    if needed is not None and not (needed in mirror.files if needed else mirror.files):
+        raise FileNotFoundError(f"{blob.join(remote, needed).rstrip('/')}: no such file or folder")
 
 
 def _send(folder: Path) -> None:
@@ -190,11 +196,3 @@ def _told(flag: str, action: Callable[..., T], *args: object) -> T:
         return action(*args)
     except (OSError, ImportError, ValueError) as error:
         raise UserError(f"{flag} {error}") from None
-
-
-_INPUTS: dict[str, Callable[[str], object]] = {
-    "data_dir": fetch_images,
-    "base_samples": fetch_images,
-    "model_path": fetch_checkpoint,
-    "resume_checkpoint": fetch_checkpoint,
-}

@@ -7,13 +7,15 @@ CLOUD_FOLDER in its environment, see `install_for_scripts`.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-FUNCTIONS = ("BlobFile", "copy", "exists", "isdir", "listdir", "makedirs", "remove", "scandir", "stat")
+FUNCTIONS = ("copy", "exists", "isdir", "listdir", "remove", "scandir", "stat")
 
 
 def install(folder: Path, set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """Turn gs://bucket/x into <folder>/bucket/x; each call is noted in <folder>/calls.txt."""
     import blobfile
+    from improved_diffusion import blob
 
     def local(value: object) -> object:
         if isinstance(value, str) and value.startswith(("gs://", "az://", "https://")):
@@ -33,8 +35,9 @@ def install(folder: Path, set_attribute: Callable[[object, str, object], None] =
 
         return call
 
-    for name in FUNCTIONS:
-        set_attribute(blobfile, name, wrap(name))
+    functions = SimpleNamespace(**{name: wrap(name) for name in FUNCTIONS})
+    set_attribute(blobfile, "create_context", lambda **_: functions)
+    blob._context.cache_clear()
 
 
 def install_for_scripts(folder: Path, site: Path) -> dict[str, str]:

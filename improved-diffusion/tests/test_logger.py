@@ -90,6 +90,7 @@ def test_environment_names_folder_and_formats(tmp_path, monkeypatch):
 
 
 def test_other_processes_write_files_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # whatever ran before
     monkeypatch.setenv("PMI_RANK", "2")
     monkeypatch.setenv("PMI_SIZE", "4")
     monkeypatch.setenv("OPENAI_LOG_FORMAT", "stdout,csv")

@@ -134,13 +134,14 @@ def test_scripts_themselves_reach_the_cloud_and_log_there(cloud, tmp_path):
 
 def test_storage_that_fails_loses_nothing_here(cloud, tmp_path, monkeypatch, capsys):
     import blobfile
+    from improved_diffusion import blob
 
     def refuse(source, target, **options):
         if target.startswith("gs://"):
             raise blobfile.Error("the disk of the cloud is full")
         return shutil.copyfile(source.replace("gs://", f"{cloud.parent}/"), target)
 
-    monkeypatch.setattr(blobfile, "copy", refuse)
+    monkeypatch.setattr(blob._context(), "copy", refuse)
     with pytest.raises(UserError, match=r"the results are kept but not sent: .* the disk of the cloud is full"):
         call_script("scripts/image_train.py", TRAIN, "--run_dir gs://bucket/runs/a --max_steps 1")
     assert "warning: not sent, the next checkpoint tries again" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""Checkpoint files, and what is wrong with one that does not fit."""
+
+import pickle
+from typing import Any
+
+from torch import nn
+
+from . import dist_util
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint's file in every process by itself.
+
+    Raises:
+        ValueError: damaged, or not a checkpoint.
+    """
+    try:
+        state = dist_util.load_state_dict(path, map_location="cpu")
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise ValueError(f"{path}: not readable as a checkpoint ({reason})") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def fill_network(module: nn.Module, state: dict[str, Any], path: str) -> None:
+    """Load a state dict into a network.
+
+    Raises:
+        ValueError: names the first parameter that does not fit.
+    """
+    own = module.state_dict()
+    for name in {**own, **state}:
+        if name not in own or name not in state:
+            where = "the network has not" if name in state else "the file has not"
+            raise ValueError(f"{path}: {name} is what {where}; do the model's flags fit it?")
+        if own[name].shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)} there and {tuple(own[name].shape)} by the model's flags"
+            raise ValueError(f"{path}: {name} is {shapes}")
+    module.load_state_dict(state)
