@@ -114,10 +114,13 @@ class Logger:
                 output.write_text(" ".join(map(str, args)))
 
     def upload(self) -> None:
-        """Send the folder's changes, where it is the copy of a remote one."""
+        """Send the folder's changes, where it is the copy of a remote one; a failure is a warning."""
         if self.mirror:
-            self.mirror.upload()
             self._sent_at = time.monotonic()
+            try:
+                self.mirror.upload()
+            except OSError as error:
+                print(f"warning: not sent, kept in {self.dir} ({error})", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Close the files, and send them."""
@@ -265,7 +268,7 @@ def drop_after(step: int) -> None:
 
 
 def upload() -> None:
-    """Send what has changed in the folder now, where it is the copy of a remote one."""
+    """Send what has changed in the folder now, where it is the copy of a remote one; a failure is a warning."""
     _current.upload()
 
 

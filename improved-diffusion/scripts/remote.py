@@ -183,9 +183,9 @@ def _folder(kind: str, url: str) -> Path:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time into a copy."""
-    folder.mkdir(parents=True, exist_ok=True)
-    import fcntl
+    import fcntl  # not on Windows, where local paths need none of this
 
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

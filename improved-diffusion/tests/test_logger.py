@@ -187,3 +187,25 @@ def test_remote_folder_is_written_by_way_of_a_copy(tmp_path, monkeypatch):
         logger.reset()
     lines = (tmp_path / "cloud" / "bucket" / "run" / "log.txt").read_text().splitlines()
     assert [line for line in lines if not line.startswith("Logging")] == ["first", "second"]
+
+
+def test_storage_that_fails_does_not_end_a_run(tmp_path, monkeypatch, capsys):
+    import blobfile
+    from cloud_stand_in import install
+    from improved_diffusion import blob
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cloud" / "bucket").mkdir(parents=True)
+    install(tmp_path / "cloud", monkeypatch.setattr)
+
+    def refuse(*_, **__):
+        raise blobfile.Error("no space left")
+
+    monkeypatch.setattr(blob._context(), "copy", refuse)
+    logger.configure("gs://bucket/run", ["log"])
+    logger.upload()
+    assert "warning: not sent, kept in runs/gs/bucket/run (gs://bucket/run/log.txt: no space left)" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.undo()
+    logger._current.mirror = None
