@@ -16,6 +16,7 @@ from improved_diffusion import logger, train_util
 from improved_diffusion.resample import LossSecondMomentResampler
 from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SCRIPTS = Path(__file__).parent / "openai_style"
 NETWORK = (
@@ -165,6 +166,19 @@ def loop(tmp_path, monkeypatch):
     logger.reset()
 
 
+class HostReads(TorchDispatchMode):
+    """Collects the operations by which the host reads a value from the device, and so waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name().split(".")[0] in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"):
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
 def endless():
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     while True:
@@ -282,6 +296,15 @@ def test_checkpoints_go_to_the_cloud_folder_and_come_back(loop, tmp_path, monkey
     )
     assert train_util.find_ema_checkpoint("gs://bucket/run/model000001.pt", 1, 0.99) is None
     assert loop(max_steps=2).resume_step == 1
+
+
+@pytest.mark.parametrize("sampler", [None, LossSecondMomentResampler])
+def test_step_between_log_rows_never_waits_for_the_device(sampler, loop):
+    stepping = loop(sampler=sampler, log_interval=100)
+    stepping.run_step(*next(stepping.data))
+    with HostReads() as reads:
+        stepping.run_step(*next(stepping.data))
+    assert reads.found == []
 
 
 def test_loss_that_is_not_finite_ends_training(loop):
