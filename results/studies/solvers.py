@@ -28,9 +28,11 @@ BOUND = 1.05  # a solver whose interval of the ratio reaches down to it counts a
 SOLVERS: dict[str, tuple[str, list[str]]] = {  # name -> label, flags of image_sample.py
     "dpmpp-logsnr": ("DPM-Solver++ 2M, log-SNR", ["--sampler", "dpmpp", "--spacing", "logsnr"]),
     "dpmpp-karras": ("DPM-Solver++ 2M, Karras", ["--sampler", "dpmpp", "--spacing", "karras"]),
+    "dpmpp-sde-logsnr": ("DPM-Solver++ 2M SDE, log-SNR", ["--sampler", "dpmpp-sde", "--spacing", "logsnr"]),
     "unipc-logsnr": ("UniPC, log-SNR", ["--sampler", "unipc", "--spacing", "logsnr"]),
-    "ddim-uniform": ("DDIM", ["--sampler", "ddim", "--spacing", "uniform"]),
-    "ancestral-uniform": ("ancestral", ["--sampler", "ancestral", "--spacing", "uniform"]),
+    "ddim-uniform": ("DDIM, uniform", ["--sampler", "ddim", "--spacing", "uniform"]),
+    "ddim-eta1-uniform": ("DDIM with eta 1, uniform", ["--sampler", "ddim", "--eta", "1", "--spacing", "uniform"]),
+    "ancestral-uniform": ("ancestral, uniform", ["--sampler", "ancestral", "--spacing", "uniform"]),
 }
 
 
