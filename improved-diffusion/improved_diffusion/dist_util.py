@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .launch import LaunchError, Place, find_place, slurm_master
+from .launch import LaunchError, Place, find_place, machine_name, slurm_master
 from .watch import GRACE, PATIENCE, Hub, Watch, connect, fails_first, leave, local_names
 
 if TYPE_CHECKING:
@@ -49,17 +49,21 @@ def setup_dist(device: str | None = None) -> None:
     import torch
     import torch.distributed as dist
 
-    if _place is not None or dist.is_initialized():
+    if _place is not None:
         return
     place = find_place()
+    if dist.is_initialized():  # by the caller, who also parts from the others
+        _place = Place(dist.get_rank(), dist.get_world_size(), place.local_rank, place.local_world_size, place.launcher)
+        return
     _device = _choose_device(device, place)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
-    if place.local_world_size == place.world_size and "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name may not resolve
     try:
         store = _make_store(place)
-        backend = _backend(store, place)
+        machines, backend = _meet(store, place)
+        one_machine = len(set(machines)) == 1
+        if one_machine and "lo" in (name for _, name in socket.if_nameindex()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may not resolve
         dist.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world_size, timeout=COLLECTIVE_TIMEOUT
         )
@@ -70,8 +74,8 @@ def setup_dist(device: str | None = None) -> None:
     atexit.register(_close)
     if place.world_size > 1:
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, torch.get_num_threads() // place.local_world_size))
-        _start_watch(store, place)
+            torch.set_num_threads(max(1, torch.get_num_threads() // machines.count(machines[place.rank])))
+        _start_watch(store, place, one_machine)
 
 
 def dev() -> "torch.device":
@@ -266,7 +270,7 @@ def _mpi_store(place: Place) -> "torch.distributed.TCPStore":
             f"mpiexec has started {place.world_size} processes but mpi4py sees {world.size}: it belongs to another "
             "MPI; set MASTER_ADDR and MASTER_PORT, or use torchrun"
         )
-    one_machine = len(set(world.allgather(socket.gethostname()))) == 1
+    one_machine = len(set(world.allgather(machine_name()))) == 1
     names = ["127.0.0.1"] if one_machine else local_names()
     if place.rank == 0:
         store = _tcp_store(names[0], 0, place)
@@ -283,23 +287,22 @@ def _mpi_store(place: Place) -> "torch.distributed.TCPStore":
     raise LaunchError(f"the first process does not answer at {' or '.join(names)}, port {port}: set MASTER_ADDR")
 
 
-def _backend(store: "torch.distributed.Store", place: Place) -> str:
-    """Choose NCCL where every process has a GPU of its own, which it demands."""
+def _meet(store: "torch.distributed.Store", place: Place) -> tuple[list[str], str]:
+    """Return the machine of each process, and the backend: NCCL where each has a GPU of its own, which it demands."""
     import torch
 
     gpu = ""
     if _device is not None and _device.type == "cuda":
-        properties = torch.cuda.get_device_properties(_device)
-        gpu = f"{socket.gethostname()} {getattr(properties, 'uuid', _device)}"
-    store.set(f"gpu/{place.rank}", gpu)
-    gpus = [store.get(f"gpu/{rank}") for rank in range(place.world_size)]
-    own = b"" not in gpus and len(set(gpus)) == len(gpus) and torch.distributed.is_nccl_available()
-    return "cpu:gloo,cuda:nccl" if own else "gloo"
+        gpu = str(getattr(torch.cuda.get_device_properties(_device), "uuid", _device))
+    store.set(f"process/{place.rank}", f"{machine_name()}\n{gpu}")
+    found = [store.get(f"process/{rank}").decode() for rank in range(place.world_size)]
+    own = len(set(found)) == len(found) and not any(name.endswith("\n") for name in found)
+    nccl = own and torch.distributed.is_nccl_available()
+    return [name.partition("\n")[0] for name in found], "cpu:gloo,cuda:nccl" if nccl else "gloo"
 
 
-def _start_watch(store: "torch.distributed.Store", place: Place) -> None:
+def _start_watch(store: "torch.distributed.Store", place: Place, one_machine: bool) -> None:
     global _watch
-    one_machine = place.local_world_size == place.world_size
     if place.rank == 0:
         hub = Hub("127.0.0.1" if one_machine else "")
         names = ["127.0.0.1"] if one_machine else [*local_names(), os.environ.get("MASTER_ADDR", "")]

@@ -2,8 +2,10 @@
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 _MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -77,6 +79,12 @@ def first_host(nodes: str) -> str:
     """Return the first host of a SLURM node list: `gpu03` of `gpu[03-07,12],big1`."""
     first = re.split(r",(?![^\[]*\])", nodes)[0]
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
+
+
+def machine_name() -> str:
+    """Return what tells this machine from the others of a job: its name, and that of its boot where it has one."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
 def _slurm_place(env: Mapping[str, str]) -> Place | None:

@@ -48,7 +48,7 @@ class ScheduleSampler(ABC):
         p = torch.from_numpy(weights / weights.sum())
         t = torch.multinomial(p, batch_size, replacement=True, generator=generator)
         factors = (1.0 / (len(p) * p[t])).float()
-        return t.to(device), factors.to(device)
+        return t.to(device, non_blocking=True), factors.to(device, non_blocking=True)
 
 
 class UniformSampler(ScheduleSampler):
@@ -106,8 +106,9 @@ class LossSecondMomentResampler(LossAwareSampler):
     ) -> tuple[Tensor, Tensor]:
         self._move(torch.device(device))
         p = self._probabilities()
-        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(device=device, dtype=p.dtype)
+        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(p.dtype)
         cumulative = p.cumsum(0)
+        uniform = uniform.to(device, non_blocking=True)
         t = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp(max=len(p) - 1)
         return t, (p.sum() / (len(p) * p[t])).float()
 

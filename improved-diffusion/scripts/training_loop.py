@@ -221,7 +221,7 @@ def withhold(labels: Tensor, share: float, batch_size: int, rows: slice, seed: i
     if not share:
         return labels
     drawn = torch.rand(batch_size, generator=rng.generator("cpu", seed, step, "class_dropout"))[rows]
-    return torch.where((drawn < share).to(labels.device), -1, labels)
+    return torch.where((drawn < share).to(labels.device, non_blocking=True), -1, labels)
 
 
 def draw_grid(trainer: Trainer, path: Path, args: argparse.Namespace, task: "Task") -> None:

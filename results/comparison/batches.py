@@ -56,9 +56,10 @@ class BatchStream:
             order = torch.randperm(len(self.images), generator=rng.generator("cpu", self.seed, epoch, "order"))
             self._order = (epoch, order)
         chosen = self._order[1][position * self.batch_size : (position + 1) * self.batch_size][self.rows]
-        chosen = chosen.to(self.device)
+        chosen = chosen.to(self.device, non_blocking=True)
         x = from_uint8(self.images[chosen])
         if self.flip:
-            flipped = rng.randint(2, (self.batch_size,), self.seed, step, "flip", rows=self.rows).bool().to(self.device)
+            flipped = rng.randint(2, (self.batch_size,), self.seed, step, "flip", rows=self.rows).bool()
+            flipped = flipped.to(self.device, non_blocking=True)
             x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
         return x, None if self.labels is None else self.labels[chosen]
