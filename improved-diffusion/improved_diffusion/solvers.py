@@ -48,7 +48,14 @@ class Step(NamedTuple):
     log_variances: tuple[float, float] | None = None
 
 
-def check_settings(sampler: str, num_sampling_steps: int, spacing: str, eta: float, num_timesteps: int) -> None:
+def check_settings(
+    sampler: str,
+    num_sampling_steps: int,
+    spacing: str,
+    eta: float,
+    num_timesteps: int,
+    sigma_max: float | None = None,
+) -> None:
     """Judge the settings of a sampler.
 
     Raises:
@@ -64,13 +71,19 @@ def check_settings(sampler: str, num_sampling_steps: int, spacing: str, eta: flo
             f"num_sampling_steps must be a whole number from 1 to the process's {num_timesteps}, "
             f"not {num_sampling_steps!r}"
         )
+    if sigma_max is not None and spacing == "uniform":
+        raise ValueError(f"sigma_max is of the spacings logsnr and karras, so with uniform it cannot be {sigma_max!r}")
+    if sigma_max is not None and not SIGMA_MIN < sigma_max < math.inf:
+        raise ValueError(f"sigma_max must be above {SIGMA_MIN}, not {sigma_max!r}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be between 0 and 1, not {eta!r}")
     if eta and sampler != "ddim":
         raise ValueError(f"eta is of the sampler ddim alone, so with {sampler} it must be 0, not {eta!r}")
 
 
-def choose_timesteps(alpha_bar: np.ndarray, num_sampling_steps: int, spacing: str) -> list[int]:
+def choose_timesteps(
+    alpha_bar: np.ndarray, num_sampling_steps: int, spacing: str, sigma_max: float | None = None
+) -> list[int]:
     """Choose the timesteps that a sampler evaluates.
 
     Whole ones, those that the network was trained on: the plan's weights follow from alpha_bar there, so that
@@ -80,7 +93,8 @@ def choose_timesteps(alpha_bar: np.ndarray, num_sampling_steps: int, spacing: st
         alpha_bar: (T,) float64, decreasing.
         num_sampling_steps: N, from 1 to T.
         spacing: 'uniform' in t, from T - 1 to 0 as `space_timesteps`; 'logsnr', or 'karras' (Karras et al. 2022,
-            Eq. 5) in the ratio of noise to signal, from SIGMA_MAX to SIGMA_MIN.
+            Eq. 5) in the ratio of noise to signal, from sigma_max to SIGMA_MIN.
+        sigma_max: SIGMA_MAX where None; as high as the process goes if that is lower.
 
     Returns:
         N timesteps in [0, T), decreasing.
@@ -91,7 +105,7 @@ def choose_timesteps(alpha_bar: np.ndarray, num_sampling_steps: int, spacing: st
             return [num_timesteps - 1]
         return sorted(space_timesteps(num_timesteps, [num_sampling_steps]), reverse=True)
     log_snr = half_log_snr(alpha_bar)
-    first, last = max(log_snr[-1], -math.log(SIGMA_MAX)), min(log_snr[0], -math.log(SIGMA_MIN))
+    first, last = max(log_snr[-1], -math.log(sigma_max or SIGMA_MAX)), min(log_snr[0], -math.log(SIGMA_MIN))
     if spacing == "logsnr":
         wanted = np.linspace(first, last, num_sampling_steps)
     else:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from comparison.cli import UserError, fraction, positive_int, str2bool
+from comparison.cli import UserError, fraction, positive_float, positive_int, str2bool
 from improved_diffusion.solvers import NOISY, SAMPLERS, SPACINGS, check_settings
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     add("--sampler", choices=SAMPLERS, help="how to step; by default ancestral over --timestep_respacing")
     add("--num_sampling_steps", type=positive_int, help=f"network evaluations per image with --sampler; {counts}")
     add("--spacing", choices=SPACINGS, help="of the timesteps with --sampler; logsnr where not given")
+    add("--sigma_max", type=positive_float, help="noise over signal to start at with --sampler; 80 where not given")
     add("--use_ddim", type=str2bool, default=False, help="DDIM over --timestep_respacing instead of ancestral steps")
     add("--eta", type=fraction, default=0.0, help="DDIM's noise, 0 for none to 1 for as much as ancestral steps add")
     add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")
@@ -45,6 +46,7 @@ class Sampler:
         spacing: of `SPACINGS`; None for the steps of --timestep_respacing.
         eta: DDIM's noise.
         clip_denoised: clip each predicted image to [-1, 1].
+        sigma_max: noise over signal at the start; None for the usual.
     """
 
     name: str
@@ -52,11 +54,14 @@ class Sampler:
     spacing: str | None
     eta: float
     clip_denoised: bool
+    sigma_max: float | None = None
 
     def describe(self) -> str:
         """Return the sampler in words, for sampling.json."""
         eta = f", eta {self.eta:g}" if self.name == "ddim" else ""
-        return f"{NAMES[self.name]}, {self.steps} steps{eta}{f', {self.spacing}' if self.spacing else ''}"
+        spacing = f", {self.spacing}" if self.spacing else ""
+        start = f", sigma_max {self.sigma_max:g}" if self.sigma_max else ""
+        return f"{NAMES[self.name]}, {self.steps} steps{eta}{spacing}{start}"
 
     def adds_noise(self) -> bool:
         """Tell whether its steps draw noise."""
@@ -90,8 +95,9 @@ class Sampler:
         common: dict[str, Any] = {"clip_denoised": self.clip_denoised, "model_kwargs": model_kwargs}
         common["step_noise"] = lambda step: noise.normal(shape, step)
         if self.spacing is not None:
-            settings = {"sampler": self.name, "num_sampling_steps": self.steps, "spacing": self.spacing}
-            return sample(model, diffusion, x, **settings, eta=self.eta, on_step=on_step, **common)
+            common |= {"sampler": self.name, "num_sampling_steps": self.steps, "spacing": self.spacing}
+            common |= {"eta": self.eta, "sigma_max": self.sigma_max, "on_step": on_step}
+            return sample(model, diffusion, x, **common)
         if self.name == "ddim":
             steps = diffusion.ddim_sample_loop_progressive(model, x.shape, noise=x, eta=self.eta, **common)
         else:
@@ -114,10 +120,10 @@ def judge_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
         UserError: flags contradict each other, or ask for more steps than there are.
     """
     if args.sampler is None:
-        for name in ("num_sampling_steps", "spacing"):
-            if getattr(args, name) is not None:
+        for name in ("num_sampling_steps", "spacing", "sigma_max"):
+            if (value := getattr(args, name)) is not None:
                 instead = ", or use --timestep_respacing" if name == "num_sampling_steps" else ""
-                raise UserError(f"--{name} {getattr(args, name)} needs --sampler{instead}")
+                raise UserError(f"--{name} {value} needs --sampler{instead}")
         if args.eta and not args.use_ddim:
             raise UserError(f"--eta {args.eta:g} needs --use_ddim True or --sampler ddim")
         return Sampler("ddim" if args.use_ddim else "ancestral", _kept_steps(flags), None, args.eta, args.clip_denoised)
@@ -134,12 +140,12 @@ def judge_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
     flags["timestep_respacing"] = ""
     total = flags["diffusion_steps"]
     steps = args.num_sampling_steps or min(DEFAULT_STEPS[args.sampler], total)
-    chosen = Sampler(args.sampler, steps, args.spacing or "logsnr", args.eta, args.clip_denoised)
+    spacing = args.spacing or "logsnr"
     try:
-        check_settings(chosen.name, chosen.steps, str(chosen.spacing), chosen.eta, total)
+        check_settings(args.sampler, steps, spacing, args.eta, total, args.sigma_max)
     except ValueError as error:
         raise UserError(f"--{error}") from None
-    return chosen
+    return Sampler(args.sampler, steps, spacing, args.eta, args.clip_denoised, args.sigma_max)
 
 
 def _kept_steps(flags: dict[str, Any]) -> int:

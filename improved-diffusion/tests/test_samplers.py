@@ -144,6 +144,15 @@ def test_timesteps_fall_without_repetition_and_all_are_kept_where_all_are_asked_
         assert solvers.choose_timesteps(alpha_bar, total, spacing) == list(range(total))[::-1]
 
 
+def test_sigma_max_is_the_noise_over_signal_at_the_start():
+    alpha_bar = np.cumprod(1 - get_named_beta_schedule("cosine", 4000))
+    sigma = np.sqrt(1 / alpha_bar - 1)
+    for spacing in ("logsnr", "karras"):
+        for sigma_max, start in ((None, 80), (20.0, 20), (1e9, sigma[-1])):
+            t = solvers.choose_timesteps(alpha_bar, 20, spacing, sigma_max)
+            assert sigma[[t[0], t[-1]]] == pytest.approx([start, 0.01], rel=0.02)
+
+
 def test_timesteps_are_told_as_the_process_tells_them():
     for rescale in (False, True):
         diffusion = create_gaussian_diffusion(steps=400, rescale_timesteps=rescale)
@@ -248,6 +257,8 @@ def test_sampling_leaves_no_graph_and_takes_a_network_of_lower_precision():
         ({"num_sampling_steps": 0}, "num_sampling_steps must .* from 1 to the process's 100, not 0"),
         ({"num_sampling_steps": 101}, "not 101"),
         ({"num_sampling_steps": 2.5}, "not 2.5"),
+        ({"sigma_max": 10.0, "spacing": "uniform"}, "sigma_max is of the spacings logsnr and karras"),
+        ({"sigma_max": 0.001}, "sigma_max must be above 0.01, not 0.001"),
         ({"eta": 0.5}, "eta is of the sampler ddim alone"),
         ({"sampler": "ddim", "eta": 2.0}, "eta must be between 0 and 1"),
         ({"generator": torch.Generator(), "step_noise": step_noise}, "exclude each other"),

@@ -116,6 +116,7 @@ def drawn(run_dir, *flags, out="out"):
     [
         ("--sampler dpmpp --num_sampling_steps 3", "DPM-Solver++ 2M, 3 steps, logsnr", 3),
         ("--sampler unipc", "UniPC, 20 steps, logsnr", 20),
+        ("--sampler unipc --num_sampling_steps 3 --sigma_max 10", "UniPC, 3 steps, logsnr, sigma_max 10", 3),
         ("--sampler dpmpp-sde --num_sampling_steps 4", "DPM-Solver++ 2M SDE, 4 steps, logsnr", 4),
         ("--sampler ddim --eta 0.5 --num_sampling_steps 2 --spacing karras", "DDIM, 2 steps, eta 0.5, karras", 2),
         ("--sampler ancestral --num_sampling_steps 2 --spacing uniform", "ancestral, 2 steps, uniform", 2),
@@ -214,6 +215,8 @@ def test_walks_and_benchmarks_know_the_samplers(run_dir):
         ("--use_ddim True --num_sampling_steps 10", "--num_sampling_steps 10 needs --sampler"),
         ("--timestep_respacing 10 --num_sampling_steps 10", "--num_sampling_steps 10 needs --sampler"),
         ("--spacing karras", "--spacing karras needs --sampler"),
+        ("--sigma_max 10", "--sigma_max 10.0 needs --sampler"),
+        ("--sampler unipc --spacing uniform --sigma_max 10", "--sigma_max is of the spacings logsnr and karras"),
         ("--eta 1", "--eta 1 needs --use_ddim True or --sampler ddim"),
         ("--sampler unipc --eta 1", "--eta 1 is DDIM's, and --sampler unipc adds no noise"),
         ("--sampler dpmpp-sde --eta 1", "--eta 1 is DDIM's, and --sampler dpmpp-sde has its own noise"),
