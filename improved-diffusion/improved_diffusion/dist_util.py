@@ -161,7 +161,11 @@ def run_guarded(main: Callable[[], int | None]) -> int:
 
     Processes other than the first print nothing, unless theirs is the error that ends the job.
     """
-    place = find_place()
+    try:
+        place = find_place()
+    except LaunchError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        return 2
     if place.world_size == 1:
         return main() or 0
     kept = io.StringIO()
@@ -176,6 +180,8 @@ def run_guarded(main: Callable[[], int | None]) -> int:
         except BaseException as error:
             status = _exit_status(error)
             if status:
+                if place.rank > 0 and isinstance(error, SystemExit):
+                    time.sleep(GRACE / 2)  # its error is printed already; the first process's would be too
                 _claim(status, isinstance(error, RuntimeError))
                 error.add_note(f"(in process {place.rank} of {place.world_size})")
                 print(kept.getvalue(), file=sys.__stderr__, end="", flush=True)

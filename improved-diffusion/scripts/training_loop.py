@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from comparison import rng
-from comparison.batches import BatchStream
 from comparison.budget import Budget, Clock, StopSignal
 from comparison.cli import UserError
 from comparison.device import peak_memory_bytes
@@ -28,6 +27,8 @@ from run_files import prune, restore, save
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from comparison.batches import BatchStream
+    from comparison.streaming import FileStream
     from improved_diffusion.log_formats import TensorBoardFormat
     from training_run import Task
 
@@ -51,7 +52,7 @@ class Loop:
         self,
         train_run: Run,
         trainer: Trainer,
-        stream: BatchStream,
+        stream: "BatchStream | FileStream",
         budget: Budget,
         args: argparse.Namespace,
         task: "Task",
@@ -167,7 +168,7 @@ class Loop:
         left = [(total - step) * n / rate for total in [self.budget.total_steps(n)] if total]
         left += [self.budget.max_seconds - seconds] if self.budget.max_seconds else []
         parts = " ".join(f"{name} {means[name]:.4g}" for name in ("loss", "mse", "vb", "grad_norm") if name in means)
-        eta = f" eta {min(left) / 60:.1f} min" if left else ""
+        eta = f" eta {max(min(left), 0) / 60:.1f} min" if left else ""
         self.train_run.log(f"step {step} images {self.images_seen} {parts} {rate:.1f} images/s {seconds:.0f} s{eta}")
         self._logged_at = (step, seconds)
 

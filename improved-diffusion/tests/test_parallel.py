@@ -121,6 +121,9 @@ def test_place_is_what_the_launcher_says(env, place):
 def test_contradictory_variables_are_refused(env, words):
     with pytest.raises(LaunchError, match=words):
         find_place(env)
+    done = finish(script_command(TRAIN, "--data_dir shapes"), **env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr
 
 
 def test_processes_of_a_slurm_step_meet_on_its_first_host():
@@ -281,6 +284,9 @@ def test_mistakes_are_told_once(images, tmp_path):
     done = finish([*mpiexec(), *script_command(TRAIN, *run, "--batch_size", 13)])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "--batch_size 13: of all processes together, so a multiple of 2" in done.stderr
+    done = finish([*mpiexec(), *script_command(TRAIN, *run, "--nonsense", 3)])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "unrecognized arguments: --nonsense 3" in done.stderr
     (tmp_path / "model000003.pt").write_bytes(b"damaged")
     done = finish([*mpiexec(), *script_command(TRAIN, *run, "--resume_checkpoint", tmp_path / "model000003.pt")])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
