@@ -96,6 +96,7 @@ class Trainer:
         lr_anneal_steps: updates after which the learning rate has fallen linearly to 0; 0 for constant.
         autocast_dtype: of the network's passes; None for float32. float16 scales the loss dynamically.
         fp16_scale_growth: growth of the loss scale's base-2 logarithm per update.
+        compile_network: fuse its operations by torch.compile, at the first update.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Trainer:
         lr_anneal_steps: int = 0,
         autocast_dtype: torch.dtype | None = None,
         fp16_scale_growth: float = 1e-3,
+        compile_network: bool = False,
     ) -> None:
         self.model = model
         self.diffusion = diffusion
@@ -121,6 +123,7 @@ class Trainer:
         self._network: nn.Module = model
         if get_world_size() > 1:
             self._network = _distributed(model, self.device)
+        self._call_network = torch.compile(self._network) if compile_network else self._network
         self.ema = {rate: copy.deepcopy(model).eval().requires_grad_(False) for rate in ema_rates}
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
@@ -210,7 +213,7 @@ class Trainer:
 
     def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with self.autocast():
-            return self._network(*args, **kwargs)
+            return self._call_network(*args, **kwargs)
 
     def _no_sync(self) -> AbstractContextManager[None]:
         network = self._network

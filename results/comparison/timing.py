@@ -138,8 +138,9 @@ def count_flop(evaluate: Callable[[], object]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Fused attention has no formula on a CPU; as plain products it is counted everywhere.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Fused attention has no formula on a CPU, and compiled code hides its operations; as plain ones they are counted.
+    plain = torch.compiler.set_stance("force_eager")
+    with plain, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         evaluate()
     return counter.get_total_flops()
 
