@@ -32,9 +32,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(threads: int, local_world_size: int = 1) -> None:
     """Give this process `threads` CPU threads; 0 divides the usable cores among the processes of this machine."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     limit = int(os.environ.get("OMP_NUM_THREADS", usable))
     torch.set_num_threads(threads or max(1, min(limit, usable // local_world_size)))
 

@@ -1,29 +1,25 @@
 """Image sets: reading any source into one uint8 tensor, the rounding rule, grids and .npz files."""
 
 import hashlib
-import io
 import os
 import pickle
-import zipfile
-import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import BinaryIO
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from comparison import shapes
 from comparison.cli import UserError, data_root
+from comparison.files import FileSet, fit
 from comparison.progress import bar
-from comparison.sources import check_source, find_images, is_cifar_batches, shapes_modes, source_name, zip_images
+from comparison.sources import check_source, is_cifar_batches, shapes_modes, source_name
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MEMORY_LIMIT = 8 * 2**30  # bytes of decoded images
+DATA_MEMORY = 8  # GiB of decoded images, unless the environment variable of this name says otherwise
 CACHE_FROM = 1000  # images; smaller folders are decoded faster than a cache is worth
 
 
@@ -47,6 +43,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def pick(self, numbers: Tensor) -> Tensor:
+        """Return (n, 3, S, S) uint8 images by their (n,) int64 numbers."""
+        return self.images[numbers]
 
     def describe(self) -> dict[str, object]:
         """Return what config.json and reports say of the data."""
@@ -76,6 +76,37 @@ def fingerprint(images: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
+def memory_limit() -> int:
+    """Return how many bytes of decoded images may lie in memory: DATA_MEMORY, in GiB, else 8 GiB.
+
+    Raises:
+        UserError: DATA_MEMORY is not a number of at least 0.
+    """
+    text = os.environ.get("DATA_MEMORY") or str(DATA_MEMORY)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 2**30:
+        raise UserError(f"DATA_MEMORY must be the GiB that images may take in memory, not {text!r}")
+    return int(limit * 2**30)
+
+
+def open_images(source: str, image_size: int, *, split: str = "train", limit: int | None = None) -> ImageSet | FileSet:
+    """Read a data source as `load_images` does, or leave it on disk where memory does not hold it decoded.
+
+    Only a folder or a .zip file of images can be left there.
+
+    Raises:
+        UserError: the source is missing, empty or, if it is read, corrupt.
+    """
+    check_source(source)
+    if not _is_files(source):
+        return load_images(source, image_size, split=split, limit=limit)
+    files = FileSet(Path(source), image_size, limit)
+    return files if files.nbytes > memory_limit() else _read_files(files)
+
+
 def load_images(source: str, image_size: int, *, split: str = "train", limit: int | None = None) -> ImageSet:
     """Read a data source whole.
 
@@ -92,25 +123,36 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     """
     check_source(source)
     path = Path(source)
-    modes = shapes_modes(source)
+    if _is_files(source):
+        files = FileSet(path, image_size, limit)
+        if files.nbytes > memory_limit():
+            raise UserError(
+                f"{path}: {len(files)} images of {image_size} pixels need {files.nbytes / 2**30:.0f} GiB; "
+                "name a smaller folder, or let DATA_MEMORY allow so many GiB"
+            )
+        return _read_files(files)
     class_names: tuple[str, ...] = ()
-    if modes:
+    if modes := shapes_modes(source):
         images, labels = shapes.dataset(modes, image_size, split=split, limit=limit)
         class_names = shapes.mode_names(modes)
-    elif source == "cifar10" or (path.is_dir() and is_cifar_batches(path)):
-        images, labels = _read_cifar(None if source == "cifar10" else path, split)
-        images, labels = _spread(images, limit), _spread(labels, limit)
-        images, class_names = resize(images, image_size), CIFAR10_CLASSES
     elif path.suffix == ".npz":
         images, labels = load_npz(path)
         images, labels = _spread(images, limit), None if labels is None else _spread(labels, limit)
         images = resize(images, image_size)
         class_names = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
-    elif path.suffix == ".zip" and path.is_file():
-        images, labels, class_names = _read_zip(path, image_size, limit)
     else:
-        images, labels, class_names = _read_folder(path, image_size, limit)
+        images, labels = _read_cifar(None if source == "cifar10" else path, split)
+        images, labels = _spread(images, limit), _spread(labels, limit)
+        images, class_names = resize(images, image_size), CIFAR10_CLASSES
     return ImageSet(images, labels, class_names, source_name(source), fingerprint(images))
+
+
+def _is_files(source: str) -> bool:
+    """Tell whether a source that `check_source` accepts is a folder or a .zip file of images."""
+    path = Path(source)
+    if shapes_modes(source) or source == "cifar10":
+        return False
+    return path.suffix == ".zip" if path.is_file() else not is_cifar_batches(path)
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:
@@ -119,23 +161,6 @@ def resize(images: Tensor, image_size: int) -> Tensor:
         return images
     arrays = [fit(Image.fromarray(image), image_size) for image in images.permute(0, 2, 3, 1).numpy()]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-
-
-def fit(image: Image.Image, image_size: int) -> np.ndarray:
-    """Return an image as (S, S, 3) uint8: transparency on white, halved by area, then bicubic, centre crop."""
-    image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
-    if image.size != (image_size, image_size):
-        while min(image.size) >= 2 * image_size:
-            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-        scale = image_size / min(image.size)
-        size = (max(round(image.width * scale), image_size), max(round(image.height * scale), image_size))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(image)
 
 
 def _spread(values: Tensor, limit: int | None) -> Tensor:
@@ -180,75 +205,34 @@ class _CifarUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"holds {module}.{name}")
 
 
-def _read_folder(folder: Path, image_size: int, limit: int | None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    paths = sorted(find_images(folder))
-    if limit is not None and limit < len(paths):
-        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, limit).round().astype(int)]
-    need = len(paths) * 3 * image_size**2
-    if need > MEMORY_LIMIT:
-        raise UserError(
-            f"{folder}: {len(paths)} images of {image_size} pixels need {need / 2**30:.0f} GiB; name a smaller folder"
-        )
-    labels, class_names = _folder_labels(paths)
-    cache = _cache_file(folder, paths, image_size)
-    shape = (len(paths), 3, image_size, image_size)
-    if (cached := read_cache(cache, shape)) is not None:
-        return torch.from_numpy(cached), labels, class_names
-    images = np.empty(shape, np.uint8)
+def _read_files(files: FileSet) -> ImageSet:
+    """Decode all files, or take them from the cache."""
+    shape = (len(files), 3, files.image_size, files.image_size)
+    cache = None if files.in_zip else _cache_file(files)
+    images = read_cache(cache, shape) if cache else None
+    if images is None:
+        images = decoded = np.empty(shape, np.uint8)
 
-    def read(i: int) -> None:
-        images[i] = _read_file(paths[i], image_size, str(paths[i])).transpose(2, 0, 1)
+        def read(i: int) -> None:
+            decoded[i] = files.pixels(i)
 
-    with (
-        ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
-        bar(len(paths), 0, "read images", "images") as progress,
-    ):
-        for _ in pool.map(read, range(len(paths))):
-            progress.update()
-    if len(paths) >= CACHE_FROM:
-        write_cache(cache, images)
-    return torch.from_numpy(images), labels, class_names
+        with (
+            ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
+            bar(len(files), 0, "read images", "images") as progress,
+        ):
+            for _ in pool.map(read, range(len(files))):
+                progress.update()
+        if cache and len(files) >= CACHE_FROM:
+            write_cache(cache, images)
+    pixels = torch.from_numpy(images)
+    return ImageSet(pixels, files.labels, files.class_names, files.name, fingerprint(pixels))
 
 
-def _read_zip(path: Path, image_size: int, limit: int | None) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    names = zip_images(path)
-    if limit is not None and limit < len(names):
-        names = [names[i] for i in np.linspace(0, len(names) - 1, limit).round().astype(int)]
-    images = np.empty((len(names), 3, image_size, image_size), np.uint8)
-    with zipfile.ZipFile(path) as archive, bar(len(names), 0, "read images", "images") as progress:
-        for i, name in enumerate(names):
-            try:
-                picture = io.BytesIO(archive.read(name))
-            except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-                raise UserError(f"{path}: {name} is not readable ({error})") from None
-            images[i] = _read_file(picture, image_size, f"{path}: {name}").transpose(2, 0, 1)
-            progress.update()
-    return torch.from_numpy(images), *_folder_labels([PurePath(name) for name in names])
-
-
-def _read_file(file: Path | BinaryIO, image_size: int, name: str) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return fit(image, image_size)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: not readable as an image ({error}); mend or remove it") from None
-
-
-def _folder_labels(paths: Sequence[PurePath]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Label by parent folder where there are several, else by the file name before the first `_`."""
-    for names in ([p.parent.name for p in paths], [p.name.split("_")[0] if "_" in p.name else "" for p in paths]):
-        classes = sorted(set(names))
-        if 1 < len(classes) <= 1000 and "" not in classes:
-            index = {name: i for i, name in enumerate(classes)}
-            return torch.tensor([index[name] for name in names]), tuple(classes)
-    return None, ()
-
-
-def _cache_file(folder: Path, paths: Sequence[Path], image_size: int) -> Path:
-    digest = hashlib.sha256(f"v1 {image_size}".encode())
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+def _cache_file(files: FileSet) -> Path:
+    digest = hashlib.sha256(f"v1 {files.image_size}".encode())
+    for name in files.names:
+        stat = (files.path / name).stat()
+        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return data_root() / "cache" / f"{digest.hexdigest()[:24]}.npy"
 
 

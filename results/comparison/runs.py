@@ -19,7 +19,7 @@ from comparison.cli import UserError, repo_root
 # Options that may differ when a run is continued: they decide how long and where it runs, not what it computes.
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "fresh", "keep", "run_dir"),
+        *("device", "threads", "num_workers", "fresh", "keep", "run_dir"),
         *("max_steps", "max_images", "max_seconds", "save_minutes", "save_interval", "log_interval", "grid_every"),
         *("num_samples", "sample_batch_size"),
     }

@@ -110,7 +110,7 @@ def test_second_reading_of_a_large_folder_comes_from_the_cache(tmp_path, monkeyp
     for i in range(3):
         Image.new("RGB", (4, 4), (i, 9, 9)).save(folder / f"{i}.png")
     first = load_images(str(folder), 4)
-    monkeypatch.setattr("comparison.images._read_file", None)
+    monkeypatch.setattr("comparison.files.FileSet.pixels", None)
     assert load_images(str(folder), 4).fingerprint == first.fingerprint
 
 
