@@ -26,10 +26,15 @@ MODEL = "improved-diffusion"
 BASELINE = "ancestral-uniform"
 BOUND = 1.05  # a solver whose interval of the ratio reaches down to it counts as good as the baseline
 SOLVERS: dict[str, tuple[str, list[str]]] = {  # name -> label, flags of image_sample.py
-    "dpmpp-logsnr": ("DPM-Solver++ 2M, log-SNR", ["--sampler", "dpmpp", "--spacing", "logsnr"]),
+    "dpmpp": ("DPM-Solver++ 2M", ["--sampler", "dpmpp"]),
     "dpmpp-karras": ("DPM-Solver++ 2M, Karras", ["--sampler", "dpmpp", "--spacing", "karras"]),
-    "dpmpp-sde-logsnr": ("DPM-Solver++ 2M SDE, log-SNR", ["--sampler", "dpmpp-sde", "--spacing", "logsnr"]),
-    "unipc-logsnr": ("UniPC, log-SNR", ["--sampler", "unipc", "--spacing", "logsnr"]),
+    "dpmpp-from20": ("DPM-Solver++ 2M, from 20", ["--sampler", "dpmpp", "--sigma_max", "20"]),
+    "dpmpp-sde": ("DPM-Solver++ 2M SDE", ["--sampler", "dpmpp-sde"]),
+    "dpmpp-sde-from20": ("DPM-Solver++ 2M SDE, from 20", ["--sampler", "dpmpp-sde", "--sigma_max", "20"]),
+    "dpmpp-sde-from10": ("DPM-Solver++ 2M SDE, from 10", ["--sampler", "dpmpp-sde", "--sigma_max", "10"]),
+    "unipc": ("UniPC", ["--sampler", "unipc"]),
+    "unipc-from20": ("UniPC, from 20", ["--sampler", "unipc", "--sigma_max", "20"]),
+    "unipc-from10": ("UniPC, from 10", ["--sampler", "unipc", "--sigma_max", "10"]),
     "ddim-uniform": ("DDIM, uniform", ["--sampler", "ddim", "--spacing", "uniform"]),
     "ddim-eta1-uniform": ("DDIM with eta 1, uniform", ["--sampler", "ddim", "--eta", "1", "--spacing", "uniform"]),
     "ancestral-uniform": ("ancestral, uniform", ["--sampler", "ancestral", "--spacing", "uniform"]),
@@ -182,7 +187,8 @@ def page(study: dict[str, Any]) -> str:
     return study_pages.join(
         "# Study: solvers",
         f"How good are {options['evaluations']} evaluations of a solver beside {options['baseline']} ancestral steps "
-        "of the same network, from the same starting noise?",
+        "of the same network, from the same starting noise? Spacings are uniform in log-SNR, from a noise of 80 times "
+        "the signal down, unless the name says otherwise.",
         f"One run: {network['num_channels']} channels, {network['num_res_blocks']} blocks per level, "
         f"{tables.count(training['images_seen'])} training images seen; {baseline['checkpoint']}. Device: "
         f"{baseline['device']}. {score['n']} training images of {score['reference']['name']} are the reference "
