@@ -32,6 +32,7 @@ from training_run import Task, add_train_options, train_network
 
 if TYPE_CHECKING:
     import torch
+    from comparison.files import FileSet
     from comparison.images import ImageSet
     from comparison.rng import SampleNoise
     from improved_diffusion.respace import SpacedDiffusion
@@ -65,7 +66,7 @@ class ImageTask(Task):
         self.run_name = str(args.image_size)
         self.class_cond = args.class_cond
 
-    def build(self, image_set: "ImageSet") -> "tuple[torch.nn.Module, SpacedDiffusion]":
+    def build(self, image_set: "ImageSet | FileSet") -> "tuple[torch.nn.Module, SpacedDiffusion]":
         """Make the network, with the classes of the data, and the process."""
         return create_model_and_diffusion(**self.flags, num_classes=len(image_set.class_names))
 

@@ -31,6 +31,7 @@ from training_run import Task, add_train_options, train_network
 
 if TYPE_CHECKING:
     import torch
+    from comparison.files import FileSet
     from comparison.images import ImageSet
     from comparison.rng import SampleNoise
     from improved_diffusion.respace import SpacedDiffusion
@@ -69,12 +70,12 @@ class SuperResTask(Task):
         self.class_cond = args.class_cond
         self.grid_images = args.grid_images
 
-    def build(self, image_set: "ImageSet") -> "tuple[torch.nn.Module, SpacedDiffusion]":
+    def build(self, image_set: "ImageSet | FileSet") -> "tuple[torch.nn.Module, SpacedDiffusion]":
         """Make the network, with the classes of the data, and the process; keep images for the grids."""
         import torch
 
         chosen = torch.linspace(0, len(image_set) - 1, self.grid_images).round().long()
-        self.originals = image_set.images[chosen]
+        self.originals = image_set.pick(chosen)
         self.labels = None if image_set.labels is None else image_set.labels[chosen]
         return sr_create_model_and_diffusion(**self.flags, num_classes=len(image_set.class_names))
 

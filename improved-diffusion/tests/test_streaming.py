@@ -1,0 +1,116 @@
+"""Training on images that memory does not hold: the same weights as from memory."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusion_testing import call_script, run_script, script_command, script_env
+from PIL import Image
+
+TINY = (
+    "--image_size 16 --num_channels 32 --num_res_blocks 1 --learn_sigma True --dropout 0.1 --diffusion_steps 50 "
+    "--class_cond True --batch_size 4 --grid_images 4 --grid_steps 2 --threads 1 --lr 1e-3 --keep 0"
+)
+ON_DISK = {"DATA_MEMORY": "0"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 18 images in two classes: an epoch is four updates."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (18, 20, 20, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def from_memory(images, tmp_path_factory):
+    """The run folder of 12 unbroken updates."""
+    folder = tmp_path_factory.mktemp("runs") / "memory"
+    assert call_script("scripts/image_train.py", *train_flags(images, folder, 12)) == 0
+    return folder
+
+
+def train_flags(images, folder, steps):
+    return [TINY, "--data_dir", images, "--run_dir", folder, "--max_steps", steps, "--save_interval", 6]
+
+
+def assert_same_weights(folder, other, step):
+    for name in (f"model{step:06d}.pt", f"ema_0.9999_{step:06d}.pt"):
+        first, second = (torch.load(f / name, weights_only=True) for f in (folder, other))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def children(process):
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()] if path.is_file() else []
+
+
+def test_interrupted_run_from_disk_equals_unbroken_run_from_memory(from_memory, images, tmp_path):
+    run_dir = tmp_path / "run"
+    flags = [*train_flags(images, run_dir, 2000), "--num_workers", 2]
+    command = script_command("scripts/image_train.py", *flags)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=script_env(**ON_DISK), process_group=0
+    )
+    deadline = time.monotonic() + 60
+    while not (run_dir / "opt000006.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = children(process)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the workers too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == ""
+    assert "the same command continues" in out
+    assert len(workers) == 2 or not Path("/proc").is_dir()
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").is_dir()]
+    for path in run_dir.glob("*.pt"):  # what was saved after the sixth update is not wanted
+        if "000006" not in path.name:
+            path.unlink()
+    done = run_script("scripts/image_train.py", *train_flags(images, run_dir, 12), **ON_DISK)
+    assert done.returncode == 0, done.stderr
+    assert "continues after 6 updates: 18 images" in done.stdout
+    assert_same_weights(run_dir, from_memory, 12)
+
+
+def test_run_from_memory_continues_from_disk(from_memory, images, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    assert call_script("scripts/image_train.py", *train_flags(images, run_dir, 6)) == 0
+    monkeypatch.setenv("DATA_MEMORY", "0")
+    assert call_script("scripts/image_train.py", *train_flags(images, run_dir, 12)) == 0
+    assert_same_weights(run_dir, from_memory, 12)
+    data = json.loads((run_dir / "config.json").read_text())["data"]
+    assert {"fingerprint", "names_and_sizes"} <= set(data)
+
+
+def test_super_resolution_trains_and_draws_its_grid_from_disk(images, tmp_path, monkeypatch):
+    flags = (
+        "--large_size 16 --small_size 8 --num_channels 32 --num_res_blocks 1 --diffusion_steps 50 --batch_size 4 "
+        "--grid_images 9 --grid_steps 1 --threads 1 --max_steps 1 --num_workers 0"
+    )
+    for memory in ("0", "8"):
+        monkeypatch.setenv("DATA_MEMORY", memory)
+        run = ["--data_dir", images, "--run_dir", tmp_path / memory]
+        assert call_script("scripts/super_res_train.py", flags, *run) == 0
+    assert_same_weights(tmp_path / "0", tmp_path / "8", 1)
+    grids = [np.asarray(Image.open(tmp_path / memory / "grid_000001.png")) for memory in ("0", "8")]
+    assert np.array_equal(*grids)
+
+
+def test_corrupt_image_ends_the_run_with_one_sentence(images, tmp_path):
+    for path in images.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "cat_3.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    flags = train_flags(tmp_path, tmp_path / "run", 12)
+    done = run_script("scripts/image_train.py", *flags, "--num_workers", 1, **ON_DISK)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cat_3.png: not readable as an image" in done.stderr
