@@ -22,8 +22,8 @@ usage: bash results/compare.sh [options]
   --num_samples N    images drawn from and scored for each model              (quick 1000, cpu 2000, else 50000)
   --image_size S     pixels of all models                                     (32)
   --seed S           of training and sampling                                 (0)
-  --sweep N,N        numbers of DDIM steps at which improved-diffusion is
-                     sampled besides its default; '' for none                 (quick 10, cpu 5,10,50, else 10,25,100,250)
+  --sweep N,N        numbers of steps at which improved-diffusion is sampled
+                     besides its default; '' for none                         (quick 10, cpu 5,10,50, else 10,25,100,250)
   --history K        train in K + 1 equal parts and draw samples after each,
                      0 for none                                               (cpu 3, gpu 4, else 0)
   --benchmark B      true measures speed and memory of every sampler          (true)
@@ -149,9 +149,12 @@ PRESET=$preset
 # shellcheck source=../flags.sh
 source ./flags.sh
 [[ "$DIFFUSION_FLAGS" =~ --diffusion_steps\ ([0-9]+) ]] && most=${BASH_REMATCH[1]}
+sampler=ddim # of the sweep: the preset's own where it names one
+[[ "$SAMPLE_FLAGS" =~ --sampler\ ([a-z-]+) ]] && sampler=${BASH_REMATCH[1]}
 for n in "${steps[@]}"; do
   [ "$n" -le "$most" ] || die "--sweep $n: the $preset preset has $most steps"
-  [[ " $SAMPLE_FLAGS " != *" ddim$n "* ]] || die "--sweep $n: what the $preset preset draws anyway"
+  [[ "$SAMPLE_FLAGS " != *"ddim$n "* && "$SAMPLE_FLAGS " != *"--num_sampling_steps $n "* ]] ||
+    die "--sweep $n: what the $preset preset draws anyway"
 done
 train_flags=(--seed "$seed" --device "$device")
 [ -z "$small_batch" ] || train_flags+=(--batch_size "$small_batch")
@@ -238,7 +241,12 @@ for model in "${chosen[@]}"; do
   measure "$model" "$run"
   [ "$model" = improved-diffusion ] || continue
   for n in "${steps[@]}"; do
-    setting=("$model" "$run/settings/ddim$n" --use_ddim True --timestep_respacing "ddim$n")
+    setting=("$model" "$run/settings/$sampler$n")
+    if [[ "$SAMPLE_FLAGS" == *--sampler* ]]; then
+      setting+=(--num_sampling_steps "$n")
+    else
+      setting+=(--use_ddim True --timestep_respacing "ddim$n")
+    fi
     say "$model: sample in $n steps"
     draw "${setting[@]}"
     measure "${setting[@]}"

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,12 @@ class Lab:
                 raise UserError(f"{flag} {path}: not a folder")
         device = ["--device", args.device, "--threads", str(args.threads)]
         return cls(study, data, runs.resolve(), out.resolve(), args.fresh, tuple(device), preset_flags(args.preset))
+
+    def without_sampler(self) -> "Lab":
+        """Return the same with no sampler in the preset, for cells that name their own: two would contradict."""
+        given = self.preset["SAMPLE_FLAGS"]
+        kept = given[given.index("--batch_size") :][:2] if "--batch_size" in given else []
+        return replace(self, preset={**self.preset, "SAMPLE_FLAGS": kept})
 
     def folder(self, model: str, cell: str) -> Path:
         """Return the run folder of a cell."""

@@ -10,7 +10,6 @@ study.json and solvers.png into results/studies/solvers/.
 """
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Judge, draw, score, write."""
-    lab = Lab.open("solvers", args)
+    lab = Lab.open("solvers", args).without_sampler()
     if args.page:
         study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
         return
@@ -67,8 +66,6 @@ def main(args: argparse.Namespace) -> None:
     if args.plan:
         print(studies.plan_table(jobs, rest=30))
         return
-    # The preset's sampler would contradict the cells'.
-    lab = dataclasses.replace(lab, preset={**lab.preset, "SAMPLE_FLAGS": ["--batch_size", "100"]})
     cells = []
     for number, job in enumerate(jobs, start=1):
         cells.append(draw(lab, args, job.name))

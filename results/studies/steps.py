@@ -26,14 +26,13 @@ IMAGE_SIZE = 32
 STEPS = (5, 10, 20, 50)
 TIMESTEPS = (1, 2, 4, 8)
 DDPM, DDGAN, GAN = "improved-diffusion", "denoising-diffusion-gan", "gans"
-NO_DDIM = ["--use_ddim", "False", "--eta", "0", "--timestep_respacing", ""]  # whatever the preset says
 SAMPLERS: dict[str, tuple[str, list[str]]] = {  # name -> label, flags of image_sample.py with {n} for the steps
-    "ancestral": ("ancestral", ["--use_ddim", "False", "--eta", "0", "--timestep_respacing", "{n}"]),
-    "ddim": ("DDIM (eta 0)", ["--use_ddim", "True", "--eta", "0", "--timestep_respacing", "ddim{n}"]),
+    "ancestral": ("ancestral", ["--timestep_respacing", "{n}"]),
+    "ddim": ("DDIM (eta 0)", ["--use_ddim", "True", "--timestep_respacing", "ddim{n}"]),
     "ddim-eta1": ("DDIM (eta 1)", ["--use_ddim", "True", "--eta", "1", "--timestep_respacing", "ddim{n}"]),
-    "dpmpp": ("DPM-Solver++ 2M", [*NO_DDIM, "--sampler", "dpmpp", "--num_sampling_steps", "{n}"]),
-    "dpmpp-sde": ("DPM-Solver++ 2M SDE", [*NO_DDIM, "--sampler", "dpmpp-sde", "--num_sampling_steps", "{n}"]),
-    "unipc": ("UniPC", [*NO_DDIM, "--sampler", "unipc", "--num_sampling_steps", "{n}"]),
+    "dpmpp": ("DPM-Solver++ 2M", ["--sampler", "dpmpp", "--num_sampling_steps", "{n}"]),
+    "dpmpp-sde": ("DPM-Solver++ 2M SDE", ["--sampler", "dpmpp-sde", "--num_sampling_steps", "{n}"]),
+    "unipc": ("UniPC", ["--sampler", "unipc", "--num_sampling_steps", "{n}"]),
 }
 
 
@@ -47,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Judge, train, draw, score, write."""
-    lab = Lab.open("steps", args)
+    lab = Lab.open("steps", args).without_sampler()
     if args.page:
         study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
         return
