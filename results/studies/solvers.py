@@ -100,15 +100,18 @@ def plan(args: argparse.Namespace, image_size: int) -> list[Job]:
         seconds = studies.drawing_seconds(MODEL, args.num_samples, evaluations, image_size)
         return Job(name, f"{label}, {evaluations} evaluations", seconds)
 
-    first = job(f"{BASELINE}{args.baseline}", "ancestral", args.baseline)
-    return [first, *(job(f"{name}{args.evaluations}", label, args.evaluations) for name, (label, _) in SOLVERS.items())]
+    first = job(f"{BASELINE}-{args.baseline}", "ancestral", args.baseline)
+    return [
+        first,
+        *(job(f"{name}-{args.evaluations}", label, args.evaluations) for name, (label, _) in SOLVERS.items()),
+    ]
 
 
 def draw(lab: Lab, args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Draw a sample set of the run, always from the same noise."""
-    baseline = f"{BASELINE}{args.baseline}" == name
+    baseline = f"{BASELINE}-{args.baseline}" == name
     count = args.baseline if baseline else args.evaluations
-    solver = name.removesuffix(str(count))
+    solver = name.removesuffix(f"-{count}")
     label, flags = SOLVERS[solver]
     folder = lab.folder(MODEL, args.run.resolve().name) / "settings" / name
     flags = [*flags, "--num_sampling_steps", str(count), "--num_samples", str(args.num_samples), "--seed", "0"]

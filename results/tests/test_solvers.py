@@ -77,9 +77,9 @@ def test_solvers_are_compared_with_the_ancestral_steps_of_the_same_noise(study, 
     assert {dict(pairwise(command))["--seed"] for command in commands} == {"0"}
     written = json.loads((trained.parent / "out" / "study.json").read_text())
     ratios = {cell["name"]: cell["ratio"] for cell in written["cells"][1:]}
-    assert ratios["dpmpp20"]["interval"] == [1, 1]
-    assert ratios["unipc20"]["value"] > 1
-    assert ratios["ancestral-uniform20"]["interval"][0] > 2
+    assert ratios["dpmpp-20"]["interval"] == [1, 1]
+    assert ratios["unipc-20"]["value"] > 1
+    assert ratios["ancestral-uniform-20"]["interval"][0] > 2
     page = (trained.parent / "out" / "README.md").read_text()
     assert "1.00 times the distance of 250 ancestral steps (1.00 to 1.00), as good, 12.5 times faster" in page
     assert "worse" in page
@@ -88,9 +88,9 @@ def test_solvers_are_compared_with_the_ancestral_steps_of_the_same_noise(study, 
 
 
 def test_second_call_draws_nothing_anew(study):
-    _, commands = study("--cells", "dpmpp20")
+    _, commands = study("--cells", "dpmpp-20")
     assert len(commands) == 2
-    result, commands = study("--cells", "dpmpp20")
+    result, commands = study("--cells", "dpmpp-20")
     assert result.returncode == 0
     assert len(commands) == 2
 
@@ -114,5 +114,5 @@ def test_wrong_options_are_refused_in_one_sentence(study, flags, words):
 def test_plan_lists_the_sets_and_draws_nothing(study):
     result, commands = study("--plan")
     assert commands == []
-    assert "ancestral-uniform250" in result.stdout
+    assert "ancestral-uniform-250" in result.stdout
     assert "minutes" in result.stdout
