@@ -53,6 +53,8 @@ def setup_dist(device: str | None = None) -> None:
         return
     place = find_place()
     if dist.is_initialized():  # by the caller, who also parts from the others
+        if dist.get_world_size() > 1 and dist.get_backend() == "nccl":
+            raise LaunchError("torch.distributed is initialized for GPUs alone: give it the backend cpu:gloo,cuda:nccl")
         _place = Place(dist.get_rank(), dist.get_world_size(), place.local_rank, place.local_world_size, place.launcher)
         return
     _device = _choose_device(device, place)

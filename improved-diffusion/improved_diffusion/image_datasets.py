@@ -5,6 +5,7 @@ in the order of their sorted names. Small sets are decoded once and stay in memo
 processes.
 """
 
+import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import blob
-from .dist_util import get_rank, get_world_size
+from .dist_util import broadcast_object, get_rank, get_world_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images
@@ -32,7 +33,7 @@ def load_data(
     class_cond: bool = False,
     deterministic: bool = False,
     random_flip: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     num_workers: int = 2,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Iterator[Batch]:
@@ -48,7 +49,8 @@ def load_data(
         class_cond: yield classes.
         deterministic: the order of the sorted paths in every epoch.
         random_flip: mirror each image with probability 1/2.
-        seed: of the order and of the mirroring.
+        seed: of the order and of the mirroring; None draws one, so that a restarted job does not begin with the same
+            images again.
         num_workers: processes that read sets which do not fit into memory.
         memory_limit: bytes that decoded images may take in memory.
 
@@ -71,6 +73,8 @@ def load_data(
             f"{data_dir}: {len(paths)} images are too few for batches of {batch_size}{each}; lower batch_size"
         )
     dataset = ImageDataset(image_size, paths, classes)
+    if seed is None:
+        seed = broadcast_object(secrets.randbits(31))
     order = EpochOrder(len(paths), batch_size, get_rank(), processes, None if deterministic else seed)
     if len(paths) * image_size**2 * 3 <= memory_limit:
         batches = _from_memory(dataset, order)

@@ -120,7 +120,7 @@ class AttentionBlock(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q^T k / sqrt(D)) v, each (N, heads, D, T) (Vaswani et al. 2017, Eq. 1)."""
     if q.device.type != "cpu":
-        q, k, v = (part.transpose(2, 3) for part in (q, k, v))
+        q, k, v = (part.transpose(2, 3).contiguous() for part in (q, k, v))  # fused kernels take no other layout
         return F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
     # A CPU's fused kernel takes as long as these steps in float32, and two to six times as long in bf16.
     weights = (q * q.shape[2] ** -0.5).transpose(2, 3) @ k  # (N, heads, T, T)

@@ -130,7 +130,7 @@ class Hub(Watch):
                 link, _ = self._server.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(_keep_alive(link),), daemon=True).start()
 
     def _serve(self, link: socket.socket) -> None:
         messages = _receive(link)
@@ -227,7 +227,7 @@ def connect(hosts: list[str], port: int, rank: int, end: Callable[[int], None] =
 def _keep_alive(link: socket.socket) -> socket.socket:
     """Notice within ten seconds that the other machine is gone."""
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+    for name, value in (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return link

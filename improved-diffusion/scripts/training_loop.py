@@ -159,12 +159,15 @@ class Loop:
         n, step = self.args.batch_size, self.step
         rate = (step - self._logged_at[0]) * n / max(seconds - self._logged_at[1], 1e-9)
         row = {**means, "images_per_second": rate}
+        if self.trainer.scaler.is_enabled():
+            row["lg_loss_scale"] = math.log2(self.trainer.scaler.get_scale())
         self.train_run.log_row(step, self.images_seen, seconds, **row)
         if self._events:
             self._events.write_values({"step": step, **row})
         json_row = {"step": step, "images_seen": self.images_seen, "wall_seconds": round(seconds, 3), **row}
         with open(self.train_run.folder / "progress.json", "a", encoding="utf-8") as file:
-            file.write(json.dumps(json_row) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in json_row.items()}
+            file.write(json.dumps(finite) + "\n")
         left = [(total - step) * n / rate for total in [self.budget.total_steps(n)] if total]
         left += [self.budget.max_seconds - seconds] if self.budget.max_seconds else []
         parts = " ".join(f"{name} {means[name]:.4g}" for name in ("loss", "mse", "vb", "grad_norm") if name in means)

@@ -213,7 +213,7 @@ def load_data(data_dir: str, task: Task, train_run: Run) -> "ImageSet | FileSet"
     """
     from comparison.images import open_images
 
-    image_set = open_images(data_dir, task.image_size)
+    image_set = open_images(data_dir, task.image_size, processes=my_place().local_world_size)
     if task.class_cond and image_set.labels is None:
         raise UserError(f"--class_cond True: {data_dir} has no classes (folders, or file names that begin with class_)")
     known, found = train_run.config.get("data", {}), image_set.describe()

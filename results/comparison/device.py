@@ -60,7 +60,12 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type for --precision: bfloat16, or None for float32."""
+    """Return the autocast type for --precision: bfloat16, or None for float32.
+
+    `float32` by name turns a GPU's TF32 off, which `auto` leaves on.
+    """
+    if precision == "float32" and device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
         return torch.bfloat16
     return None

@@ -92,10 +92,12 @@ def memory_limit() -> int:
     return int(limit * 2**30)
 
 
-def open_images(source: str, image_size: int, *, split: str = "train", limit: int | None = None) -> ImageSet | FileSet:
+def open_images(
+    source: str, image_size: int, *, split: str = "train", limit: int | None = None, processes: int = 1
+) -> ImageSet | FileSet:
     """Read a data source as `load_images` does, or leave it on disk where memory does not hold it decoded.
 
-    Only a folder or a .zip file of images can be left there.
+    Only a folder or a .zip file of images can be left there. `processes` of this machine share its memory.
 
     Raises:
         UserError: the source is missing, empty or, if it is read, corrupt.
@@ -104,7 +106,7 @@ def open_images(source: str, image_size: int, *, split: str = "train", limit: in
     if not _is_files(source):
         return load_images(source, image_size, split=split, limit=limit)
     files = FileSet(Path(source), image_size, limit)
-    return files if files.nbytes > memory_limit() else _read_files(files)
+    return files if files.nbytes > memory_limit() / processes else _read_files(files)
 
 
 def load_images(source: str, image_size: int, *, split: str = "train", limit: int | None = None) -> ImageSet:

@@ -215,7 +215,10 @@ class Run:
 
 # What a run writes, and --fresh deletes; in these folders lie sample sets of other settings and earlier checkpoints.
 _SET_FOLDERS = ("settings", "history")
-_SAMPLE_FILES = ("samples*", "sampling.json", "metrics.json", "timing.json", "interpolation.png", "neighbours.png")
+_SAMPLE_FILES = (
+    *("samples*", "sampling.json", "metrics.json", "timing.json", "interpolation.png", "neighbours.png"),
+    *("trajectory.png", "comparison.png", "nll.json", "nll.png", "nll-*.part-*.npz", "*_terms.npz"),
+)
 _OWN_FILES = (
     *("*.pt", "*.pth", "config.json", "progress.*", "log.txt", "loss.png", "grid*.png"),
     *_SAMPLE_FILES,
