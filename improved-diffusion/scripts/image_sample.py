@@ -24,17 +24,15 @@ from comparison.cli import (
     add_device_options,
     add_sampling_extras,
     make_parser,
-    non_negative_float,
     non_negative_int,
     positive_int,
     run,
 )
-from comparison.runs import read_json
 from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from remote import with_local_paths
 from run_files import MODEL, training_of
-from sampler_flags import Sampler, add_sampler_flags, judge_sampler
+from sampler_flags import Sampler, add_guidance_flag, add_sampler_flags, judge_guidance, judge_sampler
 from trained import Trained, add_checkpoint_flags, add_network_flags, load_trained, out_folder, run_flags
 
 if TYPE_CHECKING:
@@ -52,14 +50,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive_int, default=64, help="images drawn at a time")
     add("--seed", type=non_negative_int, default=0, help="of the noise, and of the classes of conditional models")
     add("--class_label", type=non_negative_int, help="draw only this class, by number; by default random ones")
-    add(
-        "--guidance_scale",
-        type=non_negative_float,
-        help="classifier-free guidance of a model trained with --class_dropout: 1 for none, more for images more "
-        "typical of their class; twice the work",
-    )
     add("--trajectory", action="store_true", help="also write trajectory.png: how 8 images come out of the noise")
     add_sampler_flags(parser)
+    add_guidance_flag(parser)
     add_sampling_extras(parser)
     add_device_options(parser)
     args = parser.parse_args(argv)
@@ -73,7 +66,8 @@ def main(args: argparse.Namespace) -> int:
     """Judge the flags, rebuild the network, draw or measure."""
     flags = run_flags(args, model_and_diffusion_defaults(), MODEL)
     sampler = judge_sampler(args, flags)
-    judge_classes(args, flags)
+    judge_class_label(args, flags)
+    judge_guidance(args, flags)
 
     from comparison.sampling import draw_samples
     from comparison.timing import write_benchmark
@@ -116,29 +110,14 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def judge_classes(args: argparse.Namespace, flags: dict[str, Any]) -> None:
-    """Refuse flags about classes that the network cannot follow; without torch.
+def judge_class_label(args: argparse.Namespace, flags: dict[str, Any]) -> None:
+    """Refuse a class for a network that knows none; without torch.
 
     Raises:
-        UserError: it knows no classes, or for guidance was never trained without them.
+        UserError: so.
     """
-    for name in ("class_label", "guidance_scale"):
-        if getattr(args, name) is not None and not flags["class_cond"]:
-            raise UserError(f"--{name} {getattr(args, name)} needs a class-conditional model (--class_cond True)")
-    if args.guidance_scale is None:
-        return
-    config = args.model_path.parent / "config.json"
-    if not config.is_file():
-        print(
-            "warning: --guidance_scale: no config.json tells whether the model was trained with --class_dropout; "
-            "without it guidance spoils the images",
-            flush=True,
-        )
-    elif not read_json(config)["options"].get("class_dropout"):
-        raise UserError(
-            f"--guidance_scale {args.guidance_scale:g}: the model was trained with --class_dropout 0, so it does not "
-            "know images without their class"
-        )
+    if args.class_label is not None and not flags["class_cond"]:
+        raise UserError(f"--class_label {args.class_label} needs a class-conditional model (--class_cond True)")
 
 
 class ImageSource:

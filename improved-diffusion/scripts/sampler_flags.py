@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from comparison.cli import UserError, fraction, positive_float, positive_int, str2bool
+from comparison.cli import UserError, fraction, non_negative_float, positive_float, positive_int, str2bool
+from comparison.runs import read_json
 from improved_diffusion.solvers import NOISY, SAMPLERS, SPACINGS, check_settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     add("--use_ddim", type=str2bool, default=False, help="DDIM over --timestep_respacing instead of ancestral steps")
     add("--eta", type=fraction, default=0.0, help="DDIM's noise, 0 for none to 1 for as much as ancestral steps add")
     add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")
+
+
+def add_guidance_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --guidance_scale."""
+    parser.add_argument(
+        "--guidance_scale",
+        type=non_negative_float,
+        help="classifier-free guidance of a model trained with --class_dropout: 1 for none, more for images more "
+        "typical of their class; each evaluation passes twice the images (Ho & Salimans 2022)",
+    )
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,30 @@ def judge_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
     except ValueError as error:
         raise UserError(f"--{error}") from None
     return Sampler(args.sampler, steps, spacing, args.eta, args.clip_denoised, args.sigma_max)
+
+
+def judge_guidance(args: argparse.Namespace, flags: dict[str, Any]) -> None:
+    """Refuse guidance that the network cannot follow; without torch.
+
+    Raises:
+        UserError: it knows no classes, or was never trained without them.
+    """
+    if args.guidance_scale is None:
+        return
+    if not flags["class_cond"]:
+        raise UserError(f"--guidance_scale {args.guidance_scale} needs a class-conditional model (--class_cond True)")
+    config = args.model_path.parent / "config.json"
+    if not config.is_file():
+        print(
+            "warning: --guidance_scale: no config.json tells whether the model was trained with --class_dropout; "
+            "without it guidance spoils the images",
+            flush=True,
+        )
+    elif not read_json(config)["options"].get("class_dropout"):
+        raise UserError(
+            f"--guidance_scale {args.guidance_scale:g}: the model was trained with --class_dropout 0, so it does not "
+            "know images without their class"
+        )
 
 
 def _kept_steps(flags: dict[str, Any]) -> int:

@@ -29,7 +29,7 @@ from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import sr_create_model_and_diffusion, sr_model_and_diffusion_defaults
 from remote import with_local_paths
 from run_files import training_of
-from sampler_flags import Sampler, add_sampler_flags, judge_sampler
+from sampler_flags import Sampler, add_guidance_flag, add_sampler_flags, judge_guidance, judge_sampler
 from super_res_train import COLUMNS, MODEL, enlarge, in_rows
 from trained import Trained, add_checkpoint_flags, add_network_flags, load_trained, out_folder, run_flags
 
@@ -50,6 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive_int, default=16, help="images enlarged at a time")
     add("--seed", type=non_negative_int, default=0, help="of the noise")
     add_sampler_flags(parser)
+    add_guidance_flag(parser)
     add_device_options(parser)
     return parser.parse_args(argv)
 
@@ -60,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
     check_source(args.base_samples, "--base_samples")
     flags = run_flags(args, sr_model_and_diffusion_defaults(), MODEL)
     sampler = judge_sampler(args, flags)
+    judge_guidance(args, flags)
 
     from comparison.images import fingerprint
     from comparison.sampling import draw_samples
@@ -71,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     size, count = flags["large_size"], len(base)
     facts = {
         "model": MODEL,
-        "sampler": sampler.describe(),
+        "sampler": sampler.describe() + ("" if args.guidance_scale is None else f", guidance {args.guidance_scale:g}"),
         **trained.facts,
         "base_size": flags["small_size"],
         "base_fingerprint": fingerprint(base),
@@ -79,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         "seed": args.seed,
     }
     out = draw_samples(
-        make_enlarger(trained, sampler, base, labels, size, args.seed),
+        make_enlarger(trained, sampler, base, labels, size, args.seed, args.guidance_scale),
         [trained.network],
         num_samples=count,
         batch_size=args.batch_size,
@@ -140,10 +142,14 @@ def make_enlarger(
     labels: "torch.Tensor | None",
     size: int,
     seed: int,
+    guidance_scale: float | None = None,
 ) -> "Callable[[range], torch.Tensor]":
     """Return the function that enlarges images by number to (n, 3, size, size) float32."""
     from comparison.images import from_uint8
     from comparison.rng import SampleNoise
+    from improved_diffusion.samplers import classifier_free
+
+    model = trained.network if guidance_scale is None else classifier_free(trained.network, guidance_scale)
 
     def draw(indices: range) -> "torch.Tensor":
         rows, noise = slice(indices.start, indices.stop), SampleNoise(seed, indices, trained.device)
@@ -151,7 +157,7 @@ def make_enlarger(
         if trained.num_classes and labels is not None:
             condition["y"] = labels[rows].to(trained.device)
         with trained.autocast():
-            return sampler.draw(trained.network, trained.diffusion, (3, size, size), noise, condition)
+            return sampler.draw(model, trained.diffusion, (3, size, size), noise, condition)
 
     return draw
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -203,6 +204,22 @@ def test_enlarging_goes_on_where_it_was_cut_short(trained, base, tmp_path, monke
     assert len(calls) == 6
     whole, mended = (np.load(tmp_path / name / "samples_10x16x16x3.npz")["arr_0"] for name in ("whole", "cut"))
     assert np.array_equal(whole, mended)
+
+
+def test_guidance_needs_labels_withheld_in_training_and_counts_twice(trained, base, tmp_path):
+    with pytest.raises(UserError, match="--guidance_scale 2: the model was trained with --class_dropout 0"):
+        sample(trained, base, tmp_path / "out", "--guidance_scale 2")
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = json.loads((run / "config.json").read_text())
+    config["options"]["class_dropout"] = 0.1
+    (run / "config.json").write_text(json.dumps(config))
+    assert sample(run, base, tmp_path / "plain") == 0
+    assert sample(run, base, tmp_path / "guided", "--guidance_scale 4") == 0
+    facts = json.loads((tmp_path / "guided" / "sampling.json").read_text())
+    assert (facts["nfe"], facts["sampler"]) == (6, "DDIM, 3 steps, eta 0, guidance 4")
+    one, other = (np.load(tmp_path / name / "samples_10x16x16x3.npz")["arr_0"] for name in ("plain", "guided"))
+    assert not np.array_equal(one, other)
 
 
 def test_first_images_of_a_folder_are_reduced_and_enlarged(trained, images, tmp_path):
