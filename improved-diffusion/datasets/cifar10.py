@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison.cli import UserError, data_root, make_parser, positive_int, run
+from comparison.cli import UserError, check_folder, data_root, local_path, make_parser, positive_int, run
 from comparison.progress import bar
 from comparison.sources import check_source, find_images, is_cifar_batches
 
@@ -26,13 +26,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--source", default="cifar10", help="cifar10 to download, or a folder as above")
     parser.add_argument("--num_images", type=positive_int, help="of each folder; by default all")
-    parser.add_argument("--out_dir", type=Path, default=data_root(), help="where cifar_train and cifar_test go")
+    parser.add_argument("--out_dir", type=local_path, default=data_root(), help="where cifar_train and cifar_test go")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
     """Write the folders."""
     check_source(args.source, "--source")
+    check_folder(args.out_dir, "--out_dir")
     for split, source in split_sources(args.source).items():
         write_split(source, split, args.out_dir / f"cifar_{split}", args.num_images)
     return 0
@@ -70,7 +71,8 @@ def write_split(source: str, split: str, folder: Path, num_images: int | None) -
     names = [f"{classes[label]}_{i:05d}.png" for i, label in enumerate(image_set.labels.tolist())]
     try:
         with bar(len(names), 0, folder.name, "images") as progress:
-            for _ in write_png_folder(folder, image_set.images.permute(0, 2, 3, 1).numpy(), names):
+            pixels, key = image_set.images.permute(0, 2, 3, 1).numpy(), {"fingerprint": image_set.fingerprint}
+            for _ in write_png_folder(folder, pixels, names, key=key):
                 progress.update()
     except OSError as error:
         raise UserError(f"{folder}: not written ({error})") from None

@@ -9,13 +9,14 @@ complete, and a call that was cut short is continued by the same call.
 """
 
 import argparse
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from comparison.cli import UserError, make_parser, positive_int, run
+from comparison.cli import UserError, check_folder, local_path, make_parser, pixels, positive_int, run
 from comparison.progress import bar
 from comparison.sources import find_images
 
@@ -23,9 +24,9 @@ from comparison.sources import find_images
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("lmdb_path", type=Path, help="folder of the database, which holds data.mdb")
-    parser.add_argument("out_dir", type=Path, help="folder to write")
-    parser.add_argument("--image_size", "--image-size", type=positive_int, default=256, help="pixels")
+    parser.add_argument("lmdb_path", type=local_path, help="folder of the database, which holds data.mdb")
+    parser.add_argument("out_dir", type=local_path, help="folder to write")
+    parser.add_argument("--image_size", "--image-size", type=pixels, default=256, help="pixels")
     parser.add_argument("--prefix", default="bedroom", help="of the file names")
     parser.add_argument("--num_images", type=positive_int, help="the first ones; by default all")
     return parser.parse_args(argv)
@@ -35,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     """Open the database, write the folder."""
     if not (args.lmdb_path / "data.mdb").is_file():
         raise UserError(f"{args.lmdb_path}: not a folder with an LMDB database (data.mdb)")
+    check_folder(args.out_dir, "out_dir")
     with open_database(args.lmdb_path) as database:
         stored = database.stat()["entries"]
         count = min(stored, args.num_images or stored)
@@ -55,16 +57,20 @@ def open_database(path: Path) -> Any:
     """Open an LMDB database to read.
 
     Raises:
-        UserError: the package lmdb is missing, or the database is damaged.
+        UserError: the package lmdb is missing, or the database is damaged or truncated.
     """
     try:
         import lmdb
     except ImportError:
         raise UserError("LSUN comes as an LMDB database; to read it: pip install lmdb") from None
     try:
-        return lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
     except lmdb.Error as error:
         raise UserError(f"{path}: not readable as an LMDB database ({error})") from None
+    if needed > (size := (path / "data.mdb").stat().st_size):  # the system would kill the reader
+        raise UserError(f"{path}: data.mdb is truncated, {size} bytes of {needed}; download or unpack it again")
+    return database
 
 
 def write(database: Any, count: int, args: argparse.Namespace) -> None:
@@ -86,18 +92,30 @@ def write(database: Any, count: int, args: argparse.Namespace) -> None:
             raise UserError(f"{args.lmdb_path}: {key.decode(errors='replace')} is not a picture ({error})") from None
 
     names = [f"{args.prefix}_{i:07d}.png" for i in range(count)]
+    first = hashlib.sha256(b"\0".join(next(entries(database, args.lmdb_path)))).hexdigest()
+    key = {"first": first[:16], "stored": database.stat()["entries"], "image_size": args.image_size}
+    pictures = islice(entries(database, args.lmdb_path), count)
     try:
         with bar(count, 0, args.out_dir.name, "images") as progress:
-            for _ in write_png_folder(args.out_dir, islice(entries(database), count), names, decode):
+            for _ in write_png_folder(args.out_dir, pictures, names, decode, key=key):
                 progress.update()
     except OSError as error:
         raise UserError(f"{args.out_dir}: not written ({error})") from None
 
 
-def entries(database: Any) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each key and value, in the order of the keys."""
-    with database.begin() as transaction, transaction.cursor() as cursor:
-        yield from cursor
+def entries(database: Any, path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each key and value, in the order of the keys.
+
+    Raises:
+        UserError: the database is damaged.
+    """
+    import lmdb
+
+    try:
+        with database.begin() as transaction, transaction.cursor() as cursor:
+            yield from cursor
+    except lmdb.Error as error:
+        raise UserError(f"{path}: damaged ({error})") from None
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ The folder must not hold anything yet, and appears when it is complete.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from comparison.cli import UserError, make_parser, run
+from comparison.cli import UserError, check_folder, local_path, make_parser, run
 from comparison.progress import bar
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("inputfile", type=Path, help="the .npz file")
-    parser.add_argument("outputdir", type=Path, help="the folder to write")
+    parser.add_argument("inputfile", type=local_path, help="the .npz file")
+    parser.add_argument("outputdir", type=local_path, help="the folder to write")
     return parser.parse_args(argv)
 
 
@@ -27,8 +26,9 @@ def main(args: argparse.Namespace) -> int:
     """Read the file, write the folder."""
     if not args.inputfile.is_file():
         raise UserError(f"{args.inputfile}: no such file")
+    check_folder(args.outputdir, "outputdir")
 
-    from comparison.images import load_npz
+    from comparison.images import fingerprint, load_npz
     from improved_diffusion.png_folder import write_png_folder
 
     images, labels = load_npz(args.inputfile)
@@ -36,7 +36,8 @@ def main(args: argparse.Namespace) -> int:
     names = [f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
     try:
         with bar(len(names), 0, "write PNG", "images") as progress:
-            for _ in write_png_folder(args.outputdir, images.permute(0, 2, 3, 1).numpy(), names):
+            pixels, key = images.permute(0, 2, 3, 1).numpy(), {"fingerprint": fingerprint(images)}
+            for _ in write_png_folder(args.outputdir, pixels, names, key=key):
                 progress.update()
     except OSError as error:
         raise UserError(f"{args.outputdir}: not written ({error})") from None

@@ -14,6 +14,7 @@ from comparison.budget import Budget
 from comparison.cli import (
     UserError,
     add_run_options,
+    check_folder,
     data_root,
     default_run_folder,
     fraction,
@@ -191,12 +192,20 @@ def open_run(args: argparse.Namespace, task: Task, data_dir: str) -> Run:
     """Open the run folder: --run_dir, else OPENAI_LOGDIR, else by the data's name.
 
     Raises:
-        UserError: it holds another run.
+        UserError: it holds another run, cannot be written, or lies where --data_dir reads or --fresh deletes.
     """
     log_dir = os.environ.get("OPENAI_LOGDIR")
     folder = args.run_dir or (log_dir and Path(log_dir))
+    folder = folder or default_run_folder(task.model, f"{source_name(data_dir)}-{task.run_name}")
+    flag = "OPENAI_LOGDIR" if log_dir and not args.run_dir else "--run_dir"
+    check_folder(folder, flag)
+    data, resolved = Path(data_dir), folder.resolve()
+    if data.is_dir() and data.resolve() in (resolved, *resolved.parents):
+        raise UserError(f"{flag} {folder}: inside --data_dir {data_dir}, whose images the run's pictures would join")
+    if args.fresh and args.resume_checkpoint and args.resume_checkpoint.parent.resolve() == resolved:
+        raise UserError(f"--resume_checkpoint {args.resume_checkpoint}: --fresh would delete it; copy it first")
     return Run.open(
-        folder or default_run_folder(task.model, f"{source_name(data_dir)}-{task.run_name}"),
+        folder,
         {**vars(args), "data_dir": shown(data_dir)},
         model=task.model,
         may_change=("resume_checkpoint", "grid_images", "grid_steps", "compile"),

@@ -85,7 +85,7 @@ def test_few_pictures_are_in_memory_at_a_time(tmp_path):
             yield np.full((1, 1, 3), 7, np.uint8)
 
     names = [f"{i}.png" for i in range(2 * png_folder.CHUNK)]
-    written = png_folder.write_png_folder(tmp_path / "out", images(), names)
+    written = png_folder.write_png_folder(tmp_path / "out", images(), names, key={})
     next(written)
     assert len(taken) == png_folder.CHUNK
     assert len(list(written)) == len(names) - 1

@@ -260,16 +260,13 @@ def test_old_checkpoints_are_pruned_and_planned_ones_kept(images, tmp_path):
     assert not list((tmp_path / "run").glob("grid*"))
 
 
-def test_cifar10_folders_are_converted_once_and_continued(tmp_path):
+def test_cifar10_folders_are_converted_once(tmp_path):
     source = tmp_path / "jpeg"
     for split, count in (("train", 4), ("test", 2)):
         for label in ("airplane", "cat"):
             (source / split / label).mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (32, 32), (i, 9, 9)).save(source / split / label / f"{i}.jpg")
-    partial = tmp_path / "data" / "cifar_train.partial"
-    partial.mkdir(parents=True)
-    Image.new("RGB", (32, 32)).save(partial / "plane_00000.png")  # as an interrupted call left it
     for sentence in ("8 images", "there already"):
         done = run_script("datasets/cifar10.py", "--source", source, DATA_ROOT=str(tmp_path / "data"))
         assert done.returncode == 0, done.stderr

@@ -4,8 +4,10 @@ Standard library only, so that a wrong flag is answered before torch is imported
 """
 
 import argparse
+import io
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
     """Call `main` and leave with its status: 2 and one sentence after a UserError or a file that cannot be used, 130
     after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are not text in the terminal's encoding
     try:
         status = main()
     except UserError as error:
@@ -69,6 +73,8 @@ def _number(kind: type, accepts: Callable[[Any], bool], words: str) -> Callable[
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {words}, not {text!r}") from None
+        if kind is int and abs(value) >= 2**63:
+            raise argparse.ArgumentTypeError(f"must be {words}, and below 2^63")
         if not math.isfinite(value) or not accepts(value):
             raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
         return value
@@ -81,12 +87,46 @@ non_negative_int = _number(int, lambda v: v >= 0, "a whole number, 0 or more")
 positive_float = _number(float, lambda v: v > 0, "a number above 0")
 non_negative_float = _number(float, lambda v: v >= 0, "a number, 0 or more")
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
+pixels = _number(int, lambda v: 1 <= v <= 4096, "a whole number from 1 to 4096")
+thread_count = _number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
+
+
+def local_path(text: str) -> Path:
+    """Read a path on this machine; gs:// and the like would become folders of that name."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise argparse.ArgumentTypeError(f"must be a path on this machine, not {text}")
+    return Path(text)
+
+
+def device_name(text: str) -> str:
+    """Read --device; whether this machine has it is for `comparison.device.pick_device` to say."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:N or mps, not {text!r}")
+    return text
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Refuse an output folder that cannot be made or written into.
+
+    Raises:
+        UserError: one sentence that names `flag`.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(f"{flag} {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {folder}: {there} is not writable")
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Add --device, --precision and --threads."""
     group = parser.add_argument_group("device")
-    group.add_argument("--device", default="auto", help="auto (CUDA, MPS, CPU in this order), cpu, cuda, cuda:N or mps")
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        help="auto (CUDA, MPS, CPU in this order), cpu, cuda, cuda:N or mps",
+    )
     group.add_argument(
         "--precision",
         default="auto",
@@ -94,7 +134,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="of the network passes; auto is bf16 where the hardware computes in it",
     )
     group.add_argument(
-        "--threads", type=non_negative_int, default=0, help="CPU threads, 0 divides the cores among local processes"
+        "--threads", type=thread_count, default=0, help="CPU threads, 0 divides the cores among local processes"
     )
 
 

@@ -20,6 +20,7 @@ from comparison.sources import check_source, is_cifar_batches, shapes_modes, sou
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DATA_MEMORY = 8  # GiB of decoded images, unless the environment variable of this name says otherwise
+MAX_CLASSES = 1_000_000
 CACHE_FROM = 1000  # images; smaller folders are decoded faster than a cache is worth
 
 
@@ -263,21 +264,26 @@ def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
     """Read samples: (N, 3, H, W) uint8 from arr_0 (N, H, W, 3), and int64 labels from arr_1 if there.
 
     Raises:
-        UserError: the file is missing, truncated, or holds no such array.
+        UserError: the file is missing, truncated, or holds no such arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             images = archive["arr_0"]
-            labels = torch.from_numpy(archive["arr_1"].astype(np.int64)) if "arr_1" in archive else None
+            labels = archive.get("arr_1")
     except KeyError:
         raise UserError(f"{path}: holds no arr_0 with images") from None
     except Exception as error:  # zipfile, zlib, struct and NumPy raise each their own on a damaged file
         raise UserError(f"{path}: not readable as an .npz file ({error})") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise UserError(f"{path}: arr_0 is {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
-    if labels is not None and labels.shape != (len(images),):
-        raise UserError(f"{path}: arr_1 holds {tuple(labels.shape)} labels for {len(images)} images")
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    if labels is None:
+        return pixels, None
+    if labels.shape != (len(images),):
+        raise UserError(f"{path}: arr_1 holds {labels.shape} labels for {len(images)} images")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise UserError(f"{path}: arr_1 must hold class numbers, whole and from 0 to {MAX_CLASSES - 1}")
+    return pixels, torch.from_numpy(labels.astype(np.int64))
 
 
 def save_npz(path: Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:

@@ -68,8 +68,8 @@ def add_options(parser: argparse.ArgumentParser, seconds: float | None, num_samp
         add("--num_samples", type=cli.positive_int, default=num_samples, metavar="N", help="images drawn and scored")
     add("--cells", metavar="NAME,NAME", help="only these, of those that --plan lists")
     add("--preset", default="quick", choices=["quick", "cpu", "gpu"], help="networks and settings, see flags.sh")
-    add("--out", type=Path, metavar="DIR", help="small results; results/studies/<study> unless given")
-    add("--runs_dir", type=Path, metavar="DIR", help="working runs; results/runs unless given, which git ignores")
+    add("--out", type=cli.local_path, metavar="DIR", help="small results; results/studies/<study> unless given")
+    add("--runs_dir", type=cli.local_path, metavar="DIR", help="working runs; results/runs unless given, not in git")
     add("--plan", action="store_true", help="list the cells and their minutes, and run nothing")
     add("--page", action="store_true", help="write README.md and the pictures anew from study.json, and run nothing")
     add("--fresh", action="store_true", help="start over, deleting what the cells' run folders hold")
@@ -161,8 +161,7 @@ class Lab:
         data = str(Path(args.data).resolve()) if args.data != "cifar10" and Path(args.data).exists() else args.data
         runs, out = args.runs_dir or root / "results" / "runs", args.out or root / "results" / "studies" / study
         for flag, path in (("--out", out), ("--runs_dir", runs)):
-            if path.exists() and not path.is_dir():
-                raise UserError(f"{flag} {path}: not a folder")
+            cli.check_folder(path, flag)
         device = ["--device", args.device, "--threads", str(args.threads)]
         return cls(study, data, runs.resolve(), out.resolve(), args.fresh, tuple(device), preset_flags(args.preset))
 
