@@ -1,6 +1,6 @@
 """Sampling from a diffusion process, training it, and its likelihood.
 
-Papers: Ho et al. 2020 (DDPM), Song et al. 2020 (DDIM), Nichol & Dhariwal 2021 (improved DDPM).
+Papers: Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM), Nichol & Dhariwal 2021 (improved DDPM).
 The conventions are those of `process`.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .process import Denoise, DiffusionProcess, LossType, Model, ModelMeanType, ModelVarType
-from .schedules import betas_for_alpha_bar, get_named_beta_schedule
+from .schedules import betas_for_alpha_bar, ddim_std, ddim_weights, get_named_beta_schedule
 
 __all__ = [
     "GaussianDiffusion",
@@ -75,16 +75,15 @@ class GaussianDiffusion(DiffusionProcess):
         eta: float = 0.0,
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Step from x_t to x_{t-1} by DDIM (Song et al. 2020, Eqs. 12 and 16).
+        """Step from x_t to x_{t-1} by DDIM (Song et al. 2021, Eqs. 12 and 16).
 
         Arguments and result as in `p_sample`; learned variances are not used.
         """
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        alpha_bar = self._at("alphas_cumprod", t, x)
         alpha_bar_prev = self._at("alphas_cumprod_prev", t, x)
-        sigma = eta * torch.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * torch.sqrt(1 - alpha_bar / alpha_bar_prev)
-        mean = self._ddim_mean(x, t, out["pred_xstart"], alpha_bar_prev, sigma)
-        sample = _add_noise(mean, sigma, t, noise) if eta else mean
+        std = ddim_std(self._at("alphas_cumprod", t, x), alpha_bar_prev, eta)
+        mean = self._ddim_mean(x, t, out["pred_xstart"], alpha_bar_prev, std)
+        sample = _add_noise(mean, std, t, noise) if eta else mean
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
     def ddim_reverse_sample(
@@ -108,10 +107,10 @@ class GaussianDiffusion(DiffusionProcess):
         sample = self._ddim_mean(x, t, out["pred_xstart"], self._at("alphas_cumprod_next", t, x), 0.0)
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
-    def _ddim_mean(self, x: Tensor, t: Tensor, pred_xstart: Tensor, alpha_bar: Tensor, sigma: Tensor | float) -> Tensor:
-        """Return the mean of the step from x_t to the level `alpha_bar` (Song et al. 2020, Eq. 12)."""
-        eps = self._eps_from_xstart(x, t, pred_xstart)
-        return pred_xstart * alpha_bar.sqrt() + torch.sqrt(1 - alpha_bar - sigma**2) * eps
+    def _ddim_mean(self, x: Tensor, t: Tensor, pred_xstart: Tensor, alpha_bar: Tensor, std: Tensor | float) -> Tensor:
+        """Return the mean of the DDIM step from x_t to the level `alpha_bar`."""
+        of_x_start, of_eps = ddim_weights(alpha_bar, std)
+        return of_x_start * pred_xstart + of_eps * self._eps_from_xstart(x, t, pred_xstart)
 
     # Loops over all steps
 

@@ -1,17 +1,19 @@
 """The Gaussian diffusion process: its coefficients, its forward side, and what a network's output says.
 
-Papers: Ho et al. 2020 (DDPM), Song et al. 2020 (DDIM), Nichol & Dhariwal 2021 (improved DDPM).
+Papers: Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM), Nichol & Dhariwal 2021 (improved DDPM).
 Timesteps are 0-based: x_start is the image, t = 0 the least noisy step, and x_t has been noised t + 1 times.
 Images are (N, C, H, W) float32 in [-1, 1]; model_kwargs reach the network as keyword arguments.
 """
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .schedules import posterior
 
 Model = Callable[..., Tensor]
 Denoise = Callable[[Tensor], Tensor]
@@ -82,8 +84,7 @@ class DiffusionProcess:
             raise ValueError("betas must be one-dimensional, each above 0 and at most 1")
         self.betas = betas
         self.num_timesteps = self.original_num_steps = len(betas)
-        alphas = 1.0 - betas
-        self.alphas_cumprod = np.cumprod(alphas)
+        self.alphas_cumprod = np.cumprod(1.0 - betas)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
         self.alphas_cumprod_next = np.append(self.alphas_cumprod[1:], 0.0)
 
@@ -95,9 +96,9 @@ class DiffusionProcess:
         self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1.0)
 
         # q(x_{t-1} | x_t, x_0), Ho et al. 2020, Eqs. 6 and 7
-        self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
-        self.posterior_mean_coef1 = betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
-        self.posterior_mean_coef2 = (1.0 - self.alphas_cumprod_prev) * np.sqrt(alphas) / (1.0 - self.alphas_cumprod)
+        self.posterior_mean_coef1, self.posterior_mean_coef2, self.posterior_variance = posterior(
+            betas, self.alphas_cumprod, self.alphas_cumprod_prev
+        )
         # The posterior's variance is zero at t = 0; its logarithm borrows the next step's there. A process
         # of a single step has no next one.
         first = self.posterior_variance[1] if self.num_timesteps > 1 else betas[0]
@@ -109,8 +110,16 @@ class DiffusionProcess:
         self.learns_variance = model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
-    def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
-        """Look up a coefficient for each image: (N,) int64 -> (N, 1, 1, 1) float32."""
+    @overload
+    def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor: ...
+
+    @overload
+    def _at(self, table: str, t: int, like: Tensor) -> float: ...
+
+    def _at(self, table: str, t: Tensor | int, like: Tensor) -> Tensor | float:
+        """Look up a coefficient for each image, (N,) int64 -> (N, 1, 1, 1) float32, or for all, int -> float."""
+        if isinstance(t, int):
+            return float(getattr(self, table)[t])
         key = (table, t.device)
         if key not in self._on_device:
             with torch.inference_mode(False):
@@ -200,19 +209,10 @@ class DiffusionProcess:
         self, output: Tensor, x: Tensor, t: Tensor, clip_denoised: bool, denoised_fn: Denoise | None = None
     ) -> dict[str, Tensor]:
         prediction, variance, log_variance = self._split(output, x, t)
-
-        def process(x_start: Tensor) -> Tensor:
-            if denoised_fn is not None:
-                x_start = denoised_fn(x_start)
-            return x_start.clamp(-1, 1) if clip_denoised else x_start
-
+        pred_xstart = self._pred_xstart(prediction, x, t, clip_denoised, denoised_fn)
         if self.model_mean_type == ModelMeanType.PREVIOUS_X:
-            pred_xstart = process(self._xstart_from_previous(x, t, prediction))
             mean = prediction
         else:
-            if self.model_mean_type == ModelMeanType.EPSILON:
-                prediction = self._xstart_from_eps(x, t, prediction)
-            pred_xstart = process(prediction)
             mean, _, _ = self.q_posterior_mean_variance(pred_xstart, x, t)
         return {
             "mean": mean,
@@ -238,21 +238,37 @@ class DiffusionProcess:
         prediction, values = output.split(channels, dim=1)
         if self.model_var_type == ModelVarType.LEARNED:
             return prediction, values.exp(), values
-        # Nichol & Dhariwal 2021, Eq. 15, with v = (values + 1) / 2
         low, high = self._at("posterior_log_variance_clipped", t, x), self._at("log_betas", t, x)
-        v = (values + 1) / 2
-        log_variance = v * high + (1 - v) * low
+        log_variance = interpolate_log_variance(values, low, high)
         return prediction, log_variance.exp(), log_variance
 
-    def _xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        return (
-            self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
-        )
+    def _pred_xstart(
+        self, prediction: Tensor, x_t: Tensor, t: Tensor | int, clip_denoised: bool, denoised_fn: Denoise | None
+    ) -> Tensor:
+        """Return the image that a prediction stands for, after `denoised_fn` and clipping; t as in `_at`."""
+        if self.model_mean_type == ModelMeanType.EPSILON:  # Ho et al. 2020, Eq. 4, solved for x_0
+            of_x = self._at("sqrt_recip_alphas_cumprod", t, x_t)
+            prediction = of_x * x_t - self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * prediction
+        elif self.model_mean_type == ModelMeanType.PREVIOUS_X:  # Ho et al. 2020, Eq. 7, solved for x_0
+            of_x = self._at("posterior_mean_coef2", t, x_t)
+            prediction = (prediction - of_x * x_t) / self._at("posterior_mean_coef1", t, x_t)
+        if denoised_fn is not None:
+            prediction = denoised_fn(prediction)
+        return prediction.clamp(-1, 1) if clip_denoised else prediction
 
     def _eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
         return (self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - pred_xstart) / self._at(
             "sqrt_recipm1_alphas_cumprod", t, x_t
         )
 
-    def _xstart_from_previous(self, x_t: Tensor, t: Tensor, previous: Tensor) -> Tensor:
-        return (previous - self._at("posterior_mean_coef2", t, x_t) * x_t) / self._at("posterior_mean_coef1", t, x_t)
+
+def interpolate_log_variance(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Return the log-variance that a network of ModelVarType.LEARNED_RANGE means (Nichol & Dhariwal 2021, Eq. 15).
+
+    Args:
+        values: (N, C, H, W), the second half of its output; -1 stands for `low`, 1 for `high`.
+        low: the posterior's log-variance.
+        high: the logarithm of beta.
+    """
+    v = (values + 1) / 2
+    return v * high + (1 - v) * low

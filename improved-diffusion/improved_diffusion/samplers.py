@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .gaussian_diffusion import GaussianDiffusion, StepNoise
-from .process import Denoise, Model, ModelMeanType, ModelVarType
+from .process import Denoise, Model, ModelVarType, interpolate_log_variance
 from .solvers import SAMPLERS, SPACINGS, Step, check_settings, choose_timesteps, make_plan
 
 __all__ = ["SAMPLERS", "SPACINGS", "classifier_free", "sample"]
@@ -87,11 +87,8 @@ def sample(
     for i in _counted(num_sampling_steps, progress):
         step = plan[i]
         output = model(x, model_t[i].expand(len(x)), **(model_kwargs or {}))
-        image, values = _read(output.to(x.dtype), x, diffusion, step.t)
-        if denoised_fn is not None:
-            image = denoised_fn(image)
-        if clip_denoised:
-            image = image.clamp(-1, 1)
+        prediction, values = _split(output.to(x.dtype), x, diffusion.learns_variance)
+        image = diffusion._pred_xstart(prediction, x, step.t, clip_denoised, denoised_fn)
         if on_step is not None:
             on_step(step.t, x, image)
         images = [image, *images][: max(keep, 1)]
@@ -114,23 +111,13 @@ def _counted(steps: int, progress: bool) -> Any:
     return tqdm(range(steps), unit="step")
 
 
-def _read(output: Tensor, x: Tensor, diffusion: GaussianDiffusion, t: int) -> tuple[Tensor, Tensor | None]:
-    """Return the image that the network's output at timestep t means, and its values for the variance."""
+def _split(output: Tensor, x: Tensor, learns_variance: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the prediction in the network's output, and its values for the variance, None where they do not count."""
     channels = x.shape[1]
     single, double = tuple(x.shape), (x.shape[0], 2 * channels, *x.shape[2:])
     if output.shape not in (single, double):
         raise ValueError(f"the network returned {tuple(output.shape)}, neither {single} nor {double}")
-    prediction = output[:, :channels]
-    values = output[:, channels:] if diffusion.learns_variance and output.shape == double else None
-    if diffusion.model_mean_type == ModelMeanType.START_X:
-        return prediction, values
-    if diffusion.model_mean_type == ModelMeanType.EPSILON:  # Ho et al. 2020, Eq. 4, solved for x_0
-        of_x = float(diffusion.sqrt_recip_alphas_cumprod[t])
-        of_prediction = -float(diffusion.sqrt_recipm1_alphas_cumprod[t])
-    else:  # Ho et al. 2020, Eq. 7, solved for x_0
-        of_prediction = 1 / float(diffusion.posterior_mean_coef1[t])
-        of_x = -float(diffusion.posterior_mean_coef2[t]) * of_prediction
-    return of_x * x + of_prediction * prediction, values
+    return output[:, :channels], output[:, channels:] if learns_variance and output.shape == double else None
 
 
 def _combine(weights: tuple[float, ...], x: Tensor, images: list[Tensor]) -> Tensor:
@@ -145,9 +132,7 @@ def _std(step: Step, values: Tensor | None, var_type: ModelVarType) -> Tensor | 
         return step.std
     if var_type == ModelVarType.LEARNED:
         return torch.exp(0.5 * values)
-    # Nichol & Dhariwal 2021, Eq. 15, with v = (values + 1) / 2
-    low, high = step.log_variances
-    return torch.exp(0.5 * (low + (high - low) * (values + 1) / 2))
+    return torch.exp(0.5 * interpolate_log_variance(values, *step.log_variances))
 
 
 def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -158,7 +143,7 @@ def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def classifier_free(model: Model, scale: float) -> Model:
     """Return a model that is guided towards its class, without a classifier.
 
-    Ho & Salimans 2021, Eq. 6, with scale = 1 + w: without class + scale (with class - without). One evaluation of it is
+    Ho & Salimans 2022, Eq. 6, with scale = 1 + w: without class + scale (with class - without). One evaluation of it is
     one pass over twice the images; 1 leaves the model as it is, 0 makes it unconditional. What the network says of
     variances is taken from the pass with the class.
 

@@ -1,8 +1,9 @@
-"""Noise schedules, and which of their timesteps a shortened process keeps. NumPy only, no torch."""
+"""Noise schedules, the steps back that follow from them, and which timesteps a shortened process keeps. No torch."""
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,32 @@ def betas_for_alpha_bar(
     return np.array([min(1 - after / before, max_beta) for before, after in pairwise(levels)])
 
 
+def posterior(beta: Any, alpha_bar: Any, alpha_bar_prev: Any) -> tuple[Any, Any, Any]:
+    """Return q(x_{t-1} | x_t, x_0): the weights of x_0 and of x_t in its mean, and its variance.
+
+    Ho et al. 2020, Eqs. 6 and 7. Floats or float64 arrays: beta_t, and alpha_bar at t and at t - 1.
+    """
+    of_x_start = beta * np.sqrt(alpha_bar_prev) / (1 - alpha_bar)
+    of_x_t = (1 - alpha_bar_prev) * np.sqrt(1 - beta) / (1 - alpha_bar)
+    return of_x_start, of_x_t, beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
+
+
+def ddim_std(alpha_bar: Any, alpha_bar_to: Any, eta: float) -> Any:
+    """Return the standard deviation of the noise that a DDIM step adds, eta times the posterior's.
+
+    Song et al. 2021, Eq. 16. Floats or tensors: alpha_bar at t and at the timestep that the step leads to.
+    """
+    return eta * ((1 - alpha_bar_to) / (1 - alpha_bar)) ** 0.5 * (1 - alpha_bar / alpha_bar_to) ** 0.5
+
+
+def ddim_weights(alpha_bar_to: Any, std: Any) -> tuple[Any, Any]:
+    """Return the weights of x_0 and of the noise in x_t, both as predicted, in the mean of a DDIM step.
+
+    Song et al. 2021, Eq. 12. Floats or tensors: alpha_bar at the timestep that the step leads to, and `ddim_std`.
+    """
+    return alpha_bar_to**0.5, (1 - alpha_bar_to - std**2) ** 0.5
+
+
 def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> set[int]:
     """Choose which timesteps of a process a shortened one keeps.
 
@@ -66,7 +93,7 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
         num_timesteps: T of the full process.
         section_counts: numbers of steps, one for each of as many equal sections of [0, T): "250",
             "10,15,20" or a list of them; each section's first and last step are kept. Or "ddimN": N steps
-            at a constant stride from 0, as in Song et al. 2020 (DDIM), appendix D.2. Where T has no
+            at a constant stride from 0, as in Song et al. 2021 (DDIM), appendix D.2. Where T has no
             integer stride for N, the nearest steps to a constant one.
 
     Returns:

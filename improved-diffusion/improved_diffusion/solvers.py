@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .schedules import space_timesteps
+from .schedules import ddim_std, ddim_weights, posterior, space_timesteps
 
 SAMPLERS = ("ancestral", "ddim", "dpmpp", "dpmpp-sde", "unipc")
 SPACINGS = ("uniform", "logsnr", "karras")
@@ -128,7 +128,7 @@ def make_plan(
     """Compute the weights of a sampler.
 
     ancestral: Ho et al. 2020, Algorithm 2, over the kept steps (Nichol & Dhariwal 2021, Eq. 19). ddim: Song et al.
-    2020, Eqs. 12 and 16. dpmpp: DPM-Solver++(2M), Lu et al. 2022, Algorithm 2; dpmpp-sde: its SDE-DPM-Solver++(2M),
+    2021, Eqs. 12 and 16. dpmpp: DPM-Solver++(2M), Lu et al. 2022, Algorithm 2; dpmpp-sde: its SDE-DPM-Solver++(2M),
     Eq. 19. unipc: UniPC with B(h) = exp(h) - 1, Zhao et al. 2023, Algorithms 5 and 6, of order 3, or 2 below
     THIRD_ORDER_FROM evaluations; its corrector reuses the evaluation of the next step.
 
@@ -149,8 +149,8 @@ def make_plan(
     for i, t in enumerate(timesteps):
         corrector: tuple[float, ...] = ()
         if sampler == "unipc" and i == 0:
-            # x_T is x where nothing of the image is left. On the way from there the trapezoid has the image predicted
-            # here at one end and mid-grey, 0, at the other.
+            # Pure noise stands in for x_t at the first timestep, which lacks sqrt(alpha_bar) x_0. Half of that is
+            # added: the trapezoid between no image and the one predicted here.
             corrector = (1.0, 0.5 * math.sqrt(levels[0]))
         elif sampler == "unipc":
             nodes = [lam[i], *lam[max(i - order, 0) : i][::-1]]  # this evaluation, and those of the step's predictor
@@ -161,7 +161,7 @@ def make_plan(
         now, then = float(levels[i]), float(levels[i + 1])
         if sampler == "ancestral":
             plan.append(_ancestral(t, now, then, large_variance))
-        elif sampler == "ddim" and eta:
+        elif sampler == "ddim":
             plan.append(_ddim(t, now, then, eta))
         else:
             nodes = list(lam[max(i + 1 - order, 0) : i + 1][::-1])
@@ -173,19 +173,17 @@ def make_plan(
 
 
 def _ancestral(t: int, now: float, then: float, large_variance: bool) -> Step:
-    """Ho et al. 2020, Eqs. 6 and 7, with the beta of the kept steps."""
     beta = 1 - now / then
-    posterior = beta * (1 - then) / (1 - now)
-    weights = ((1 - then) * math.sqrt(1 - beta) / (1 - now), beta * math.sqrt(then) / (1 - now))
-    std = math.sqrt(beta if large_variance else posterior)
-    return Step(t, (), weights, std, (math.log(posterior), math.log(beta)))
+    of_image, of_x, variance = map(float, posterior(beta, now, then))
+    std = math.sqrt(beta if large_variance else variance)
+    return Step(t, (), (of_x, of_image), std, (math.log(variance), math.log(beta)))
 
 
 def _ddim(t: int, now: float, then: float, eta: float) -> Step:
-    """Song et al. 2020, Eqs. 12 and 16."""
-    std = eta * math.sqrt((1 - then) / (1 - now)) * math.sqrt(1 - now / then)
-    noise_weight = math.sqrt(1 - then - std**2) / math.sqrt(1 - now)  # of x - sqrt(alpha_bar) x_0
-    return Step(t, (), (noise_weight, math.sqrt(then) - noise_weight * math.sqrt(now)), std)
+    std = ddim_std(now, then, eta)
+    of_image, of_eps = ddim_weights(then, std)
+    of_x = of_eps / math.sqrt(1 - now)  # eps = (x - sqrt(alpha_bar) x_0) / sqrt(1 - alpha_bar)
+    return Step(t, (), (of_x, of_image - of_x * math.sqrt(now)), std)
 
 
 def _deterministic(now: float, then: float, nodes: Sequence[float], start: float, stop: float) -> tuple[float, ...]:

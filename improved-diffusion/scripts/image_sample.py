@@ -11,7 +11,7 @@ OPENAI_LOGDIR) it writes samples_<N>x<H>x<W>x<C>.npz, samples.png and sampling.j
 interpolation.png, with --trajectory also trajectory.png; with --benchmark it writes timing.json instead. A call that
 was cut short is continued by the same call. Image i of a seed is the same whatever the batch size.
 
-Guidance: Ho & Salimans 2021. Samplers: see `improved_diffusion.solvers`.
+Guidance: Ho & Salimans 2022. Samplers: see `improved_diffusion.solvers`.
 """
 
 import argparse

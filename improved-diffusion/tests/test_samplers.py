@@ -89,7 +89,7 @@ def test_dpm_solver_of_first_order_is_ddim_and_of_second_the_published_update():
     lam = np.log(alpha / sigma)
     first, second, _ = solvers.make_plan(alpha_bar, "dpmpp", t)
     ddim = solvers.make_plan(alpha_bar, "ddim", t)
-    noiseless = (sigma[1] / sigma[0], alpha[1] - sigma[1] / sigma[0] * alpha[0])  # Song et al. 2020, Eq. 12
+    noiseless = (sigma[1] / sigma[0], alpha[1] - sigma[1] / sigma[0] * alpha[0])  # Song et al. 2021, Eq. 12
     assert first.predictor == pytest.approx(ddim[0].predictor)
     assert ddim[0].predictor == pytest.approx(noiseless)
     # Lu et al. 2022, Algorithm 2
