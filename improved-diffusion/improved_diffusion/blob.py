@@ -146,7 +146,7 @@ def list_folder(path: str) -> list[str]:
 
 
 def find_files(path: str) -> dict[str, Stat]:
-    """Find all files below a folder, at any depth; hidden files and folders are left out.
+    """Find all files below a folder as `list_files` does.
 
     Returns:
         The paths, sorted, each with its size in bytes and its time of change in nanoseconds.
@@ -154,28 +154,46 @@ def find_files(path: str) -> dict[str, Stat]:
     Raises:
         OSError: no such folder.
     """
-    folders: list[str] = [path]
     found: dict[str, Stat] = {}
+    for name, listed in sorted(_walk(path)):
+        with suppress(FileNotFoundError):  # deleted since it was listed
+            found[name] = listed or stat(name)
+    return found
+
+
+def list_files(path: str) -> list[str]:
+    """Return the paths of all files below a folder, at any depth, sorted.
+
+    Hidden files and folders, and links to what is not there, are left out.
+
+    Raises:
+        OSError: no such folder.
+    """
+    return sorted(name for name, _ in _walk(path))
+
+
+def _walk(path: str) -> Iterator[tuple[str, Stat | None]]:
+    """Yield the path of each file below a folder; a remote one's with its `stat`, which listing has brought."""
+    folders = [path]
     while folders:
         folder = folders.pop()
-        for name, there in _scan(folder):
+        for name, is_dir, listed in _scan(folder):
             if name.startswith("."):
                 continue
-            if there is None:
+            if is_dir:
                 folders.append(join(folder, name))
             else:
-                found[join(folder, name)] = there
-    return dict(sorted(found.items()))
+                yield join(folder, name), listed
 
 
-def _scan(folder: str) -> list[tuple[str, Stat | None]]:
-    """Return the name of each file in a folder with its `stat`, and of each folder with None."""
+def _scan(folder: str) -> list[tuple[str, bool, Stat | None]]:
+    """Return of each file or folder in a folder its name, whether it is a folder, and a remote file's `stat`."""
     if is_remote(folder):
         with _remote(folder) as bf:
             entries = [entry for entry in bf.scandir(folder) if entry.name]
-            return [(entry.name.rstrip("/"), None if entry.is_dir else _plain(entry.stat)) for entry in entries]
+            return [(e.name.rstrip("/"), e.is_dir, None if e.is_dir else _plain(e.stat)) for e in entries]
     with os.scandir(folder) as local:
-        return [(entry.name, None if entry.is_dir() else stat(entry.path)) for entry in local]
+        return [(entry.name, entry.is_dir(), None) for entry in local if entry.is_dir() or entry.is_file()]
 
 
 def _plain(found: Any) -> Stat:

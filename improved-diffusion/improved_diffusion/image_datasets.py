@@ -152,7 +152,7 @@ def list_images(data_dir: str) -> list[str]:
         raise ValueError("data_dir must be a folder of images, not ''")
     if not blob.isdir(data_dir):
         raise ValueError(f"data_dir {data_dir}: no such folder")
-    paths = [path for path in blob.find_files(data_dir) if path.lower().endswith(SUFFIXES)]
+    paths = [path for path in blob.list_files(data_dir) if path.lower().endswith(SUFFIXES)]
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no image found in this folder")
     return paths

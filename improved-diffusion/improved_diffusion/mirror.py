@@ -2,20 +2,25 @@
 
 A run reads and appends files all the time, which cloud storage does not offer: it works in the copy, and what has
 changed is sent now and then. What both sides looked like when they last agreed is kept in the copy, in
-`.mirror.json`; so a copy that was left behind is brought up to date, and changes on both sides are not mixed.
+`.mirror.json`; so a copy that was left behind is brought up to date, and changes on both sides are not mixed. A file
+that is missing in the copy is deleted remotely only where a process that watches its deletions has deleted it.
 """
 
 import json
 import os
 import re
+import sys
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
 from . import blob
 from .blob import Stat
 
 RECORD = ".mirror.json"
+DELETED = ".mirror-deleted.txt"  # names of files that were deleted here and are to be deleted there
 MARKER = re.compile(r"opt\d+\.pt")  # makes the checkpoint whose last file it is count
 CONNECTIONS = 16
 
@@ -55,7 +60,8 @@ class Mirror:
         """Fetch what the remote folder holds and the copy lacks, or holds as it was before.
 
         Args:
-            names: of the files, relative, of which some may not be there; None for all, which lists the folder.
+            names: of the files, relative, of which some may not be there; None for all, which lists the folder, but
+                what waits to be deleted there.
             follow: make the copy like the remote folder, whatever was changed or added here.
 
         Returns:
@@ -66,10 +72,14 @@ class Mirror:
         """
         here = self._find(self.local)
         there = self._find(self.remote) if names is None else self._look_up(names)
+        deleted = self._deleted()
+        present = here.keys() | deleted if names is None else here.keys()
         missing = [
             name
             for name, stat in there.items()
-            if not self._agreed(name, 1, stat) or name not in here or (follow and not self._agreed(name, 0, here[name]))
+            if not self._agreed(name, 1, stat)
+            or name not in present
+            or (follow and not self._agreed(name, 0, here.get(name)))
         ]
         for name in () if follow else missing:
             if name in here and not self._agreed(name, 0, here[name]):
@@ -77,6 +87,7 @@ class Mirror:
                     f"{self.remote}/{name}: changed there and in {self.local} since they last agreed; "
                     "delete or rename one of the two folders"
                 )
+        self._save_deleted(deleted.difference(missing))
         self._fetch(missing, there)
         gone = self.files.union(here) if names is None else set(names)
         for name in gone - there.keys():
@@ -87,7 +98,7 @@ class Mirror:
         return len(missing)
 
     def upload(self) -> int:
-        """Send what has changed, a checkpoint's last file last, and delete there what was deleted here.
+        """Send what has changed, a checkpoint's last file last, and delete there what `watch_deletions` saw deleted.
 
         Returns:
             How many files were sent.
@@ -99,14 +110,19 @@ class Mirror:
         changed = sorted((name for name, stat in here.items() if not self._agreed(name, 0, stat)), key=_order)
         for name in changed:
             blob.copy(os.path.join(self.local, name), blob.join(self.remote, name))
-        for name in sorted(self.files - here.keys(), key=_order, reverse=True):
-            blob.remove(blob.join(self.remote, name))
+        deleted = self._deleted().intersection(self.files).difference(here)
+        there = self._look_up(deleted)
+        for name in sorted(deleted, key=_order, reverse=True):
+            if name in there and self._agreed(name, 1, there[name]):
+                blob.remove(blob.join(self.remote, name))
             del self._record[name]
-        if changed:
-            there = self._find(self.remote)
-            for name in changed:
+        there = self._find(self.remote) if changed else {}
+        for name in changed:
+            self._record.pop(name, None)  # to be sent again, where somebody has deleted it there
+            if name in there:
                 self._record[name] = (here[name], there[name])
         self._save()
+        self._save_deleted(set())
         return len(changed)
 
     def _fetch(self, names: Sequence[str], there: dict[str, Stat]) -> None:
@@ -143,12 +159,41 @@ class Mirror:
                 found[name] = blob.stat(blob.join(self.remote, name))
         return found
 
-    def _agreed(self, name: str, side: int, stat: Stat) -> bool:
+    def _agreed(self, name: str, side: int, stat: Stat | None) -> bool:
         return name in self._record and self._record[name][side] == stat
 
     def _save(self) -> None:
         with blob.open_file(os.path.join(self.local, RECORD), "w") as file:
             json.dump({"remote": self.remote, "files": dict(self._record)}, file)
+
+    def _deleted(self) -> set[str]:
+        with suppress(FileNotFoundError), blob.open_file(os.path.join(self.local, DELETED)) as file:
+            return set(file.read().splitlines())
+        return set()
+
+    def _save_deleted(self, names: set[str]) -> None:
+        path = os.path.join(self.local, DELETED)
+        if not names:
+            blob.remove(path)
+        elif names != self._deleted():
+            with blob.open_file(path, "w") as file:
+                file.writelines(f"{name}\n" for name in sorted(names))
+
+
+@cache
+def watch_deletions(local: str) -> None:
+    """From now on write down which files of a copy this process deletes, for `Mirror.upload` to delete them there."""
+    folder = os.path.join(os.path.abspath(local), "")
+
+    def note(event: str, args: tuple[Any, ...]) -> None:
+        if event != "os.remove" or args[1] != -1:  # by a path, not below an open folder
+            return
+        path = os.path.abspath(os.fsdecode(args[0]))
+        if path.startswith(folder) and not os.path.basename(path).startswith("."):
+            with suppress(OSError), blob.open_file(folder + DELETED, "a") as file:
+                file.write(f"{path[len(folder) :]}\n")
+
+    sys.addaudithook(note)
 
 
 def remote_of(local: str) -> str | None:

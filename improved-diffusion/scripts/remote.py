@@ -1,7 +1,8 @@
 """Remote paths in the scripts' flags: gs://, az:// and Azure's https:// by the package blobfile.
 
 Images are downloaded once below <data root>/cache. A remote run, and the folder of a remote model, has a copy below
-<data root>/mirror: the script works there, and what it writes is sent after each checkpoint and at the end.
+<data root>/mirror: the script works there, and what it writes is sent after each checkpoint and at the end. What the
+script deletes is deleted there too, but nothing that is missing in the copy for another reason.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 from comparison.cli import UserError, data_root
 from improved_diffusion import blob
-from improved_diffusion.mirror import Mirror, remote_of
+from improved_diffusion.mirror import Mirror, remote_of, watch_deletions
 from run_files import my_place
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ def with_local_paths(main: Callable[[argparse.Namespace], int]) -> Callable[[arg
                 rates = args.ema_rate if flag == "resume_checkpoint" else ""
                 setattr(args, flag, _told(f"--{flag}", fetch_checkpoint, value, rates))
         written = _output(args)
+        if written:
+            watch_deletions(str(written))
         try:
             status = main(args)
         except BaseException:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from improved_diffusion import blob
-from improved_diffusion.mirror import Mirror
+from improved_diffusion.mirror import Mirror, watch_deletions
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_text_and_bytes_come_back_and_append_adds(remote, bucket, tmp_path):
     with blob.open_file(data, "rb") as file:
         assert file.read() == b"\x00\x01"
     assert blob.list_folder(folder) == ["deep", "log.txt"]
-    assert list(blob.find_files(folder)) == [data, text]
+    assert list(blob.find_files(folder)) == blob.list_files(folder) == [data, text]
     assert blob.isdir(folder)
     assert not blob.isdir(text)
     assert blob.stat(data)[0] == 2
@@ -88,6 +88,28 @@ def test_hidden_files_are_not_found(tmp_path):
     assert list(blob.find_files(str(tmp_path))) == [str(tmp_path / "b.png"), str(tmp_path / "d" / "e.png")]
 
 
+def test_links_to_what_is_not_there_are_not_found(tmp_path):
+    (tmp_path / "set" / "d").mkdir(parents=True)
+    (tmp_path / "a.png").write_bytes(b"abc")
+    for name, target in (("a.png", "../a.png"), ("gone.png", "../gone.png"), ("d/gone.png", "gone")):
+        (tmp_path / "set" / name).symlink_to(target)
+    link = str(tmp_path / "set" / "a.png")
+    assert blob.list_files(str(tmp_path / "set")) == [link]
+    assert {path: size for path, (size, _) in blob.find_files(str(tmp_path / "set")).items()} == {link: 3}
+
+
+def test_file_that_goes_while_a_folder_is_listed_is_left_out(tmp_path, monkeypatch):
+    def vanish(path):
+        if path.endswith("b.pt"):
+            os.unlink(path)
+        return os.stat(path).st_size, 0
+
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(blob, "stat", vanish)
+    assert list(blob.find_files(str(tmp_path))) == [str(tmp_path / "a.pt")]
+
+
 def test_without_blobfile_a_remote_path_says_what_is_missing_and_local_ones_work(tmp_path):
     code = (
         "import sys; sys.modules['blobfile'] = None\n"
@@ -136,6 +158,7 @@ def test_mirror_sends_a_checkpoint_so_that_it_counts_last_and_deletes_it_so_firs
     names = ["opt000010.pt", "ema_0.9_000010.pt", "model000010.pt", "progress.csv"]
     for name in names:
         (tmp_path / "here" / name).write_text(name)
+    watch_deletions(str(tmp_path / "here"))
     mirror.upload()
     sent = [line.split("/")[-1] for line in calls(bucket) if line.startswith("copy")]
     assert sent == ["ema_0.9_000010.pt", "model000010.pt", "progress.csv", "opt000010.pt"]
@@ -164,10 +187,60 @@ def test_mirror_that_was_left_behind_follows_and_one_that_parted_is_an_error(buc
     assert (tmp_path / "a" / "log.txt").read_text() == "three by a"
 
 
+def test_only_what_a_watched_process_deletes_is_deleted_there(bucket, tmp_path):
+    here = tmp_path / "here"
+    mirror = Mirror("gs://bucket/run", str(here))
+    for name in ("a.pt", "b.pt", "c.pt", "d.pt"):
+        (here / name).write_text(name)
+    mirror.upload()
+    (here / "a.pt").unlink()  # not watched yet
+    watch_deletions(str(here))
+    (here / "b.pt").unlink()
+    (here / "c.pt").unlink()
+    delete_elsewhere(here / "d.pt")
+    (bucket / "run" / "c.pt").write_text("written anew by another machine")
+    assert Mirror(None, str(here)).download() == 3
+    assert sorted(os.listdir(bucket / "run")) == ["a.pt", "b.pt", "c.pt", "d.pt"]
+    assert sorted(path.name for path in here.glob("*.pt")) == ["a.pt", "c.pt", "d.pt"]
+    for name in ("a.pt", "c.pt", "d.pt"):
+        delete_elsewhere(here / name)
+    Mirror(None, str(here)).upload()
+    assert sorted(os.listdir(bucket / "run")) == ["a.pt", "c.pt", "d.pt"]
+
+
+def test_deleted_file_that_another_machine_wrote_anew_stays_there(bucket, tmp_path):
+    here = tmp_path / "here"
+    mirror = Mirror("gs://bucket/run", str(here))
+    (here / "a.pt").write_text("mine")
+    mirror.upload()
+    watch_deletions(str(here))
+    (here / "a.pt").unlink()
+    (bucket / "run" / "a.pt").write_text("of the other machine")
+    mirror.upload()
+    assert (bucket / "run" / "a.pt").is_file()
+    assert mirror.download() == 1
+
+
+def test_file_that_vanishes_there_as_soon_as_it_is_sent_is_sent_again(bucket, tmp_path, monkeypatch):
+    mirror = Mirror("gs://bucket/run", str(tmp_path / "here"))
+    (tmp_path / "here" / "a.pt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(blob, "copy", lambda source, target: None)
+        assert mirror.upload() == 1
+    assert mirror.upload() == 1
+    assert (bucket / "run" / "a.pt").is_file()
+    assert mirror.upload() == 0
+
+
 def test_mirror_of_another_folder_is_refused(bucket, tmp_path):
     Mirror("gs://bucket/run", str(tmp_path / "a")).upload()
     with pytest.raises(ValueError, match="the copy of gs://bucket/run, not of gs://bucket/other"):
         Mirror("gs://bucket/other", str(tmp_path / "a"))
+
+
+def delete_elsewhere(path):
+    """Delete a file as the user does, outside this process."""
+    subprocess.run([sys.executable, "-c", "import os, sys; os.unlink(sys.argv[1])", path], check=True)
 
 
 def calls(bucket):

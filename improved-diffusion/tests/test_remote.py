@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -94,6 +95,28 @@ def test_model_in_the_cloud_is_sampled_and_the_images_are_sent_beside_it(cloud, 
     call_script("scripts/image_sample.py", sample, "--out_dir gs://bucket/images")
     assert (cloud / "images" / "samples_2x16x16x3.npz").is_file()
     assert not [line for line in transfers(cloud) if line.startswith("gs://")]
+
+
+def test_checkpoints_that_the_user_deletes_here_stay_in_the_cloud(cloud, tmp_path):
+    train = (TRAIN, "--run_dir gs://bucket/runs/a --save_interval 1")
+    call_script("scripts/image_train.py", *train, "--max_steps 2")
+    names = sorted(path.name for path in (cloud / "runs" / "a").glob("*.pt"))
+    assert len(names) == 6
+    here = tmp_path / "data" / "mirror" / "gs" / "bucket" / "runs" / "a"
+    subprocess.run(["rm", *here.glob("*.pt")], check=True)
+    sample = "--model_path gs://bucket/runs/a/ema_0.9_000002.pt --num_samples 1 --batch_size 1"
+    call_script("scripts/image_sample.py", sample)
+    assert (cloud / "runs" / "a" / "samples_1x16x16x3.npz").is_file()
+    assert sorted(path.name for path in (cloud / "runs" / "a").glob("*.pt")) == names
+    call_script("scripts/image_train.py", *train, "--max_steps 3 --keep 1")
+    assert [path.name for path in (cloud / "runs" / "a").glob("opt*.pt")] == ["opt000003.pt"]
+
+
+def test_run_that_begins_afresh_leaves_nothing_of_the_former_one_in_the_cloud(cloud):
+    train = (TRAIN, "--run_dir gs://bucket/runs/a --save_interval 1")
+    call_script("scripts/image_train.py", *train, "--max_steps 2")
+    call_script("scripts/image_train.py", *train, "--max_steps 1 --fresh")
+    assert [path.name for path in (cloud / "runs" / "a").glob("opt*.pt")] == ["opt000001.pt"]
 
 
 def test_training_starts_from_a_checkpoint_in_the_cloud(cloud, tmp_path, capsys):
