@@ -32,10 +32,11 @@ def fill_network(module: nn.Module, state: dict[str, Any], path: str) -> None:
     """
     own = module.state_dict()
     for name in {**own, **state}:
-        if name not in own or name not in state:
-            where = "the network has not" if name in state else "the file has not"
-            raise ValueError(f"{path}: {name} is what {where}; do the model's flags fit it?")
+        if name not in state:
+            raise ValueError(f"{path}: holds no {name}; do --num_channels, --num_res_blocks and the others fit it?")
+        if name not in own:
+            raise ValueError(f"{path}: {name} is what the network has not; do the model's flags fit it?")
         if own[name].shape != state[name].shape:
-            shapes = f"{tuple(state[name].shape)} there and {tuple(own[name].shape)} by the model's flags"
+            shapes = f"{tuple(state[name].shape)} there, {tuple(own[name].shape)} by the flags"
             raise ValueError(f"{path}: {name} is {shapes}")
     module.load_state_dict(state)

@@ -5,7 +5,6 @@ Nothing here waits for the device: statistics stay there until `LossMeter.read`.
 
 import copy
 import inspect
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import blob
 from .dist_util import get_world_size
 from .gaussian_diffusion import GaussianDiffusion
 from .nn import update_ema, warmed_up_rate
@@ -259,6 +259,5 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.parallel.Distribu
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a plain state dict; the file appears under its name only when whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with blob.open_file(path, "wb") as file:
+        torch.save(state, file)

@@ -16,7 +16,6 @@ cut short is continued by the same call; several processes share the images.
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from comparison.cli import UserError, add_device_options, make_parser, non_negative_int, positive_int, run, str2bool
 from comparison.runs import agrees, write_json
 from comparison.sources import check_source
+from improved_diffusion import blob
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main, run_guarded
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 from remote import with_local_paths
@@ -96,7 +96,7 @@ def judge_labels(images: "ImageSet", num_classes: int, source: str) -> None:
     Raises:
         UserError: so.
     """
-    if num_classes and (images.labels is None or int(images.labels.max()) >= num_classes):
+    if num_classes and (images.labels is None or not 0 <= images.labels.min() <= images.labels.max() < num_classes):
         found = "no classes" if images.labels is None else f"{len(images.class_names)} classes"
         raise UserError(f"--data_dir {source}: {found}, and the model is conditioned on {num_classes}")
 
@@ -138,10 +138,8 @@ class Sums:
         """Write atomically."""
         import numpy as np
 
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
+        with blob.open_file(path, "wb") as file:
             np.savez(file, terms=self.terms, total=self.total, prior=self.prior)
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> "Sums":
@@ -247,10 +245,8 @@ def write_results(sums: Sums, out_dir: Path, facts: dict[str, Any]) -> None:
         raise UserError("the bound is not finite: the training has diverged, or --model_path is of another process")
     means = dict(zip(TERMS, sums.terms / count, strict=True))
     for name, values in means.items():
-        temporary = out_dir / f".{name}_terms.{os.getpid()}"
-        with open(temporary, "wb") as file:
+        with blob.open_file(out_dir / f"{name}_terms.npz", "wb") as file:
             np.savez(file, values)
-        os.replace(temporary, out_dir / f"{name}_terms.npz")
     vb = means["vb"][::-1]  # by t
     quartiles = np.bincount(np.arange(steps) * 4 // steps, vb, minlength=4)
     error = float(sums.total.std(ddof=1) / count**0.5) if count > 1 else None

@@ -104,18 +104,12 @@ def load_network(module: "torch.nn.Module", path: Path) -> None:
     Raises:
         UserError: missing, truncated, of another model, or of other shapes.
     """
-    state = load_state(path)
-    own = module.state_dict()
-    for name in own:
-        if name not in state:
-            raise UserError(f"{path}: holds no {name}; do --num_channels, --num_res_blocks and the others fit it?")
-        if state[name].shape != own[name].shape:
-            shapes = f"{tuple(state[name].shape)} there, {tuple(own[name].shape)} by the flags"
-            raise UserError(f"{path}: {name} is {shapes}")
-    extra = next(iter(set(state) - set(own)), None)
-    if extra:
-        raise UserError(f"{path}: holds {extra}, which the network of these flags has not")
-    module.load_state_dict(state)
+    from improved_diffusion.checkpoints import fill_network
+
+    try:
+        fill_network(module, load_state(path), str(path))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def load_state(path: Path) -> dict[str, Any]:
