@@ -14,7 +14,6 @@ Writes README.md, study.json and exact-score.png into results/studies/exact-scor
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from comparison.cli import UserError, make_parser, positive_int, repo_root, run
 from comparison.runs import write_json, write_text
 from comparison.tables import markdown_table
+from improved_diffusion import blob
 from improved_diffusion.schedules import NOISE_SCHEDULES, get_named_beta_schedule
 
 if TYPE_CHECKING:
@@ -112,10 +112,8 @@ def write_eigenvalues(path: Path, data: str, image_size: int) -> None:
         covariance += centred.T @ centred
     eigenvalues = torch.linalg.eigvalsh(covariance / (len(pixels) - 1)).flip(0).clamp(min=0)
     source = f"{images.name}, {len(pixels):,} images of {image_size} pixels, fingerprint {images.fingerprint}"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
+    with blob.open_file(path, "wb") as file:
         np.savez(file, allow_pickle=False, arr_0=eigenvalues.numpy(), source=np.array(source))
-    os.replace(temporary, path)
 
 
 def load_eigenvalues(path: Path) -> tuple["np.ndarray", str]:
