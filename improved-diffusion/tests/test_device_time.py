@@ -1,70 +1,150 @@
-"""What decides the speed on a GPU, seen on a CPU: no waiting for the device, and a network that compiles whole."""
+"""What decides the speed on a GPU, seen without one: no waiting for the device, and a network that compiles whole."""
 
 import pytest
 import torch
-from diffusion_testing import tiny_flags
-from improved_diffusion.samplers import SAMPLERS, sample
+from diffusion_testing import FOLDER, VALUE_READ, fake_cuda, tiny_flags
+from improved_diffusion.resample import LossSecondMomentResampler, UniformSampler
+from improved_diffusion.samplers import SAMPLERS, classifier_free, sample
 from improved_diffusion.script_util import create_model_and_diffusion
 from improved_diffusion.training import Trainer
-from torch.utils._python_dispatch import TorchDispatchMode
 
-READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 
-class HostReads(TorchDispatchMode):
-    """Collects the operations by which the host reads a value from the device, and so waits for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name().split(".")[0] in READS:
-            self.found.append(func.name())
-        return func(*args, **(kwargs or {}))
+def on_cuda(**changes):
+    with torch.device("cuda"):
+        return create_model_and_diffusion(**tiny_flags(learn_sigma=True, **changes))
 
 
 def batch(n=4):
-    x = torch.rand(n, 3, 16, 16) * 2 - 1
-    return x, torch.randint(100, (n,)), torch.randn(n, 3, 16, 16)
+    x = torch.zeros(n, 3, 16, 16, device="cuda")
+    return x, torch.zeros(n, dtype=torch.int64, device="cuda"), torch.zeros_like(x)
 
 
-def test_reading_a_value_is_noticed():
-    with HostReads() as reads:
-        torch.ones(3).sum().item()
-    assert reads.found == ["aten::_local_scalar_dense"]
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: float(x[0]),
+        lambda x: x.tolist(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+    ],
+)
+def test_reading_a_value_is_noticed(read):
+    with fake_cuda(), pytest.raises(VALUE_READ):
+        read(torch.zeros(3, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("copy", "name"),
+    [
+        (lambda x: x.cpu(), "_to_copy from the device"),
+        (lambda x: x.to("cpu"), "_to_copy from the device"),
+        (lambda x: x.detach().cpu().double(), "_to_copy from the device"),
+        (lambda x: torch.zeros(3).copy_(x), "copy_ from the device"),
+        (lambda x: torch.zeros(3).to(x.device), "_to_copy to the device"),
+        (lambda x: x.copy_(torch.zeros(3)), "copy_ to the device"),
+        (lambda x: x[torch.tensor([0, 1])], "index to the device"),
+    ],
+)
+def test_waiting_for_a_copy_is_noticed(copy, name):
+    with fake_cuda() as waits:
+        copy(torch.zeros(3, device="cuda"))
+    assert waits == [name]
+
+
+def test_mixing_devices_is_noticed():
+    with fake_cuda(), pytest.raises(RuntimeError, match=r"cuda:0.* cpu"):
+        torch.zeros(3, device="cuda") + torch.zeros(3)
+
+
+def test_what_is_queued_is_no_waiting():
+    with fake_cuda() as waits:
+        x = torch.zeros(3).to("cuda", non_blocking=True)
+        x.copy_(torch.zeros(3), non_blocking=True)
+        torch.where(x > 0, 2 * x, x[x.argsort()]).add_(torch.tensor(1.0))
+    assert waits == []
 
 
 @pytest.mark.parametrize("use_checkpoint", [False, True])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_update_never_waits_for_the_device(dtype, use_checkpoint):
-    flags = tiny_flags(learn_sigma=True, dropout=0.1, use_checkpoint=use_checkpoint)
-    model, diffusion = create_model_and_diffusion(**flags)
-    trainer = Trainer(model, diffusion, lr=1e-3, microbatch=2, lr_anneal_steps=9, autocast_dtype=dtype)
-    trainer.update(0, *batch())
-    with HostReads() as reads:
-        trainer.update(1, *batch(), factors=torch.ones(4))
-    assert reads.found == []
-    with HostReads() as reads:
-        trainer.meter.read()
-    assert reads.found
+    with fake_cuda() as waits:
+        model, diffusion = on_cuda(dropout=0.1, use_checkpoint=use_checkpoint)
+        trainer = Trainer(model, diffusion, lr=1e-3, microbatch=2, lr_anneal_steps=9, autocast_dtype=dtype)
+        computed = set()
+        model.middle_block.register_forward_hook(lambda *args: computed.add(args[-1].dtype))
+        trainer.update(0, *batch())
+        assert computed == {dtype or torch.float32}
+        waits.clear()
+        trainer.update(1, *batch(), factors=torch.ones(4, device="cuda"))
+        assert waits == []
+        assert all(p.grad is not None for p in model.parameters())
+        with pytest.raises(VALUE_READ):
+            trainer.meter.read()
+        assert waits == ["_to_copy from the device"]
+
+
+@pytest.mark.parametrize("sampler", [UniformSampler, LossSecondMomentResampler])
+def test_drawing_timesteps_never_waits_for_the_device(sampler):
+    with fake_cuda() as waits:
+        _, diffusion = on_cuda()
+        drawing = sampler(diffusion)
+        for _ in range(2):
+            waits.clear()
+            t, factors = drawing.sample(4, torch.device("cuda"))
+            if isinstance(drawing, LossSecondMomentResampler):
+                drawing.update_with_local_losses(t, factors)
+        assert (t.device.type, factors.device.type) == ("cuda", "cuda")
+    assert waits == []
+
+
+def test_withholding_labels_never_waits_for_the_device(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER / "scripts")
+    from training_loop import withhold
+
+    with fake_cuda() as waits:
+        _, labels, _ = batch()
+        assert withhold(labels, 0.5, 8, slice(4, 8), 0, 0).device.type == "cuda"
+    assert waits == []
 
 
 @pytest.mark.parametrize("loop", ["p_sample_loop", "ddim_sample_loop"])
 def test_sampling_never_waits_for_the_device(loop):
-    model, diffusion = create_model_and_diffusion(**tiny_flags(learn_sigma=True, timestep_respacing="3"))
-    with HostReads() as reads:
-        getattr(diffusion, loop)(model.eval(), (2, 3, 16, 16))
-    assert reads.found == []
+    with fake_cuda() as waits:
+        model, diffusion = on_cuda(timestep_respacing="3")
+        for _ in range(2):
+            waits.clear()
+            drawn = getattr(diffusion, loop)(model.eval(), (2, 3, 16, 16))
+        assert drawn.device.type == "cuda"
+    assert waits == []
+
+
+def test_likelihood_never_waits_for_the_device():
+    with fake_cuda() as waits:
+        model, diffusion = on_cuda(timestep_respacing="3")
+        for _ in range(2):
+            waits.clear()
+            diffusion.calc_bpd_loop(model.eval(), batch()[0])
+    assert waits == []
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_never_wait_for_the_device(sampler):
-    model, diffusion = create_model_and_diffusion(**tiny_flags(learn_sigma=True))
-    noise = torch.randn(2, 3, 16, 16)
-    with HostReads() as reads:
-        sample(model.eval(), diffusion, noise, sampler=sampler, num_sampling_steps=4)
-    assert reads.found == []
+def test_samplers_wait_for_the_device_only_before_the_first_step(sampler):
+    with fake_cuda() as waits:
+        model, diffusion = on_cuda(class_cond=True)
+        noise, y, _ = batch(2)
+        guided = classifier_free(model.eval(), 2.0)
+        steps = {"num_sampling_steps": 4, "model_kwargs": {"y": y}, "on_step": lambda *_: seen.append(list(waits))}
+        seen = []
+        waits.clear()
+        sample(guided, diffusion, noise, sampler=sampler, **steps)
+    assert len(seen) == 4
+    assert seen[0] == waits == ["_to_copy to the device"] * 2  # the timesteps, and what the network is told of them
 
 
 def test_network_compiles_as_one_graph():
