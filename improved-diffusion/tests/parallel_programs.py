@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,10 +29,9 @@ def rows() -> slice:
 def trained(steps: int = 3, **options) -> dict[str, torch.Tensor]:
     """Train a tiny network; return its first and last gradient, its weights, their average and the losses."""
     torch.manual_seed(dist_util.get_rank())  # so that the processes begin apart, and DDP has to join them
-    flags = {name: options.pop(name) for name in list(options) if name in tiny_flags()}
-    model, diffusion = create_model_and_diffusion(
-        **tiny_flags(learn_sigma=True, num_channels=16, norm_groups=8, **flags)
-    )
+    changes = {name: options.pop(name) for name in list(options) if name in tiny_flags()}
+    flags = tiny_flags(learn_sigma=True, num_channels=16, norm_groups=8, **changes)
+    model, diffusion = create_model_and_diffusion(**flags)
     for parameter in model.parameters():  # the zero-initialised layers would hide what lies before them
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
@@ -44,9 +44,27 @@ def trained(steps: int = 3, **options) -> dict[str, torch.Tensor]:
         trainer.update(step, *(value[rows()] for value in (x, t, noise)), torch.linspace(0.5, 1.5, BATCH)[rows()])
         found.setdefault("first gradient", flat(p.grad for p in model.parameters()))
         found["gradient"] = flat(p.grad for p in model.parameters())
+    names = create_model_and_diffusion(**flags)[0].state_dict().keys()
+    assert trainer.model.state_dict().keys() == trainer.ema[0.5].state_dict().keys() == names
     found["weights"], found["average"] = flat(model.parameters()), flat(trainer.ema[0.5].parameters())
     means = trainer.meter.read()
     return {**found, "means": torch.tensor([means[name] for name in sorted(means)])}
+
+
+def compiled(**options) -> dict[str, torch.Tensor]:
+    """Train the same network with its passes traced as for a compiler, without the compiler's wait."""
+    from torch._dynamo import lookup_backend
+
+    real, traced = torch.compile, []
+
+    def trace(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        traced.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    with mock.patch.object(torch, "compile", lambda network: real(network, backend=trace)):
+        found = trained(compile_network=True, **options)
+    assert traced
+    return found
 
 
 def flat(tensors) -> torch.Tensor:
@@ -85,6 +103,7 @@ def together(out: Path) -> None:
     dist_util.sync_params(tensors)
     assert not any(tensor.any() for tensor in tensors)
     results = {"microbatches": trained(microbatch=3), "recomputed": trained(microbatch=2, use_checkpoint=True)}
+    results["compiled"] = compiled(microbatch=2, use_checkpoint=True)
     for name, values in results.items():
         for key, value in values.items():
             other = value.clone()
