@@ -75,7 +75,7 @@ def setup_dist(device: str | None = None) -> None:
     _place = place
     atexit.register(_close)
     if place.world_size > 1:
-        if "OMP_NUM_THREADS" not in os.environ:
+        if not os.environ.get("OMP_NUM_THREADS"):
             torch.set_num_threads(max(1, torch.get_num_threads() // machines.count(machines[place.rank])))
         _start_watch(store, place, one_machine)
 
@@ -245,7 +245,7 @@ def _make_store(place: Place) -> "torch.distributed.Store":
 
     if place.world_size == 1:
         return dist.HashStore()
-    given = "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
+    given = bool(os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT"))
     if place.launcher == "torchrun":
         if not given:
             raise LaunchError("RANK and WORLD_SIZE are set but not MASTER_ADDR and MASTER_PORT: use torchrun")

@@ -107,13 +107,21 @@ def _read(env: Mapping[str, str], names: tuple[str, str, str, str], launcher: st
     rank, size = _number(env, names[0], 0), _number(env, names[1], 1)
     if not 0 <= rank < size:
         raise LaunchError(f"{names[0]} {rank} must be at least 0 and below {names[1]} {size}")
+    if size == 1:
+        return Place()
     local_size = _number(env, names[3], size)
-    local_rank = _number(env, names[2], rank % max(1, local_size))
-    return Place(rank, size, local_rank, local_size, launcher) if size > 1 else Place()
+    if local_size < 1:
+        raise LaunchError(f"{names[3]} must be at least 1, not {local_size}")
+    local_rank = _number(env, names[2], rank % local_size)
+    if names[3] and local_rank >= local_size:
+        raise LaunchError(f"{names[2]} {local_rank} must be below {names[3]} {local_size}")
+    if not 1 <= (port := _number(env, "MASTER_PORT", 1)) <= 65535:
+        raise LaunchError(f"MASTER_PORT must be from 1 to 65535, not {port}")
+    return Place(rank, size, local_rank, local_size, launcher)
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name) or str(default)
-    if not text.strip().isdecimal():
+    if not text.strip().isdecimal() or len(text) > 18:
         raise LaunchError(f"{name} must be a whole number, not {text!r}")
     return int(text)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .unet import SuperResModel, UNetModel
 
 NUM_CLASSES = 1000  # of class-conditional models unless the data says otherwise
+MAX_STEPS, MAX_CHANNELS, MAX_BLOCKS = 1_000_000, 4096, 128
 CHANNEL_MULT = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 
 FLAG_HELP = {
@@ -95,8 +96,10 @@ def check_flags(flags: dict[str, Any]) -> None:
         raise ValueError(
             f"num_channels must be a multiple of norm_groups {flags['norm_groups']}, not {flags['num_channels']}"
         )
-    if flags["num_res_blocks"] < 1:
-        raise ValueError(f"num_res_blocks must be at least 1, not {flags['num_res_blocks']}")
+    if flags["num_channels"] > MAX_CHANNELS:
+        raise ValueError(f"num_channels must be at most {MAX_CHANNELS}, not {flags['num_channels']}")
+    if not 1 <= flags["num_res_blocks"] <= MAX_BLOCKS:
+        raise ValueError(f"num_res_blocks must be from 1 to {MAX_BLOCKS}, not {flags['num_res_blocks']}")
     _attention_factors(flags[size], flags["attention_resolutions"])
     for name in ("num_heads", "num_heads_upsample"):
         heads = flags[name]
@@ -104,6 +107,8 @@ def check_flags(flags: dict[str, Any]) -> None:
             raise ValueError(f"{name} must divide num_channels {flags['num_channels']}, which {heads} does not")
     if not 0 <= flags["dropout"] < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, not {flags['dropout']}")
+    if flags["diffusion_steps"] > MAX_STEPS:
+        raise ValueError(f"diffusion_steps must be at most {MAX_STEPS}, not {flags['diffusion_steps']}")
     get_named_beta_schedule(flags["noise_schedule"], flags["diffusion_steps"])
     if flags["timestep_respacing"]:
         space_timesteps(flags["diffusion_steps"], flags["timestep_respacing"])

@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison.cli import UserError, make_parser, positive_int, repo_root, run
+from comparison.cli import UserError, check_folder, local_path, make_parser, pixels, positive_int, repo_root, run
 from comparison.runs import write_json, write_text
+from comparison.sources import check_source
 from comparison.tables import markdown_table
 from improved_diffusion import blob
 from improved_diffusion.schedules import NOISE_SCHEDULES, get_named_beta_schedule
+from improved_diffusion.script_util import MAX_STEPS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,16 +54,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--eigenvalues", type=Path, default=EIGENVALUES, help="file of the covariance's eigenvalues, arr_0")
+    add("--eigenvalues", type=local_path, default=EIGENVALUES, help="file of the covariance's eigenvalues, arr_0")
     add("--data", help="folder or name of images whose eigenvalues are computed and written to --eigenvalues")
-    add("--image_size", type=positive_int, default=32, help="pixels, for --data")
+    add("--image_size", type=pixels, default=32, help="pixels, for --data")
     add("--noise_schedule", choices=NOISE_SCHEDULES, default="cosine", help="of the process")
     add("--diffusion_steps", type=positive_int, default=4000, help="T of the process")
     add("--evaluations", default="5,6,8,10,12,15,20,30,50,100,250,1000", help="numbers of evaluations per image")
-    add("--out", type=Path, default=repo_root() / "results" / "studies" / "exact-score", help="output folder")
+    add("--out", type=local_path, default=repo_root() / "results" / "studies" / "exact-score", help="output folder")
     args = parser.parse_args(argv)
-    if args.data and args.eigenvalues == EIGENVALUES:
+    if args.data and args.eigenvalues.resolve() == EIGENVALUES.resolve():
         parser.error("--data needs --eigenvalues, a file to write what it finds to")
+    if args.diffusion_steps > MAX_STEPS:
+        parser.error(f"--diffusion_steps must be at most {MAX_STEPS}, not {args.diffusion_steps}")
     try:
         get_named_beta_schedule(args.noise_schedule, args.diffusion_steps)
         args.evaluations = sorted({int(word) for word in args.evaluations.split(",")})
@@ -74,7 +78,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Find the eigenvalues, judge every sampler, write."""
+    check_folder(args.out, "--out")
     if args.data:
+        check_source(args.data, "--data")
+        check_folder(args.eigenvalues.parent, "--eigenvalues")
         write_eigenvalues(args.eigenvalues, args.data, args.image_size)
     eigenvalues, source = load_eigenvalues(args.eigenvalues)
 
@@ -126,9 +133,14 @@ def load_eigenvalues(path: Path) -> tuple["np.ndarray", str]:
 
     try:
         with np.load(path) as file:
-            return file["arr_0"].astype(np.float64), str(file["source"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            values, source = file["arr_0"].astype(np.float64), str(file["source"])
+    except Exception as error:  # zipfile, zlib, struct and NumPy raise each their own on a damaged file
         raise UserError(f"--eigenvalues {path}: not a file that --data has written ({error})") from None
+    if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or not values.any():
+        raise UserError(f"--eigenvalues {path}: must hold finite numbers of at least 0, not all of them 0")
+    if (np.diff(values) > 0).any():
+        raise UserError(f"--eigenvalues {path}: must be sorted, the largest first")
+    return values, source
 
 
 def frechet_share(

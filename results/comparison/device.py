@@ -38,9 +38,17 @@ def usable_cores() -> int:
 
 
 def set_threads(threads: int, local_world_size: int = 1) -> None:
-    """Give this process `threads` CPU threads; 0 divides the usable cores among the processes of this machine."""
+    """Give this process `threads` CPU threads; 0 divides the usable cores among the processes of this machine.
+
+    Raises:
+        UserError: OMP_NUM_THREADS is not a number of threads, or several separated by commas.
+    """
     usable = usable_cores()
-    limit = int(os.environ.get("OMP_NUM_THREADS", usable))
+    text = os.environ.get("OMP_NUM_THREADS") or str(usable)
+    first = text.partition(",")[0].strip()  # of nested parallelism, which torch does not have
+    if not first.isdecimal():
+        raise UserError(f"OMP_NUM_THREADS must be a number of threads, not {text!r}")
+    limit = int(first[:9])
     torch.set_num_threads(threads or max(1, min(limit, usable // local_world_size)))
 
 
