@@ -5,9 +5,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comparison.cli import UserError
+from improved_diffusion.log_formats import FORMATS
 
 if TYPE_CHECKING:
     from improved_diffusion.log_formats import TensorBoardFormat
+
+
+def check_log_formats() -> None:
+    """Refuse a name in OPENAI_LOG_FORMAT that the package's logger does not know either.
+
+    Raises:
+        UserError: so.
+    """
+    for name in _log_formats():
+        if name not in FORMATS:
+            raise UserError(f"OPENAI_LOG_FORMAT: a log format must be one of {', '.join(FORMATS)}, not {name!r}")
 
 
 def open_events(folder: Path, step: int) -> "TensorBoardFormat | None":
@@ -20,7 +32,7 @@ def open_events(folder: Path, step: int) -> "TensorBoardFormat | None":
     Raises:
         UserError: the package tensorboard is not installed.
     """
-    if "tensorboard" not in [name.strip() for name in os.environ.get("OPENAI_LOG_FORMAT", "").split(",")]:
+    if "tensorboard" not in _log_formats():
         return None
     from improved_diffusion.log_formats import TensorBoardFormat
 
@@ -30,3 +42,8 @@ def open_events(folder: Path, step: int) -> "TensorBoardFormat | None":
         raise UserError(f"OPENAI_LOG_FORMAT: {error}") from None
     events.drop_after(step)
     return events
+
+
+def _log_formats() -> list[str]:
+    names = [name.strip() for name in os.environ.get("OPENAI_LOG_FORMAT", "").split(",")]
+    return [name for name in names if name]

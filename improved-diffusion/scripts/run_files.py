@@ -118,6 +118,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, truncated, or not a network of this family.
     """
+    import torch
+
     state = load_torch(path)
     if isinstance(state, dict) and "param_groups" in state:
         raise UserError(f"{path}: an optimizer's file; name model*.pt or ema_*.pt")
@@ -125,6 +127,9 @@ def load_state(path: Path) -> dict[str, Any]:
         found = state.get("model") if isinstance(state, dict) else None
         of = f"a checkpoint of {found}" if isinstance(found, str) else "not a network"
         raise UserError(f"{path}: {of}, not of {MODEL}")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
+            raise UserError(f"{path}: {name} is not a dense tensor of floating-point numbers")
     return state
 
 
@@ -136,9 +141,22 @@ def training_of(path: Path) -> dict[str, Any]:
     facts = trained_facts(path.parent, int(match[1]))
     optimizer_file = path.with_name(f"opt{match[1]}.pt")
     if None in facts.values() and optimizer_file.is_file():  # large, so only where config.json does not tell
-        payload = load_torch(optimizer_file)
-        facts = trained_facts(path.parent, int(match[1]), payload.get("images_seen"), payload.get("wall_seconds"))
+        counters = counters_of(load_torch(optimizer_file), optimizer_file)
+        facts = trained_facts(path.parent, int(match[1]), counters.get("images_seen"), counters.get("wall_seconds"))
     return facts
+
+
+def counters_of(payload: Any, path: Path) -> dict[str, Any]:
+    """Return what the content of an optimizer's file counts: images_seen and wall_seconds, where it tells them.
+
+    Raises:
+        UserError: they are not numbers.
+    """
+    found = {name: payload.get(name) for name in ("images_seen", "wall_seconds")} if isinstance(payload, dict) else {}
+    for name, value in found.items():
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < 2**63):
+            raise UserError(f"{path}: {name} is {value!r}, not a number of at least 0")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -184,10 +202,10 @@ def restore(trainer: "Trainer", model_file: Path, model: str = MODEL) -> dict[st
         payload = load_checkpoint(optimizer_file, model=model)
     try:
         trainer.load_optimizer_state(payload)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{optimizer_file}: does not fit the network ({error})") from None
-    counters = ("images_seen", "wall_seconds", "sampler")
-    return {"step": step, **{name: payload[name] for name in counters if name in payload}}
+    sampler = {"sampler": payload["sampler"]} if "sampler" in payload else {}
+    return {"step": step, **counters_of(payload, optimizer_file), **sampler}
 
 
 def prune(folder: Path, save_interval: int, keep: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError, fraction, non_negative_float, positive_float, positive_int, str2bool
-from comparison.runs import read_json
+from comparison.runs import read_config
 from improved_diffusion.solvers import NOISY, SAMPLERS, SPACINGS, check_settings
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ NAMES = {
     "dpmpp-sde": "DPM-Solver++ 2M SDE",
     "unipc": "UniPC",
 }
+MAX_GUIDANCE = 1000
 DEFAULT_STEPS = {"ancestral": 250, "ddim": 50, "dpmpp": 20, "dpmpp-sde": 50, "unipc": 20}
 
 
@@ -163,10 +164,12 @@ def judge_guidance(args: argparse.Namespace, flags: dict[str, Any]) -> None:
     """Refuse guidance that the network cannot follow; without torch.
 
     Raises:
-        UserError: it knows no classes, or was never trained without them.
+        UserError: it is out of range, the network knows no classes, or was never trained without them.
     """
     if args.guidance_scale is None:
         return
+    if args.guidance_scale > MAX_GUIDANCE:
+        raise UserError(f"--guidance_scale {args.guidance_scale:g}: must be at most {MAX_GUIDANCE}")
     if not flags["class_cond"]:
         raise UserError(f"--guidance_scale {args.guidance_scale} needs a class-conditional model (--class_cond True)")
     config = args.model_path.parent / "config.json"
@@ -176,7 +179,7 @@ def judge_guidance(args: argparse.Namespace, flags: dict[str, Any]) -> None:
             "without it guidance spoils the images",
             flush=True,
         )
-    elif not read_json(config)["options"].get("class_dropout"):
+    elif not read_config(config)["options"].get("class_dropout"):
         raise UserError(
             f"--guidance_scale {args.guidance_scale:g}: the model was trained with --class_dropout 0, so it does not "
             "know images without their class"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison.cli import UserError, str2bool
-from comparison.runs import read_json
+from comparison.cli import UserError, check_folder, str2bool
+from comparison.runs import read_config
 from improved_diffusion.script_util import add_dict_to_argparser
 from remote import path_or_url
 from run_files import choose_dtype, connect, judge_flags, load_network, load_state, place
@@ -46,8 +46,15 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def out_folder(args: argparse.Namespace) -> Path:
-    """Return where a script writes."""
-    return args.out_dir or Path(os.environ.get("OPENAI_LOGDIR") or args.model_path.parent)
+    """Return where a script writes.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    variable = os.environ.get("OPENAI_LOGDIR")
+    folder = args.out_dir or Path(variable or args.model_path.parent)
+    check_folder(folder, "OPENAI_LOGDIR" if variable and not args.out_dir else "--out_dir")
+    return folder
 
 
 def run_flags(args: argparse.Namespace, defaults: dict[str, Any], model: str) -> dict[str, Any]:
@@ -59,14 +66,15 @@ def run_flags(args: argparse.Namespace, defaults: dict[str, Any], model: str) ->
         model: family that the run must be of.
 
     Raises:
-        UserError: there is no file, they disagree, or the folder is a run of another family.
+        UserError: there is no file, they disagree, the folder is a run of another family, or nothing can be written.
     """
     if not args.model_path.is_file():
         raise UserError(f"--model_path {args.model_path}: no such file")
+    out_folder(args)
     given = {name: value for name, value in vars(args).items() if name in defaults}
     flags, path = {**defaults, **given}, args.model_path.parent / "config.json"
     if path.is_file():
-        config = read_json(path)
+        config = read_config(path)
         if config.get("model") != model:
             raise UserError(f"--model_path {args.model_path}: of a run of {config.get('model')}, not of {model}")
         trained = {name: value for name, value in config["options"].items() if name in defaults}
@@ -125,7 +133,7 @@ def load_trained(
     device = connect(args.device, args.threads)
     dtype = choose_dtype(args.precision, args.use_fp16, device)
     state = load_state(args.model_path)
-    num_classes = len(state["label_emb.weight"]) if "label_emb.weight" in state else 0
+    num_classes = state["label_emb.weight"].shape[:1].numel() if "label_emb.weight" in state else 0
     network, diffusion = create(**flags, num_classes=num_classes)
     load_network(network, args.model_path)
     place(network, device, dtype)

@@ -83,8 +83,8 @@ class Loop:
         if isinstance(self.sampler, LossSecondMomentResampler) and counters.get("sampler"):
             try:
                 self.sampler.load_state_dict(counters["sampler"])
-            except ValueError as error:
-                raise UserError(f"{model_file}: {error}") from None
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise UserError(f"{model_file}: the timestep sampler beside it does not fit ({error})") from None
 
     def run(self) -> int:
         """Update until the budget is used up or the user stops it; return the exit status."""

@@ -26,6 +26,7 @@ from comparison.cli import (
 )
 from comparison.runs import Run, read_progress, write_text
 from comparison.sources import check_source, source_name
+from event_files import check_log_formats
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
 from remote import path_or_url, shown
 from run_files import choose_dtype, connect, judge_flags, my_place, place, saved_steps
@@ -264,10 +265,13 @@ def judge_train_flags(args: argparse.Namespace, task: Task) -> tuple[list[float]
         UserError: a flag's value is not accepted.
     """
     judge_flags(task.flags, args)
+    check_log_formats()
     if args.batch_size % (processes := my_place().world_size):
         raise UserError(f"--batch_size {args.batch_size}: of all processes together, so a multiple of {processes}")
     if args.class_dropout and not task.class_cond:
         raise UserError("--class_dropout needs --class_cond True")
+    if args.fp16_scale_growth > 1 or 2.0**args.fp16_scale_growth <= 1:
+        raise UserError(f"--fp16_scale_growth {args.fp16_scale_growth:g}: must be from 1e-15 to 1")
     try:
         rates = [float(rate) for rate in args.ema_rate.split(",")]
     except ValueError:

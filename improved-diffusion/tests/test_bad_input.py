@@ -1,22 +1,23 @@
 """Bad input to the scripts: one sentence that names what is wrong, and nothing on disk lost."""
 
 import json
+import sys
 
 import lmdb
 import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from diffusion_testing import FOLDER, call_script
+from diffusion_testing import FOLDER, call_script, tiny_flags
+from improved_diffusion.launch import LaunchError, find_place
+from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image
 
 TRAIN, SAMPLE, NLL = "scripts/image_train.py", "scripts/image_sample.py", "scripts/image_nll.py"
-TO_FOLDER, LSUN, CIFAR, EXACT = (
-    "scripts/npztodir.py",
-    "datasets/lsun_bedroom.py",
-    "datasets/cifar10.py",
-    "scripts/exact_score.py",
-)
+TO_FOLDER, EXACT = "scripts/npztodir.py", "scripts/exact_score.py"
+LSUN, CIFAR = "datasets/lsun_bedroom.py", "datasets/cifar10.py"
+NETWORK = "--image_size 16 --num_channels 32 --num_res_blocks 1 --diffusion_steps 100"
+UNTRAINED = create_model_and_diffusion(**tiny_flags())[0]
 
 
 def write_npz(path, colour=0, labels=None, count=4):
@@ -153,3 +154,181 @@ def test_fresh_run_does_not_delete_the_checkpoint_to_start_from(images, tmp_path
 def test_eigenvalues_of_the_repository_are_not_overwritten_by_another_name(capsys):
     same = FOLDER / "scripts" / ".." / "datasets" / "cifar10_eigenvalues.npz"
     refused_by_parser(capsys, "--data needs --eigenvalues", EXACT, "--data shapes --eigenvalues", same)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        (TRAIN, f"--batch_size {'9' * 400}", "--batch_size: must be a whole number above 0, and below 2^63"),
+        (TRAIN, f"--seed {2**63}", "--seed: must be a whole number, 0 or more, and below 2^63"),
+        (TRAIN, "--threads 5000", "--threads: must be a whole number from 0 to 4096"),
+        (TRAIN, "--device gpu", "--device: must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
+        (TRAIN, "--device cuda:-1", "--device: must be auto"),
+        (LSUN, "lmdb out --image_size 5000", "must be a whole number from 1 to 4096"),
+        (EXACT, "--diffusion_steps 10000000", "--diffusion_steps must be at most 1000000"),
+    ],
+)
+def test_value_out_of_range_is_refused_by_the_parser(script, flags, words, capsys):
+    refused_by_parser(capsys, words, script, flags)
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    """Whatever imports torch from here on fails."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--diffusion_steps 10000000", "--diffusion_steps must be at most 1000000"),
+        ("--num_channels 8192", "--num_channels must be at most 4096"),
+        ("--num_res_blocks 1000000", "--num_res_blocks must be from 1 to 128"),
+        ("--fp16_scale_growth 1e300", "--fp16_scale_growth 1e.300"),
+        ("--fp16_scale_growth 1e-300", "--fp16_scale_growth 1e-300"),
+        ("--data_dir shapes:5", "--data_dir shapes:5: shapes comes with 10"),
+    ],
+)
+def test_value_that_no_training_can_have_is_refused_before_torch(flags, words):
+    refused(words, TRAIN, "--data_dir shapes", flags)
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ("LOCAL_RANK=0 LOCAL_WORLD_SIZE=0", "LOCAL_WORLD_SIZE must be at least 1"),
+        ("LOCAL_RANK=2 LOCAL_WORLD_SIZE=2", "LOCAL_RANK 2 must be below LOCAL_WORLD_SIZE 2"),
+        ("MASTER_PORT=0", "MASTER_PORT must be from 1 to 65535"),
+        ("MASTER_PORT=70000", "MASTER_PORT must be from 1 to 65535"),
+        (f"MASTER_PORT={'9' * 400}", "MASTER_PORT must be a whole number"),
+    ],
+)
+def test_variables_of_a_launcher_are_judged_before_connecting(env, words):
+    launched = {"RANK": "0", "WORLD_SIZE": "2", **dict(part.split("=") for part in env.split())}
+    with pytest.raises(LaunchError, match=words):
+        find_place(launched)
+    assert find_place({**launched, "WORLD_SIZE": "1"}).world_size == 1
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The file of a network, without a run around it, for `NETWORK`."""
+    torch.save(UNTRAINED.state_dict(), tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+@pytest.fixture
+def unread(tmp_path):
+    """The file of a network that is judged by its name alone."""
+    (tmp_path / "net.pt").touch()
+    return tmp_path / "net.pt"
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_guidance_is_bounded(unread):
+    refused(
+        "--guidance_scale 1e.300: must be at most", SAMPLE, NETWORK, "--model_path", unread, "--guidance_scale 1e300"
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda value: 3, lambda value: None, lambda value: value.to_sparse(), lambda value: value.to(torch.int8)],
+    ids=["number", "nothing", "sparse", "whole numbers"],
+)
+def test_network_of_other_things_than_dense_tensors_is_refused(damage, model):
+    state = torch.load(model)
+    torch.save({**state, "out.2.weight": damage(state["out.2.weight"])}, model)
+    flags = [NETWORK, "--model_path", model, "--device cpu --threads 1"]
+    refused("net.pt: out.2.weight is not a dense tensor", SAMPLE, *flags)
+    refused("net.pt: out.2.weight is not a dense tensor", NLL, *flags, "--data_dir shapes")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (None, "not a file that --data has written"),
+        ([], "must hold finite numbers"),
+        ([[1.0, 2.0]], "must hold finite numbers"),
+        ([1.0, np.nan], "must hold finite numbers"),
+        ([1.0, -1.0], "must hold finite numbers"),
+        ([0.0, 0.0], "must hold finite numbers"),
+        ([1.0, 2.0], "must be sorted"),
+    ],
+)
+def test_eigenvalues_that_are_none_are_refused(values, words, tmp_path):
+    path = tmp_path / "values.npz"
+    np.savez(path, arr_0=np.array(values or []), source="test")
+    if values is None:
+        path.write_bytes(path.read_bytes()[:100])
+    refused(f"--eigenvalues .*{words}", EXACT, "--eigenvalues", path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("value", "found"), [(None, {}), (7.5, {"wall_seconds": 7.5}), ("soon", "'soon'"), (-1, "-1")])
+def test_counters_of_a_checkpoint_are_numbers_or_left_out(value, found, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER / "scripts")
+    from run_files import counters_of
+
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=f"opt.pt: wall_seconds is {found}"):
+            counters_of({"wall_seconds": value}, tmp_path / "opt.pt")
+    else:
+        assert counters_of({"wall_seconds": value}, tmp_path / "opt.pt") == found
+    assert counters_of([value], tmp_path / "opt.pt") == {}
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model": "improved-diffusion", "options": []}'])
+def test_config_that_is_none_is_refused(content, unread, images, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    words = "config.json: (holds no JSON object|not the config.json of a training run)"
+    refused(words, SAMPLE, NETWORK, "--model_path", unread)
+    refused(words, TRAIN, NETWORK, "--data_dir", images, "--run_dir", tmp_path)
+    assert (tmp_path / "config.json").read_text() == content
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize("below", ["", "run"])
+@pytest.mark.parametrize(
+    ("script", "flags", "flag"),
+    [
+        (TRAIN, "--data_dir shapes", "--run_dir"),
+        (TRAIN, "--data_dir shapes", "OPENAI_LOGDIR"),
+        (SAMPLE, "--model_path MODEL", "--out_dir"),
+        (SAMPLE, "--model_path MODEL", "OPENAI_LOGDIR"),
+        (NLL, "--data_dir shapes --model_path MODEL", "--out_dir"),
+        (CIFAR, "", "--out_dir"),
+        (EXACT, "", "--out"),
+        (TO_FOLDER, "IN", "outputdir"),
+    ],
+)
+def test_output_folder_that_is_a_file_is_refused_by_its_flag(script, flags, flag, below, unread, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    write_npz(tmp_path / "in.npz")
+    flags = [{"MODEL": unread, "IN": tmp_path / "in.npz"}.get(word, word) for word in flags.split()]
+    if flag == "OPENAI_LOGDIR":
+        monkeypatch.setenv(flag, str(path / below))
+    else:
+        flags += [*([flag] if flag.startswith("-") else []), path / below]
+    network = [NETWORK] if script in (TRAIN, SAMPLE, NLL) else []
+    refused(f"{flag} .*{path} is not a folder", script, *network, *flags)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize("name", ["set.zip", "set.npz"])
+def test_damaged_archive_is_named_with_its_flag(name, unread, tmp_path):
+    (tmp_path / name).write_bytes(b"PK\x03\x04 no archive")
+    refused(f"--data_dir .*{name}: not readable as an?", TRAIN, NETWORK, "--data_dir", tmp_path / name)
+    refused(f"--data_dir .*{name}: not", NLL, NETWORK, "--model_path", unread, "--data_dir", tmp_path / name)
+    np.savez(tmp_path / "set.npz", mu=np.zeros(3))
+    refused("--data_dir .*holds no arr_0", TRAIN, NETWORK, "--data_dir", tmp_path / "set.npz")
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_unknown_log_format_is_refused_before_training(monkeypatch):
+    monkeypatch.setenv("OPENAI_LOG_FORMAT", "stdout, foo")
+    refused("OPENAI_LOG_FORMAT: .*'foo'", TRAIN, "--data_dir shapes")

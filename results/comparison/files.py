@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
@@ -86,7 +85,7 @@ class FileSet:
             return _decode(self.path / name, self.image_size, str(self.path / name)).transpose(2, 0, 1)
         try:
             picture = io.BytesIO(self._open_zip().read(name))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # zipfile and its decompressors raise each their own; of encryption RuntimeError
             raise UserError(f"{self.path}: {name} is not readable ({error})") from None
         return _decode(picture, self.image_size, f"{self.path}: {name}").transpose(2, 0, 1)
 

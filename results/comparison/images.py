@@ -190,10 +190,16 @@ def _read_cifar(folder: Path | None, split: str) -> tuple[Tensor, Tensor]:
         try:
             with open(folder / name, "rb") as file:
                 batch = _CifarUnpickler(file, encoding="bytes").load()
-            images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
-            labels += batch[b"labels"]
-        except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+            numbers = np.asarray(batch[b"labels"])
+        except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
             raise UserError(f"{folder / name}: not readable as a CIFAR-10 batch ({error})") from None
+        if not len(pixels) or numbers.shape != (len(pixels),) or numbers.dtype.kind not in "iu":
+            raise UserError(f"{folder / name}: {len(pixels)} images, and labels of the shape {numbers.shape}")
+        if numbers.min() < 0 or numbers.max() >= len(CIFAR10_CLASSES):
+            raise UserError(f"{folder / name}: labels from {numbers.min()} to {numbers.max()}, not from 0 to 9")
+        images.append(pixels)
+        labels += numbers.tolist()
     return torch.from_numpy(np.concatenate(images)), torch.tensor(labels)
 
 

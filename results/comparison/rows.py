@@ -183,12 +183,7 @@ def optional_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file holds something else.
     """
-    if not path.is_file():
-        return {}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _total(parameters: object) -> int | None:

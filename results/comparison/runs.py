@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import platform
 import re
@@ -35,22 +36,44 @@ def write_json(path: Path, content: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths need not be text
     os.replace(temporary, path)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: missing, damaged, or something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the config.json of a training run.
+
+    Raises:
+        UserError: missing, damaged, or something else.
+    """
+    config = read_json(path)
+    finished = config.get("finished", {"reason": "", "steps": 0, "images_seen": 0, "wall_seconds": 0})
+    known = all(isinstance(found, dict) for found in (config.get("options"), config.get("data", {}), finished))
+    counts = ("steps", "images_seen", "wall_seconds")
+    if (
+        not known
+        or not isinstance(finished.get("reason"), str)
+        or not all(isinstance(finished.get(name), int | float) for name in counts)
+    ):
+        raise UserError(f"{path}: not the config.json of a training run")
+    return config
 
 
 def agrees(path: Path, wanted: dict[str, Any]) -> bool:
@@ -121,9 +144,7 @@ class Run:
             if not fresh and (any(folder.glob("*.pt")) or any(folder.glob("*.pth"))):
                 raise UserError(f"{folder}: holds checkpoints but no config.json; name another folder")
             return cls(folder, config, False, [])
-        known = read_json(path)
-        if not isinstance(known, dict) or "options" not in known:
-            raise UserError(f"{path}: not the config.json of a training run")
+        known = read_config(path)
         if known.get("model") != model:
             raise UserError(f"{folder} holds a run of {known.get('model')}, not of {model}")
         if fresh:
@@ -176,7 +197,7 @@ class Run:
         with tqdm.external_write_mode(sys.stdout):
             print(message, flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+        with open(self.folder / "log.txt", "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(message + "\n")
 
     def log_row(self, step: int, images_seen: int, wall_seconds: float, **values: float) -> None:
@@ -240,18 +261,18 @@ def _refuse_differences(
 def _header(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         return next(csv.reader(file), None)
 
 
 def read_progress(path: Path) -> list[dict[str, float]]:
-    """Read progress.csv as one dictionary per row; empty cells are left out, a half-written last row too."""
+    """Read progress.csv as one dictionary per row; empty cells are left out, and rows that are damaged."""
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             with contextlib.suppress(TypeError, ValueError):
                 values = {name: float(value) for name, value in row.items() if value not in ("", None)}
-                if {"step", "images_seen", "wall_seconds"} <= set(values):
+                if all(math.isfinite(values.get(name, math.nan)) for name in ("step", "images_seen", "wall_seconds")):
                     rows.append(values)
     return rows
 
@@ -270,7 +291,7 @@ def trained_facts(
         step, images_seen and wall_seconds, None where unknown.
     """
     config, progress = folder / "config.json", folder / "progress.csv"
-    finished = read_json(config).get("finished") or {} if config.is_file() else {}
+    finished = read_config(config).get("finished", {}) if config.is_file() else {}
     known = [{**finished, "step": finished.get("steps")}, *(read_progress(progress) if progress.is_file() else [])]
     at_step = next((row for row in known if step is not None and row["step"] == step), {})
     images_seen = at_step.get("images_seen") if images_seen is None else images_seen

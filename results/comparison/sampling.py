@@ -195,7 +195,10 @@ class _Part:
         self.done, self.seconds, self.evaluations = 0, 0.0, 0
         if self._state.is_file() and self._data.is_file():
             state = read_json(self._state)
-            if state.get("key") == self._key and self._data.stat().st_size >= self._bytes(state["done"]):
+            if not all(isinstance(state.get(name), int | float) for name in ("done", "seconds", "evaluations")):
+                raise UserError(f"{self._state}: damaged; remove it to draw all images anew")
+            whole = 0 <= state["done"] <= num_samples and self._data.stat().st_size >= self._bytes(state["done"])
+            if state.get("key") == self._key and whole:
                 self.done, self.seconds, self.evaluations = state["done"], state["seconds"], state["evaluations"]
         with open(self._data, "r+b" if self.done else "wb") as file:
             file.truncate(self._bytes(self.done))

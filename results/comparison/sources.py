@@ -25,27 +25,35 @@ def zip_images(path: Path) -> list[str]:
     Raises:
         UserError: not a .zip file.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not readable as a .zip file ({error})") from None
-    seen = [PurePosixPath(name) for name in names]
+    seen = [PurePosixPath(name) for name in _zip_names(path)]
     kept = [
         p for p in seen if p.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__")) for part in p.parts)
     ]
     return sorted(str(p) for p in kept)
 
 
-def shapes_modes(source: str) -> int | None:
-    """Return the number of modes that `shapes` or `shapes:N` asks for, None for any other source."""
+def _zip_names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception as error:  # zipfile raises ValueError and others beside BadZipFile on a damaged one
+        kind = "an .npz" if path.suffix == ".npz" else "a .zip"
+        raise UserError(f"{path}: not readable as {kind} file ({error})") from None
+
+
+def shapes_modes(source: str, flag: str = "data source") -> int | None:
+    """Return the number of modes that `shapes` or `shapes:N` asks for, None for any other source.
+
+    Raises:
+        UserError: it has no such number of modes; names `flag`.
+    """
     name, _, modes = source.partition(":")
     if name != "shapes" or Path(source).exists():
         return None
     if not modes:
         return 200
     if modes not in {str(m) for m in SHAPES_MODES}:
-        raise UserError(f"data source {source!r}: shapes comes with {', '.join(map(str, SHAPES_MODES))} modes")
+        raise UserError(f"{flag} {source}: shapes comes with {', '.join(map(str, SHAPES_MODES))} modes")
     return int(modes)
 
 
@@ -62,14 +70,17 @@ def check_source(source: str, flag: str = "data source") -> None:
     Raises:
         UserError: one sentence that names `flag` and what is accepted.
     """
-    if shapes_modes(source) or source == "cifar10":
+    if shapes_modes(source, flag) or source == "cifar10":
         return
     path = Path(source)
-    if path.suffix == ".npz" and path.is_file():
-        return
-    if path.suffix == ".zip" and path.is_file():
-        if not zip_images(path):
-            raise UserError(f"{flag} {source}: no image found in this .zip file")
+    if path.suffix in (".npz", ".zip") and path.is_file():
+        try:
+            if path.suffix == ".npz" and "arr_0.npy" not in _zip_names(path):
+                raise UserError(f"{path}: holds no arr_0 with images")
+            if path.suffix == ".zip" and not zip_images(path):
+                raise UserError(f"{path}: no image found in this .zip file")
+        except UserError as error:
+            raise UserError(f"{flag} {error}") from None
         return
     if not path.exists():
         raise UserError(f"{flag} {source}: neither shapes, cifar10 nor an existing folder, .npz or .zip file")

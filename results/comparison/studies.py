@@ -17,7 +17,7 @@ from typing import Any
 
 from comparison import cli, tables
 from comparison.cli import UserError
-from comparison.runs import newest, read_json, write_json
+from comparison.runs import newest, read_config, read_json, write_json
 from comparison.sources import check_source
 
 SCHEMA = 1
@@ -222,7 +222,7 @@ def train(
         run_command([*command, "--fresh"], folder)
     elif not recorded(folder / "study-train.json", command):
         run_command(command, folder)
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     done = config.get("finished")
     if not done:
         raise UserError(f"{folder}: the training did not reach its end; see console.txt there")
@@ -255,7 +255,7 @@ def draw(lab: Lab, model: str, run: Path, folder: Path, flags: Iterable[str] = (
     flag = {"gans": "--checkpoint", "improved-diffusion": "--model_path", "denoising-diffusion-gan": "--checkpoint"}
     out = ["--out_dir", str(folder)] if kind == "improved-diffusion" else ["--out", str(folder / "samples.npz")]
     command = [DRAW[model], flag[kind], str(checkpoint), *out, *lab.flags(model, sampling=True), *flags, *lab.device]
-    done = (read_json(run / "config.json").get("finished") or {}).get("steps")
+    done = (read_config(run / "config.json").get("finished") or {}).get("steps")
     record = folder / ("study-benchmark.json" if bench else "study-draw.json")
     found = folder / ("timing.json" if bench else "sampling.json")
     if not (found.is_file() and recorded(record, command, done)):

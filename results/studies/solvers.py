@@ -16,7 +16,7 @@ from typing import Any
 
 from comparison import cli, studies, study_pages, tables
 from comparison.cli import UserError
-from comparison.runs import read_json
+from comparison.runs import read_config
 from comparison.sources import source_name
 from comparison.studies import Job, Lab
 from comparison.tradeoffs import QUALITY
@@ -58,6 +58,8 @@ def main(args: argparse.Namespace) -> None:
         study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
         return
     config = given_run(args.run, args.data)
+    if args.baseline > (steps := config["options"].get("diffusion_steps", args.baseline)):
+        raise UserError(f"--baseline {args.baseline}: the run has {steps} diffusion steps")
     if args.evaluations >= args.baseline:
         raise UserError(f"--evaluations {args.evaluations}: must be fewer than --baseline {args.baseline}")
     jobs = plan(args, config["data"]["image_size"])
@@ -85,7 +87,7 @@ def given_run(run: Path | None, data: str) -> dict[str, Any]:
     """
     if run is None:
         raise UserError("--run: name a trained run folder of improved-diffusion")
-    config = read_json(run / "config.json")
+    config = read_config(run / "config.json")
     if config.get("model") != MODEL or not config.get("finished"):
         raise UserError(f"--run {run}: not a finished run of {MODEL}")
     if config["data"]["name"] != source_name(data):
@@ -163,10 +165,10 @@ def sentences(study: dict[str, Any]) -> list[str]:
     said = []
     for cell in ranked:
         ratio, (low, high) = cell["ratio"]["value"], cell["ratio"]["interval"]
-        faster = baseline["seconds_per_image"] / cell["seconds_per_image"]
+        fewer = baseline["nfe"] / cell["nfe"]
         said.append(
             f"{cell['label']}, {cell['nfe']:g} evaluations: {ratio:.2f} times the distance of {baseline['nfe']:g} "
-            f"ancestral steps ({low:.2f} to {high:.2f}), {verdict(cell)}, {faster:.1f} times faster."
+            f"ancestral steps ({low:.2f} to {high:.2f}), {verdict(cell)}, in {fewer:g} times fewer."
         )
     return said
 
@@ -181,7 +183,7 @@ def page(study: dict[str, Any]) -> str:
             "1" if ratio is None else f"{ratio['value']:.3f} ({ratio['interval'][0]:.3f} to {ratio['interval'][1]:.3f})"
         )
         distance = tables.metric(QUALITY, cell["metrics"][QUALITY])
-        rows.append([cell["label"], f"{cell['nfe']:g}", tables.seconds(cell["seconds_per_image"]), distance, told])
+        rows.append([cell["label"], f"{cell['nfe']:g}", distance, told])
     options, score, training = study["options"], study["scoring"], study["training"]
     network = training["options"]
     return study_pages.join(
@@ -199,7 +201,7 @@ def page(study: dict[str, Any]) -> str:
         sentences(study),
         "![Ratio of the Frechet distances](solvers.png)",
         "## Numbers",
-        tables.markdown_table(["", "evaluations", "time per image", "Frechet", "ratio"], rows),
+        tables.markdown_table(["", "evaluations", "Frechet", "ratio"], rows),
         f"A solver counts as good where the interval of its ratio reaches down to {BOUND}, as better where it lies "
         "below 1.",
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from comparison import cli, studies, study_pages, tables
 from comparison.cli import UserError
-from comparison.runs import read_json
+from comparison.runs import read_config
 from comparison.sources import source_name
 from comparison.studies import Job, Lab
 from comparison.tradeoffs import QUALITY
@@ -114,7 +114,7 @@ def find_runs(text: str, data: str) -> dict[str, Path]:
         path = Path(place)
         if model not in studies.MODELS or not place:
             raise UserError(f"--runs {part}: must be MODEL=RUN with a MODEL among {', '.join(studies.MODELS)}")
-        config = read_json(path / "config.json")
+        config = read_config(path / "config.json")
         if config.get("model") != model or not config.get("finished"):
             raise UserError(f"--runs {part}: not a finished run of {model}")
         trained_on = config.get("data") or {}
@@ -135,7 +135,7 @@ def run_job(lab: Lab, name: str, args: argparse.Namespace, seed: int, given: Pat
     model = model_of(name)
     seeds = ["--seed", str(seed)]
     if given is not None:
-        folder, config = lab.folder(model, f"{name}-given-{given.name}"), read_json(given / "config.json")
+        folder, config = lab.folder(model, f"{name}-given-{given.name}"), read_config(given / "config.json")
     else:
         folder = lab.folder(model, f"{name}-s{seed}")
         timesteps = ["--num_timesteps", name.removeprefix("ddgan-T")] if model == DDGAN else []

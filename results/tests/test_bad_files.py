@@ -1,9 +1,20 @@
 """Damaged and unsuitable files: one sentence that names the file or the flag."""
 
+import io
+import json
+import os
+import pickle
+import zipfile
+
 import numpy as np
 import pytest
-from comparison.cli import UserError
-from comparison.images import load_npz
+import torch
+from comparison.cli import UserError, check_folder
+from comparison.device import set_threads, usable_cores
+from comparison.images import load_images, load_npz
+from comparison.runs import Run, read_config, read_json, read_progress, trained_facts, write_json
+from comparison.sampling import draw_samples
+from PIL import Image
 
 
 @pytest.mark.parametrize(
@@ -24,3 +35,144 @@ def test_arrays_that_are_no_images_or_no_labels_are_refused(arrays, words, tmp_p
     np.savez(tmp_path / "set.npz", np.zeros(shape, np.uint8), *map(np.array, labels))
     with pytest.raises(UserError, match=words):
         load_npz(tmp_path / "set.npz")
+
+
+def picture():
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def patched_zip(path, offsets, value, method=zipfile.ZIP_STORED):
+    """Write a .zip file with two bytes of its local and its central header replaced."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a_0.png", picture())
+    content = bytearray(path.read_bytes())
+    for mark, offset in zip((b"PK\x03\x04", b"PK\x01\x02"), offsets, strict=True):
+        start = content.index(mark) + offset
+        content[start : start + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "value", "method"),
+    [((6, 8), 1, zipfile.ZIP_STORED), ((8, 10), 99, zipfile.ZIP_STORED), ((46, 4), 0xFFFF, zipfile.ZIP_LZMA)],
+    ids=["encrypted", "unknown compression", "damaged LZMA"],
+)
+def test_picture_that_a_zip_file_does_not_give_is_named(offsets, value, method, tmp_path):
+    patched_zip(tmp_path / "set.zip", offsets, value, method)
+    with pytest.raises(UserError, match=r"set\.zip: a_0\.png is not readable"):
+        load_images(str(tmp_path / "set.zip"), 16)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [],
+        {b"data": np.zeros((2, 3072), np.uint8)},
+        {b"data": np.zeros((2, 3000), np.uint8), b"labels": [0, 1]},
+        {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]},
+        {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]},
+        {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, -1]},
+        {b"data": np.zeros((2, 3072), np.uint8), b"labels": "ab"},
+        {b"data": np.zeros((0, 3072), np.uint8), b"labels": []},
+    ],
+)
+def test_batch_that_is_not_of_cifar_is_named(batch, tmp_path):
+    for i in range(1, 6):
+        (tmp_path / f"data_batch_{i}").write_bytes(pickle.dumps(batch))
+    with pytest.raises(UserError, match="data_batch_1: "):
+        load_images(str(tmp_path), 32)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        {"model": "gans", "options": []},
+        {"model": "gans", "options": {}, "finished": True},
+        {"model": "gans", "options": {}, "finished": {"reason": "max_steps 5"}},
+        {"model": "gans", "options": {}, "data": []},
+    ],
+)
+def test_config_that_is_none_is_refused_and_kept(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    for read in (read_config, lambda _: trained_facts(tmp_path, 5), lambda _: Run.open(tmp_path, {}, model="gans")):
+        with pytest.raises(UserError, match=r"config\.json: (holds no JSON object|not the config\.json)"):
+            read(path)
+    assert json.loads(path.read_text()) == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sampling.json", "[]"),
+        ("sampling.json", "{"),
+        ("samples.npz.part.json", "[]"),
+        ("samples.npz.part.json", "{}"),
+        ("samples.npz.part.json", '{"done": "all", "seconds": 1, "evaluations": 1}'),
+    ],
+)
+def test_record_of_samples_that_is_none_is_named(name, content, tmp_path):
+    def draw(indices):
+        return torch.zeros(len(indices), 3, 8, 8)
+
+    options = {"num_samples": 4, "batch_size": 4, "image_size": 8, "device": torch.device("cpu"), "facts": {}}
+    out = tmp_path / "samples.npz"
+    if name == "sampling.json":
+        draw_samples(draw, [torch.nn.Identity()], out=out, **options)
+    else:
+        (tmp_path / "samples.npz.part").write_bytes(b"images")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        draw_samples(draw, [torch.nn.Identity()], out=out, **options)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_rows_of_a_damaged_log_are_left_out(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_bytes(
+        b"step,images_seen,wall_seconds,loss\n1,4,1.0,0.5\n\xff\xfe,8,2.0,0.4\ninf,8,2.0,1\n3,12,3.0,\xff\n4,16,4,1\n"
+    )
+    assert [row["step"] for row in read_progress(path)] == [1, 4]
+
+
+def test_path_that_is_not_text_is_kept_in_json(tmp_path):
+    name = os.fsdecode(b"run-\xff")
+    write_json(tmp_path / "config.json", {"run_dir": name})
+    assert read_json(tmp_path / "config.json") == {"run_dir": name}
+
+
+@pytest.mark.parametrize(("text", "threads"), [("1,2", 1), ("", None), ("1", 1), ("abc", UserError), ("-1", UserError)])
+def test_threads_of_the_environment_are_numbers(text, threads, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    if threads is UserError:
+        with pytest.raises(UserError, match="OMP_NUM_THREADS"):
+            set_threads(0)
+    else:
+        set_threads(0)
+        assert chosen == [threads or usable_cores()]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "link", "link/below"])
+def test_folder_that_cannot_be_made_is_refused_by_its_flag(name, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"--out .*is not a folder"):
+        check_folder(tmp_path / name, "--out")
+    check_folder(tmp_path / "new" / "folder", "--out")
+
+
+def test_more_steps_than_the_run_has_are_refused_by_their_flag(script, tmp_path):
+    done = {"reason": "max_steps 5", "steps": 5, "images_seen": 20, "wall_seconds": 1.0}
+    data = {"name": "shapes", "image_size": 16}
+    config = {"model": "improved-diffusion", "options": {"diffusion_steps": 100}, "finished": done, "data": data}
+    write_json(tmp_path / "config.json", config)
+    ended = script(tmp_path, "studies/solvers.py", "--run", tmp_path, "--data", "shapes", "--plan")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "--baseline 250: the run has 100 diffusion steps" in ended.stderr
+    assert script(tmp_path, "studies/solvers.py", "--run", tmp_path, "--plan", "--baseline", 100).returncode == 0
