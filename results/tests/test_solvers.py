@@ -81,7 +81,7 @@ def test_solvers_are_compared_with_the_ancestral_steps_of_the_same_noise(study, 
     assert ratios["unipc-20"]["value"] > 1
     assert ratios["ancestral-uniform-20"]["interval"][0] > 2
     page = (trained.parent / "out" / "README.md").read_text()
-    assert "1.00 times the distance of 250 ancestral steps (1.00 to 1.00), as good, 12.5 times faster" in page
+    assert "1.00 times the distance of 250 ancestral steps (1.00 to 1.00), as good, in 12.5 times fewer" in page
     assert "worse" in page
     assert (trained.parent / "out" / "solvers.png").stat().st_size > 5000
     assert str(trained) not in page + json.dumps(written)
