@@ -32,7 +32,8 @@ def draw_run_loss(folder: Path) -> None:
             axes.plot(x, running_mean(y, len(y) // 25), color=colour, linewidth=1.8, label=name)
     axes.set_xlabel("training images seen")
     axes.set_ylabel("loss")
-    axes.set_title(f"{folder.parent.name}, {folder.name}", fontsize=10)
+    title = f"{folder.parent.name}, {folder.name}".replace("$", r"\$")
+    axes.set_title(title.encode(errors="replace").decode(), fontsize=10)  # matplotlib draws only what is text
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     temporary = folder / f".loss.{os.getpid()}.png"

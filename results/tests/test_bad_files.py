@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError, check_folder
+from comparison.curves import draw_run_loss
 from comparison.device import set_threads, usable_cores
 from comparison.images import load_images, load_npz
 from comparison.runs import Run, read_config, read_json, read_progress, trained_facts, write_json
@@ -139,10 +140,14 @@ def test_rows_of_a_damaged_log_are_left_out(tmp_path):
     assert [row["step"] for row in read_progress(path)] == [1, 4]
 
 
-def test_path_that_is_not_text_is_kept_in_json(tmp_path):
-    name = os.fsdecode(b"run-\xff")
-    write_json(tmp_path / "config.json", {"run_dir": name})
-    assert read_json(tmp_path / "config.json") == {"run_dir": name}
+def test_run_folder_need_not_be_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"$run-\xff")
+    folder.mkdir()
+    write_json(folder / "config.json", {"run_dir": str(folder)})
+    assert read_json(folder / "config.json") == {"run_dir": str(folder)}
+    (folder / "progress.csv").write_text("step,images_seen,wall_seconds,loss\n1,4,1,0.5\n2,8,2,0.4\n")
+    draw_run_loss(folder)
+    assert (folder / "loss.png").is_file()
 
 
 @pytest.mark.parametrize(("text", "threads"), [("1,2", 1), ("", None), ("1", 1), ("abc", UserError), ("-1", UserError)])
