@@ -3,7 +3,8 @@
 import pickle
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from . import dist_util
 
@@ -24,6 +25,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return state
 
 
+def is_dense(value: object) -> bool:
+    """Tell whether this is a tensor that is stored whole."""
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
 def fill_network(module: nn.Module, state: dict[str, Any], path: str) -> None:
     """Load a state dict into a network.
 
@@ -36,6 +42,8 @@ def fill_network(module: nn.Module, state: dict[str, Any], path: str) -> None:
             raise ValueError(f"{path}: holds no {name}; do --num_channels, --num_res_blocks and the others fit it?")
         if name not in own:
             raise ValueError(f"{path}: {name} is what the network has not; do the model's flags fit it?")
+        if not is_dense(state[name]) or state[name].is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{path}: {name} is not a dense tensor of such numbers as the network has")
         if own[name].shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)} there, {tuple(own[name].shape)} by the flags"
             raise ValueError(f"{path}: {name} is {shapes}")

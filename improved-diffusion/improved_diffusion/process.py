@@ -55,7 +55,8 @@ class DiffusionProcess:
     Every coefficient is a (T,) float64 attribute computed once; the device's float32 copies are made once too.
 
     Args:
-        betas: (T,) variances in (0, 1].
+        betas: (T,) variances in (0, 1], T at least 1. After a 1 nothing is left of the image: what divides by
+            alphas_cumprod is infinite there.
         model_mean_type: what the network predicts.
         model_var_type: where variances come from.
         loss_type: what `training_losses` returns.
@@ -80,8 +81,8 @@ class DiffusionProcess:
         self.rescale_timesteps = rescale_timesteps
 
         betas = np.array(betas, dtype=np.float64)
-        if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
-            raise ValueError("betas must be one-dimensional, each above 0 and at most 1")
+        if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all():
+            raise ValueError("betas must be one-dimensional and not empty, each above 0 and at most 1")
         self.betas = betas
         self.num_timesteps = self.original_num_steps = len(betas)
         self.alphas_cumprod = np.cumprod(1.0 - betas)

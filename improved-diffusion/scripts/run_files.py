@@ -118,7 +118,7 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, truncated, or not a network of this family.
     """
-    import torch
+    from improved_diffusion.checkpoints import is_dense
 
     state = load_torch(path)
     if isinstance(state, dict) and "param_groups" in state:
@@ -128,8 +128,8 @@ def load_state(path: Path) -> dict[str, Any]:
         of = f"a checkpoint of {found}" if isinstance(found, str) else "not a network"
         raise UserError(f"{path}: {of}, not of {MODEL}")
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            raise UserError(f"{path}: {name} is not a dense tensor of floating-point numbers")
+        if not is_dense(value):
+            raise UserError(f"{path}: {name} is not a dense tensor")
     return state
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from comparison.cli import UserError
 from diffusion_testing import FOLDER, call_script, tiny_flags
+from improved_diffusion.checkpoints import fill_network
+from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from improved_diffusion.launch import LaunchError, find_place
 from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image
@@ -243,6 +245,8 @@ def test_network_of_other_things_than_dense_tensors_is_refused(damage, model):
     flags = [NETWORK, "--model_path", model, "--device cpu --threads 1"]
     refused("net.pt: out.2.weight is not a dense tensor", SAMPLE, *flags)
     refused("net.pt: out.2.weight is not a dense tensor", NLL, *flags, "--data_dir shapes")
+    with pytest.raises(ValueError, match=r"net\.pt: out\.2\.weight is not a dense tensor"):
+        fill_network(UNTRAINED, torch.load(model), "net.pt")
 
 
 @pytest.mark.parametrize(
@@ -332,3 +336,10 @@ def test_damaged_archive_is_named_with_its_flag(name, unread, tmp_path):
 def test_unknown_log_format_is_refused_before_training(monkeypatch):
     monkeypatch.setenv("OPENAI_LOG_FORMAT", "stdout, foo")
     refused("OPENAI_LOG_FORMAT: .*'foo'", TRAIN, "--data_dir shapes")
+
+
+@pytest.mark.parametrize("betas", [[], 0.1, [[0.1]], [0.1, 0.0], [0.1, 1.5], [np.nan]])
+def test_process_without_variances_is_refused(betas):
+    kinds = {"model_mean_type": ModelMeanType.EPSILON, "model_var_type": ModelVarType.FIXED_SMALL}
+    with pytest.raises(ValueError, match="betas must be one-dimensional and not empty"):
+        GaussianDiffusion(betas=betas, loss_type=LossType.MSE, **kinds)
