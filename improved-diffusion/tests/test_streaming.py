@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -106,10 +107,10 @@ def test_super_resolution_trains_and_draws_its_grid_from_disk(images, tmp_path, 
 
 
 def test_corrupt_image_ends_the_run_with_one_sentence(images, tmp_path):
-    for path in images.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "cat_3.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    flags = train_flags(tmp_path, tmp_path / "run", 12)
+    damaged = tmp_path / "images"
+    shutil.copytree(images, damaged)
+    (damaged / "cat_3.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    flags = train_flags(damaged, tmp_path / "run", 12)
     done = run_script("scripts/image_train.py", *flags, "--num_workers", 1, **ON_DISK)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
