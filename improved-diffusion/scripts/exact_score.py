@@ -2,7 +2,7 @@
 """Measure what samplers lose by taking few steps, apart from any network's faults.
 
     python improved-diffusion/scripts/exact_score.py
-    python improved-diffusion/scripts/exact_score.py --noise_schedule linear --diffusion_steps 1000 --out /tmp/linear
+    python improved-diffusion/scripts/exact_score.py --noise_schedule linear --diffusion_steps 1000 --out linear-1000
     python improved-diffusion/scripts/exact_score.py --data data/cifar_train --eigenvalues cifar10.npz
 
 For Gaussian data the best prediction of x_0 is known, and linear in x_t. In the eigenbasis of the data's covariance

@@ -98,8 +98,8 @@ def place(model: "torch.nn.Module", device: "torch.device", dtype: "torch.dtype 
     model.to(device).to(memory_format=torch.contiguous_format if slow else torch.channels_last)
 
 
-def load_network(module: "torch.nn.Module", path: Path) -> None:
-    """Load a plain state dict into a network.
+def load_network(module: "torch.nn.Module", path: Path, state: dict[str, Any] | None = None) -> None:
+    """Load a plain state dict into a network; `state` where `load_state` has read the file already.
 
     Raises:
         UserError: missing, truncated, of another model, or of other shapes.
@@ -107,7 +107,7 @@ def load_network(module: "torch.nn.Module", path: Path) -> None:
     from improved_diffusion.checkpoints import fill_network
 
     try:
-        fill_network(module, load_state(path), str(path))
+        fill_network(module, load_state(path) if state is None else state, str(path))
     except ValueError as error:
         raise UserError(str(error)) from None
 

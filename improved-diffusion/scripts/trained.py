@@ -135,7 +135,7 @@ def load_trained(
     state = load_state(args.model_path)
     num_classes = state["label_emb.weight"].shape[:1].numel() if "label_emb.weight" in state else 0
     network, diffusion = create(**flags, num_classes=num_classes)
-    load_network(network, args.model_path)
+    load_network(network, args.model_path, state)
     place(network, device, dtype)
     facts = {
         "checkpoint": args.model_path.name,
