@@ -190,6 +190,28 @@ def test_wrong_options_of_the_main_job_are_one_sentence(shell, options, message)
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("preset", "setting", "flags"),
+    [("cpu", "ddim7", "--use_ddim True --timestep_respacing ddim7"), ("gpu", "unipc7", "--num_sampling_steps 7")],
+)
+def test_sweep_takes_the_sampler_of_the_preset(shell, tmp_path, preset, setting, flags):
+    stub = tmp_path / "python"
+    stub.write_text(f"""#!/bin/bash
+        [ "$1" != - ] || exec {sys.executable} "$@"
+        echo "$@" >> {tmp_path}/calls
+        case "$*" in *image_train*) mkdir -p "$OPENAI_LOGDIR" && touch "$OPENAI_LOGDIR/ema_0.9_000001.pt" ;; esac
+    """)
+    stub.chmod(0o755)
+    options = "--models improved-diffusion --budget images=32 --history 0 --benchmark false --sweep 7"
+    done = shell(f"bash results/compare.sh --preset {preset} --name sweep-{preset} {options}", PYTHON=str(stub))
+    assert done.returncode == 0, done.stderr
+    drawn = [line for line in (tmp_path / "calls").read_text().splitlines() if "image_sample.py" in line]
+    assert len(drawn) == 2
+    assert f"settings/{setting} " in drawn[1]
+    assert drawn[1].endswith(flags)
+    assert ("--sampler" in drawn[1]) == (preset == "gpu")
+
+
 def test_make_targets_run_the_documented_scripts(shell):
     assert "results/compare.sh --data shapes --preset quick --name quick" in shell("make -n compare").stdout
     assert "--fresh" in shell("make -n compare FRESH=1").stdout

@@ -161,6 +161,25 @@ def finished(script, pictures, tmp_path_factory):
     return found
 
 
+@pytest.mark.parametrize("preset", ["quick", "cpu", "gpu"])
+@pytest.mark.parametrize(("name", "cell"), [("steps", "ddpm"), ("cost", "ddpm-w16-b16-bf16"), ("data", "ddpm-100")])
+def test_cells_and_presets_name_one_sampler(script, pictures, tmp_path, monkeypatch, name, cell, preset):
+    commands = []
+
+    def stop(command, folder):
+        commands.append(command)
+        if command[0] in studies.DRAW.values():
+            raise UserError("seen")
+        FakeModels(script, pictures)(command, folder)
+
+    monkeypatch.setattr(studies, "run_command", stop)
+    result = run(script, tmp_path, name, pictures, "--cells", cell, "--preset", preset)
+    assert "seen" in result.stderr
+    value = dict(pairwise(commands[-1]))
+    older = value.get("--use_ddim") == "True" or value.get("--timestep_respacing")
+    assert bool(older) != ("--sampler" in value)
+
+
 def read_study(folder):
     return json.loads((folder / "out" / "study.json").read_text())
 
