@@ -250,7 +250,9 @@ _OWN_FILES = (
 def _refuse_differences(
     folder: Path, there: dict[str, Any], here: dict[str, Any], may_change: set[str] | frozenset[str]
 ) -> None:
-    names = sorted((set(there) | set(here)) - set(may_change))
+    # An option that the scripts did not have yet when the run began, and that is off, changes nothing.
+    newer_and_off = {name for name, value in here.items() if name not in there and not value}
+    names = sorted((set(there) | set(here)) - set(may_change) - newer_and_off)
     differences = [f"{n} {there.get(n)} there, {here.get(n)} here" for n in names if there.get(n) != here.get(n)]
     if differences:
         raise UserError(

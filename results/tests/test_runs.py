@@ -32,6 +32,14 @@ class TestRun:
         with pytest.raises(UserError, match=r"holds another run: batch_size 4 there, 8 here; lr 0\.1 there, 0\.2 here"):
             Run.open(tmp_path, {"lr": 0.2, "batch_size": 8}, model="gans")
 
+    def test_option_that_came_later_counts_only_where_it_is_on(self, tmp_path):
+        open_run(tmp_path)
+        Run.open(tmp_path, {"lr": 0.1, "batch_size": 4, "class_dropout": 0.0}, model="gans")
+        with pytest.raises(UserError, match=r"class_dropout None there, 0\.1 here"):
+            Run.open(tmp_path, {"lr": 0.1, "batch_size": 4, "class_dropout": 0.1}, model="gans")
+        with pytest.raises(UserError, match="batch_size 4 there, 0 here"):
+            Run.open(tmp_path, {"lr": 0.1, "batch_size": 0}, model="gans")
+
     def test_another_model_is_refused(self, tmp_path):
         open_run(tmp_path)
         with pytest.raises(UserError, match="holds a run of gans, not of ddgan"):
