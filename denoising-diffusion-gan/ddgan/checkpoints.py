@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def make_generator(config: Mapping[str, Any]) -> Generator:
-    """Build a generator from flag names; other keys are ignored."""
+    """Build a generator from flag names and perhaps num_classes; other keys are ignored."""
     known = {field.name for field in fields(GeneratorConfig)}
     return Generator(GeneratorConfig(**{name: value for name, value in config.items() if name in known}))
 
@@ -68,7 +68,15 @@ def _fitting(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[s
 def save_generator(
     path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], *, step: int, images_seen: int
 ) -> None:
-    """Write netG_<epoch>.pth: the weights to sample with and all flags of the training."""
+    """Write netG_<epoch>.pth: the weights to sample with and all flags of the training.
+
+    Args:
+        path: of the file.
+        weights: of the generator.
+        config: the flags; for --class_cond also num_classes and class_names, one per class.
+        step: updates done.
+        images_seen: in them.
+    """
     payload = {
         "kind": "generator",
         "config": dict(config),
@@ -98,6 +106,8 @@ def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dic
         config = {**defaults(), **given}
         config.pop("dataset", None)
         check_architecture(config)
+        if config["class_cond"]:
+            raise UserError(f"{path}: --class_cond: published weights know no classes")
         try:
             return generator_from_nvlabs(payload, config).eval(), {**config, "use_ema": True}
         except ValueError as error:
@@ -108,7 +118,11 @@ def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dic
     config = payload["config"]
     refuse_disagreement(path, config, given)
     generator = make_generator(config)
-    generator.load_state_dict(payload["generator"])
+    try:
+        generator.load_state_dict(payload["generator"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: weights that do not fit the flags beside them ({reason})") from None
     facts = {"step": payload["step"], "images_seen": payload["images_seen"]}
     return generator.eval(), {**config, **facts}
 
@@ -119,10 +133,11 @@ def refuse_disagreement(path: Path, config: Mapping[str, Any], given: Mapping[st
     Raises:
         UserError: naming each flag and both values.
     """
+    known = {"class_cond": False, **config}  # checkpoints from before the option have no classes
     differences = [
-        f"--{name} {_words(value)} given, {_words(config[name])} in the checkpoint"
+        f"--{name} {_words(value)} given, {_words(known[name])} in the checkpoint"
         for name, value in given.items()
-        if name in config and config[name] != value
+        if name in known and known[name] != value
     ]
     if differences:
         raise UserError(f"{path}: {'; '.join(differences)}")
@@ -171,9 +186,16 @@ def load_content(path: Path, trainer: "Trainer", fingerprint: str) -> tuple[int,
 
 
 def seeded_networks(config: Mapping[str, Any], size: str, seed: int) -> tuple[Generator, Discriminator]:
-    """Build both networks with initial weights that depend on `seed` alone; the caller's generator is left as it is."""
+    """Build both networks with initial weights that depend on `seed` alone; the caller's generator is left as it is.
+
+    Args:
+        config: flag names, and num_classes where there are classes.
+        size: of the discriminator, "small" or "large".
+        seed: of all weights.
+    """
+    classes = config.get("num_classes", 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = make_generator(config)
-        discriminator = Discriminator(size, config["num_channels"], config["ngf"], config["t_emb_dim"])
+        discriminator = Discriminator(size, config["num_channels"], config["ngf"], config["t_emb_dim"], classes)
     return generator, discriminator

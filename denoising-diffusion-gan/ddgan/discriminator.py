@@ -1,9 +1,14 @@
-"""The time-dependent discriminator D(x_t, t, x_{t+1}) (Xiao et al. 2022, section 4 and appendix C)."""
+"""The time-dependent discriminator D(x_t, t, x_{t+1}) (Xiao et al. 2022, section 4 and appendix C).
+
+With classes D(x_t, t, x_{t+1}, y): the inner product of features and label embedding is added to the logit, the
+projection of Miyato and Koyama 2018, Eq. 4.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddgan.conditional import check_labels, label_embedding
 from ddgan.layers import ROOT_HALF, FirDown, MinibatchStddev, full_precision, init_uniform, sinusoids
 
 # Output width of each block in units of ngf, and whether it halves the image.
@@ -56,9 +61,13 @@ class Discriminator(nn.Module):
         num_channels: of one image; the network sees two, concatenated.
         ngf: base width.
         t_emb_dim: length of the time embedding.
+        num_classes: 0 for none.
+
+    Raises:
+        ValueError: there is no such size.
     """
 
-    def __init__(self, size: str, num_channels: int = 3, ngf: int = 64, t_emb_dim: int = 256):
+    def __init__(self, size: str, num_channels: int = 3, ngf: int = 64, t_emb_dim: int = 256, num_classes: int = 0):
         if size not in PLANS:
             raise ValueError(f"size must be one of {', '.join(PLANS)}, not {size!r}")
         super().__init__()
@@ -75,18 +84,24 @@ class Discriminator(nn.Module):
         # The small network starts at logit 0 for every input; the published large one does not.
         self.conv_out = _conv(channels + 1, channels, 3, scale=0 if size == "small" else 1)
         self.head = _linear(channels, 1)
+        self.label_embedding = label_embedding(num_classes, channels)
 
-    def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None) -> Tensor:
         """Return logits, high for real pairs.
 
         Args:
             x_t: (N, C, H, W) float32, real or generated.
             t: (N,) int64 in [0, T), the index of x_t.
             x_t_plus_1: (N, C, H, W) float32, what x_t was denoised from.
+            y: (N,) int64 in [0, num_classes), the classes; None without classes.
 
         Returns:
             (N, 1) float32.
+
+        Raises:
+            ValueError: y is missing, or given to a network without classes.
         """
+        check_labels(self.label_embedding, y)
         time_emb = _leaky(self.time_out(_leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))))
         h = self.conv_in(torch.cat([x_t, x_t_plus_1], dim=1))
         for block in self.blocks:
@@ -94,4 +109,7 @@ class Discriminator(nn.Module):
         h = _leaky(self.conv_out(self.stddev(h)))
         features = h.sum(dim=(2, 3), dtype=full_precision(h))  # a sum of 16 to 256 terms loses digits in bf16
         with torch.autocast(features.device.type, enabled=False):
-            return self.head(features)
+            logits = self.head(features)
+            if self.label_embedding is not None:
+                logits = logits + (self.label_embedding(y) * features).sum(dim=1, keepdim=True)
+            return logits

@@ -1,4 +1,7 @@
-"""NCSN++ generator G(x_{t+1}, t, z) -> x_0 (Song et al. 2021; Xiao et al. 2022, appendix C)."""
+"""NCSN++ generator G(x_{t+1}, t, z) -> x_0 (Song et al. 2021; Xiao et al. 2022, appendix C).
+
+With classes G(x_{t+1}, t, z, y): the label's embedding is added to the latent's, so both modulate the norms.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddgan.conditional import check_labels, label_embedding
 from ddgan.layers import (
     ROOT_HALF,
     Attention,
@@ -25,7 +29,7 @@ from ddgan.layers import (
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What fixes the generator's weights; the fields are the published flags."""
+    """What fixes the generator's weights; the fields are the published flags, and the number of classes."""
 
     ch_mult: Sequence[int]
     image_size: int = 32
@@ -50,6 +54,7 @@ class GeneratorConfig:
     fourier_scale: float = 16.0
     not_use_tanh: bool = False
     centered: bool = True
+    num_classes: int = 0
 
 
 class TimeEmbedding(nn.Module):
@@ -157,6 +162,8 @@ class Generator(nn.Module):
         self.middle_out = self._block(middle, middle)
         channels = self._build_decoder(middle, widths, fir_kernel)
         self.head = None if output_skip else OutputHead(channels, cfg.num_channels)
+        # Last, so that all other initial weights of a seed are those without classes.
+        self.label_embedding = label_embedding(cfg.num_classes, cfg.z_emb_dim)
 
     def encoder_levels(self) -> Iterable[Level]:
         """Return the encoder from the full resolution down."""
@@ -237,18 +244,25 @@ class Generator(nn.Module):
             self.decoder.append(level)
         return channels
 
-    def forward(self, x_t_plus_1: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    def forward(self, x_t_plus_1: Tensor, t: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the predicted clean image.
 
         Args:
             x_t_plus_1: (N, C, H, W) float32.
             t: (N,) int64 in [0, T), the index of the x_t that is wanted.
             z: (N, nz) float32, standard normal.
+            y: (N,) int64 in [0, num_classes), the classes; None without classes.
 
         Returns:
             (N, C, H, W) float32 in [-1, 1]; unbounded with not_use_tanh.
+
+        Raises:
+            ValueError: y is missing, or given to a network without classes.
         """
+        check_labels(self.label_embedding, y)
         z_emb = self.latent_mapping(z)
+        if self.label_embedding is not None:
+            z_emb = z_emb + self.label_embedding(y)
         time_emb = self.time_embedding(t) if self.time_embedding is not None else None
         x = x_t_plus_1 if self.cfg.centered else 2 * x_t_plus_1 - 1
         h, skips = self._encode(x, time_emb, z_emb)

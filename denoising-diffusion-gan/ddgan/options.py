@@ -42,6 +42,7 @@ _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
     "fourier_scale": (positive_float, 16.0, "standard deviation of the fourier embedding's frequencies"),
     "not_use_tanh": ("on", False, "leave the generator's output unbounded"),
     "centered": ("off", True, "INVERTED as published: giving it makes the generator map its input x to 2 x - 1"),
+    "class_cond": ("on", False, "give both networks the class of each image; the data must have labels"),
     "nz": (positive_int, 100, "length of the latent"),
     "z_emb_dim": (positive_int, 256, "length of the latent's embedding"),
     "t_emb_dim": (positive_int, 256, "length of the discriminator's time embedding, even"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddgan.process import DenoisingProcess
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # a generator: (x_{t+1}, t, z) -> x_0
+Predict = Callable[..., Tensor]  # a generator: (x_{t+1}, t, z) -> x_0, with classes (x_{t+1}, t, z, y) -> x_0
 
 
 def sample(
@@ -21,6 +21,7 @@ def sample(
     shape: tuple[int, int, int],
     device: torch.device,
     autocast_dtype: torch.dtype | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Draw the images `indices` of a seed, each the same whatever the others.
 
@@ -33,11 +34,12 @@ def sample(
         shape: (C, H, W).
         device: where everything is drawn.
         autocast_dtype: of the network passes; None for float32.
+        labels: (N,) int64, the classes of these images; None for a network without classes.
 
     Returns:
         (N, C, H, W) float32, in [-1, 1] for a tanh generator.
     """
-    return sample_from(SampleNoise(seed, indices, device), generator, process, nz, shape, autocast_dtype)
+    return sample_from(SampleNoise(seed, indices, device), generator, process, nz, shape, autocast_dtype, labels)
 
 
 def sample_from(
@@ -47,13 +49,15 @@ def sample_from(
     nz: int,
     shape: tuple[int, int, int],
     autocast_dtype: torch.dtype | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Draw the images of some noise: its draws `x_T`, `z <t>` and `posterior <t>`; arguments as in `sample`."""
     x = noise.normal(shape, "x_T").contiguous(memory_format=torch.channels_last)
+    condition = () if labels is None else (labels.to(x.device),)
     for index in reversed(range(process.num_timesteps)):
         t = torch.full((len(x),), index, dtype=torch.int64, device=x.device)
         with torch.autocast(x.device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            x_0 = generator(x, t, noise.normal((nz,), f"z {index}"))
+            x_0 = generator(x, t, noise.normal((nz,), f"z {index}"), *condition)
         # The last step returns x_0 itself, so it needs no noise.
         x = process.sample_posterior(x_0, x, t, noise.normal(shape, f"posterior {index}")) if index else x_0
     return x

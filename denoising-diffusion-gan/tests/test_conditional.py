@@ -1,0 +1,156 @@
+"""Class-conditional networks, and the classes that are drawn."""
+
+import pytest
+import torch
+from comparison.cli import UserError
+from ddgan.checkpoints import load_generator, make_generator, save_generator, seeded_networks
+from ddgan.conditional import cyclic_labels, find_class, grid_labels
+from ddgan.options import defaults
+from ddgan.process import DenoisingProcess
+from ddgan.sampling import sample
+
+SMALL = {
+    **{**defaults(), "image_size": 16, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "nz": 4},
+    **{"attn_resolutions": [8], "z_emb_dim": 8, "t_emb_dim": 8, "n_mlp": 1, "num_timesteps": 2, "ngf": 4},
+}
+CLASSES = {**SMALL, "class_cond": True, "num_classes": 3, "class_names": ["cat", "dog", "7"]}
+
+
+def stirred_generator(config=CLASSES):
+    """Build a generator whose output depends on all its inputs: as initialised, its last layers are as good as zero."""
+    torch.manual_seed(0)
+    generator = make_generator(config)
+    for p in generator.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return generator.eval()
+
+
+def inputs(n=8):
+    x, y = torch.randn(n, 3, 16, 16), torch.randn(n, 3, 16, 16)
+    return x, torch.arange(n) % 2, y
+
+
+def test_networks_without_classes_keep_parameters_and_initial_values_of_a_seed():
+    plain, conditional = (seeded_networks(config, "small", 5) for config in (SMALL, CLASSES))
+    assert not any("label" in name for network in plain for name in network.state_dict())
+    shared = conditional[0].state_dict()
+    assert all(torch.equal(value, shared[name]) for name, value in plain[0].state_dict().items())
+    added = [set(c.state_dict()) - set(p.state_dict()) for p, c in zip(plain, conditional, strict=True)]
+    assert added == [{"label_embedding.weight"}] * 2
+
+
+def test_initial_weights_of_a_seed_are_those_of_earlier_versions():
+    generator, discriminator = seeded_networks(SMALL, "small", 5)
+    sums = [sum(p.double().abs().sum().item() for p in network.parameters()) for network in (generator, discriminator)]
+    assert sums == pytest.approx([4037.191311, 1350.429831], rel=1e-6)
+
+
+def test_the_class_changes_what_the_generator_draws():
+    generator = stirred_generator()
+    x, t, _ = inputs(2)
+    z = torch.randn(2, 4)
+    cats, dogs = (generator(x, t, z, torch.full((2,), label)) for label in (0, 1))
+    assert (cats - dogs).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_the_class_adds_the_inner_product_of_features_and_embedding_to_the_logit():
+    """Miyato and Koyama 2018, Eq. 4."""
+    _, discriminator = seeded_networks(CLASSES, "small", 0)
+    for p in discriminator.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    features = []
+    discriminator.head.register_forward_hook(lambda module, given, output: features.append((given[0], output)))
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 2, 0])
+    logits = discriminator(*inputs(), y)
+    expected = (
+        features[0][1] + torch.einsum("nc,nc->n", features[0][0], discriminator.label_embedding.weight[y])[:, None]
+    )
+    torch.testing.assert_close(logits, expected)
+    assert (logits - features[0][1]).abs().min() > 1e-6
+
+
+def test_every_class_embedding_that_is_seen_learns_and_no_other():
+    generator, discriminator = seeded_networks(CLASSES, "small", 0)
+    for p in discriminator.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    x, t, x_t_plus_1 = inputs(4)
+    y = torch.tensor([0, 2, 2, 0])
+    x_t = generator(x_t_plus_1, t, torch.randn(4, 4), y) + x
+    discriminator(x_t, t, x_t_plus_1, y).sum().backward()
+    for network in (generator, discriminator):
+        gradient = network.label_embedding.weight.grad.abs().sum(dim=1)
+        assert (gradient > 0).tolist() == [True, False, True]
+
+
+def test_labels_are_neither_forgotten_nor_given_in_vain():
+    x, t, x_t_plus_1 = inputs(4)
+    y, z = torch.zeros(4, dtype=torch.int64), torch.randn(4, 4)
+    for config, labels in ((CLASSES, ()), (SMALL, (y,))):
+        generator, discriminator = seeded_networks(config, "small", 0)
+        for call in (lambda: generator(x, t, z, *labels), lambda: discriminator(x, t, x_t_plus_1, *labels)):  # noqa: B023
+            with pytest.raises(ValueError, match="labels are for networks"):
+                call()
+
+
+def test_a_conditional_checkpoint_holds_its_classes(tmp_path):
+    generator = stirred_generator()
+    path = tmp_path / "netG_1.pth"
+    save_generator(path, generator.state_dict(), CLASSES, step=1, images_seen=8)
+    loaded, config = load_generator(path, {"class_cond": True})
+    assert (config["num_classes"], config["class_names"]) == (3, ["cat", "dog", "7"])
+    x, t, _ = inputs(3)
+    given = (x, t[:3], torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    assert torch.equal(loaded(*given), generator(*given))
+    with pytest.raises(UserError, match="--class_cond False given, True in the checkpoint"):
+        load_generator(path, {"class_cond": False})
+    save_generator(path, generator.state_dict(), {**CLASSES, "num_classes": 0}, step=1, images_seen=8)
+    with pytest.raises(UserError, match="do not fit the flags"):
+        load_generator(path, {})
+
+
+def test_a_checkpoint_from_before_the_option_has_no_classes(tmp_path):
+    config = {name: value for name, value in SMALL.items() if name != "class_cond"}
+    save_generator(tmp_path / "netG_1.pth", make_generator(config).state_dict(), config, step=1, images_seen=8)
+    assert load_generator(tmp_path / "netG_1.pth", {"class_cond": False})[0].label_embedding is None
+    with pytest.raises(UserError, match="--class_cond True given, False in the checkpoint"):
+        load_generator(tmp_path / "netG_1.pth", {"class_cond": True})
+
+
+def test_image_i_has_the_same_class_whatever_the_batch():
+    whole = cyclic_labels(range(20), 3)
+    parts = [cyclic_labels(range(start, min(start + 7, 20)), 3) for start in (0, 7, 14)]
+    assert whole.tolist() == [i % 3 for i in range(20)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert cyclic_labels(range(5, 9), 3, only=2).tolist() == [2] * 4
+    assert cyclic_labels(range(5), 0) is None
+
+
+def test_a_grid_has_a_row_of_8_for_each_class():
+    assert grid_labels(10).view(10, 8).tolist() == [[k] * 8 for k in range(10)]
+    assert grid_labels(3).view(8, 8)[:, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert len(grid_labels(1000)) == 128
+    assert grid_labels(0) is None
+
+
+def test_samples_are_drawn_with_their_labels():
+    generator = stirred_generator()
+    common = {"seed": 1, "nz": 4, "shape": (3, 16, 16), "device": torch.device("cpu")}
+    process = DenoisingProcess(2)
+    with torch.no_grad():
+        mixed = sample(generator, process, range(6), labels=cyclic_labels(range(6), 3), **common)
+        dogs = sample(generator, process, range(6), labels=cyclic_labels(range(6), 3, only=1), **common)
+    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(mixed, dogs, strict=True)]
+    assert same == [False, True, False] * 2
+
+
+@pytest.mark.parametrize(("text", "number"), [("dog", 1), ("0", 0), ("7", 2)])
+def test_a_class_is_found_by_name_or_number(text, number):
+    assert find_class(text, 3, ["cat", "dog", "7"]) == number
+
+
+@pytest.mark.parametrize("text", ["3", "-1", "horse", "²", ""])
+def test_an_unknown_class_is_refused_with_the_known_ones(text):
+    with pytest.raises(UserError, match=r"--class_label .*: must be 0 to 2 or cat, dog, 7"):
+        find_class(text, 3, ["cat", "dog", "7"])
+    with pytest.raises(UserError, match="knows no classes"):
+        find_class(text, 0, [])
