@@ -161,7 +161,7 @@ def test_unusable_paths_are_judged_before_torch_is_imported(line, message, check
         ("--budget recipe", "only the paper preset"),
         ("--budget seconds=0", "must be above 0"),
         ("--models gans,vae", "must be among"),
-        ("--data /no/such/folder", "neither shapes, cifar10 nor"),
+        ("--data /no/such/folder", "neither shapes, cifar10"),
         ("--num_samples many", "must be a whole number"),
         ("--frobnicate", "no such option"),
         ("--seed", "a value is missing"),

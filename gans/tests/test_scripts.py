@@ -167,7 +167,7 @@ WRONG = [
     (["--num_epochs", "0"], "argument --num_epochs: 0 needs one of --max_steps, --max_images and --max_seconds"),
     (["--batch_size", "9", "--ngpu", "2"], "argument --batch_size: 9 images do not divide among 2 processes"),
     (["--ema_decay", "1"], "argument --ema_decay: must be below 1, or nothing ever moves"),
-    (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10 nor an existing folder"),
+    (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10"),
 ]
 
 

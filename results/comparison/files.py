@@ -17,6 +17,38 @@ from torch import Tensor
 from comparison.cli import UserError
 from comparison.sources import find_images, source_name, zip_images
 
+DATA_MEMORY = 8  # GiB of decoded images, unless the environment variable of this name says otherwise
+
+
+def memory_limit() -> int:
+    """Return how many bytes of decoded images may lie in memory: DATA_MEMORY, in GiB, else 8 GiB.
+
+    Raises:
+        UserError: DATA_MEMORY is not a number of at least 0.
+    """
+    text = os.environ.get("DATA_MEMORY") or str(DATA_MEMORY)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 2**30:
+        raise UserError(f"DATA_MEMORY must be the GiB that images may take in memory, not {text!r}")
+    return int(limit * 2**30)
+
+
+def check_memory(name: str, count: int, image_size: int, advice: str) -> None:
+    """Refuse to hold `count` RGB images of `image_size` pixels where memory_limit() is smaller.
+
+    Raises:
+        UserError: names the set, the memory it needs and the advice.
+    """
+    needed = count * 3 * image_size**2
+    if needed > memory_limit():
+        raise UserError(
+            f"{name}: {count} images of {image_size} pixels need {needed / 2**30:.0f} GiB; "
+            f"{advice}, or let DATA_MEMORY allow so many GiB"
+        )
+
 
 class FileSet:
     """A data set on disk; its order, labels and pixels are those of `comparison.images.load_images`.

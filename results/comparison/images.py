@@ -12,14 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comparison import shapes
+from comparison import shapes, stacked_mnist
 from comparison.cli import UserError, data_root
-from comparison.files import FileSet, fit
+from comparison.files import FileSet, check_memory, fit, memory_limit
 from comparison.progress import bar
-from comparison.sources import check_source, is_cifar_batches, shapes_modes, source_name
+from comparison.sources import check_source, is_cifar_batches, is_name, shapes_modes, source_name
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-DATA_MEMORY = 8  # GiB of decoded images, unless the environment variable of this name says otherwise
 MAX_CLASSES = 1_000_000
 CACHE_FROM = 1000  # images; smaller folders are decoded faster than a cache is worth
 
@@ -77,22 +76,6 @@ def fingerprint(images: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def memory_limit() -> int:
-    """Return how many bytes of decoded images may lie in memory: DATA_MEMORY, in GiB, else 8 GiB.
-
-    Raises:
-        UserError: DATA_MEMORY is not a number of at least 0.
-    """
-    text = os.environ.get("DATA_MEMORY") or str(DATA_MEMORY)
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = -1.0
-    if not 0 <= limit < 2**30:
-        raise UserError(f"DATA_MEMORY must be the GiB that images may take in memory, not {text!r}")
-    return int(limit * 2**30)
-
-
 def open_images(
     source: str, image_size: int, *, split: str = "train", limit: int | None = None, processes: int = 1
 ) -> ImageSet | FileSet:
@@ -114,12 +97,13 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     """Read a data source whole.
 
     Args:
-        source: `shapes`, `shapes:N`, `cifar10`, a folder of images (searched recursively), a folder of CIFAR-10's
-            Python batches, a .zip file of images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1
-            labels.
+        source: `shapes`, `shapes:N`, `cifar10`, `stackmnist`, a folder of images (searched recursively), a folder of
+            CIFAR-10's Python batches, a .zip file of images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps
+            arr_1 labels.
         image_size: pixels; other sizes are reduced to it by area, or enlarged, and cropped to the centre.
         split: `train` or `test`, for the sources that know both; a folder is taken whole.
-        limit: keep only so many images, evenly spread over the source (of `shapes` the first, which are random).
+        limit: keep only so many images, evenly spread over the source (of `shapes` and `stackmnist` the first, which
+            are random).
 
     Raises:
         UserError: the source is missing, empty, corrupt or larger than memory allows.
@@ -128,16 +112,15 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     path = Path(source)
     if _is_files(source):
         files = FileSet(path, image_size, limit)
-        if files.nbytes > memory_limit():
-            raise UserError(
-                f"{path}: {len(files)} images of {image_size} pixels need {files.nbytes / 2**30:.0f} GiB; "
-                "name a smaller folder, or let DATA_MEMORY allow so many GiB"
-            )
+        check_memory(str(path), len(files), image_size, "name a smaller folder")
         return _read_files(files)
     class_names: tuple[str, ...] = ()
     if modes := shapes_modes(source):
         images, labels = shapes.dataset(modes, image_size, split=split, limit=limit)
         class_names = shapes.mode_names(modes)
+    elif source == "stackmnist":
+        images, labels = stacked_mnist.dataset(image_size, split=split, limit=limit)
+        class_names = stacked_mnist.mode_names()
     elif path.suffix == ".npz":
         images, labels = load_npz(path)
         images, labels = _spread(images, limit), None if labels is None else _spread(labels, limit)
@@ -153,7 +136,7 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
 def _is_files(source: str) -> bool:
     """Tell whether a source that `check_source` accepts is a folder or a .zip file of images."""
     path = Path(source)
-    if shapes_modes(source) or source == "cifar10":
+    if is_name(source):
         return False
     return path.suffix == ".zip" if path.is_file() else not is_cifar_batches(path)
 

@@ -8,7 +8,12 @@ from comparison.cli import UserError, data_root
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SHAPES_MODES = (10, 100, 200, 1000)  # the data set `shapes:N`; plain `shapes` has 200
+NAMES = ("shapes", "cifar10", "stackmnist")  # `shapes` also with a number of modes
 CIFAR_BATCHES = "cifar-10-batches-py"
+MNIST_FILES = {  # images and labels of each split, as they are published, or .gz
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 
 
 def find_images(folder: Path) -> Iterator[Path]:
@@ -57,6 +62,11 @@ def shapes_modes(source: str, flag: str = "data source") -> int | None:
     return int(modes)
 
 
+def is_name(source: str) -> bool:
+    """Tell whether a source is a known name and no path; a folder of such a name is written ./name."""
+    return source in NAMES[1:] or shapes_modes(source) is not None
+
+
 def is_cifar_batches(folder: Path) -> bool:
     """Tell whether `folder` holds the Python batches of CIFAR-10."""
     return (folder / "data_batch_1").is_file()
@@ -70,7 +80,7 @@ def check_source(source: str, flag: str = "data source") -> None:
     Raises:
         UserError: one sentence that names `flag` and what is accepted.
     """
-    if shapes_modes(source, flag) or source == "cifar10":
+    if shapes_modes(source, flag) or is_name(source):
         return
     path = Path(source)
     if path.suffix in (".npz", ".zip") and path.is_file():
@@ -83,7 +93,7 @@ def check_source(source: str, flag: str = "data source") -> None:
             raise UserError(f"{flag} {error}") from None
         return
     if not path.exists():
-        raise UserError(f"{flag} {source}: neither shapes, cifar10 nor an existing folder, .npz or .zip file")
+        raise UserError(f"{flag} {source}: neither {', '.join(NAMES)} nor an existing folder, .npz or .zip file")
     if not path.is_dir():
         raise UserError(f"{flag} {source}: not a folder of images and not an .npz or .zip file")
     if not is_cifar_batches(path) and next(find_images(path), None) is None:
@@ -93,7 +103,7 @@ def check_source(source: str, flag: str = "data source") -> None:
 def source_name(source: str) -> str:
     """Return a short name for run folders: the source's name, or its last path component."""
     path = Path(source)
-    if shapes_modes(source) or source == "cifar10":
+    if is_name(source):
         return source.replace(":", "-")
     name = path.resolve().stem
     return f"{path.resolve().parent.name}-{name}" if name in ("train", "test", "val", "images") else name
@@ -102,3 +112,14 @@ def source_name(source: str) -> str:
 def cifar10_folder() -> Path:
     """Return where torchvision keeps CIFAR-10 below the data root."""
     return data_root() / CIFAR_BATCHES
+
+
+def mnist_folder() -> Path:
+    """Return where torchvision keeps MNIST below the data root."""
+    return data_root() / "MNIST" / "raw"
+
+
+def mnist_file(name: str) -> Path | None:
+    """Return one of MNIST_FILES as it lies there, plain or .gz, or None."""
+    places = (mnist_folder() / name, mnist_folder() / f"{name}.gz")
+    return next((path for path in places if path.is_file()), None)

@@ -355,7 +355,7 @@ def test_made_statistics_give_the_fid_of_the_images(place, script, weights, sets
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("nowhere", "--out", "a.npz"), "SOURCE nowhere: neither shapes, cifar10 nor"),
+        (("nowhere", "--out", "a.npz"), "SOURCE nowhere: neither shapes, cifar10"),
         (("images.npz", "--out", "a.txt"), "--out a.txt: must end in .npz"),
         (("images.npz", "--out", "images.npz"), "--out images.npz: exists"),
         (("images.npz", "--out", "a.npz", "--num_images", 1), "--num_images 1: at least 2"),

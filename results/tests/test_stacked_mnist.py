@@ -1,0 +1,95 @@
+"""StackedMNIST: the data, and the counting of its modes."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from comparison.cli import UserError
+from comparison.images import load_images
+from comparison.sources import check_source, source_name
+
+mnist_files = runpy.run_path(str(Path(__file__).with_name("mnist_files.py")))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Make a data root with a small MNIST."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    mnist_files["write_mnist"](tmp_path)
+    return tmp_path
+
+
+def digits_of(root, split):
+    name = {"train": "train", "test": "t10k"}[split]
+    raw = (root / "MNIST" / "raw" / f"{name}-images-idx3-ubyte").read_bytes()[16:]
+    labels = (root / "MNIST" / "raw" / f"{name}-labels-idx1-ubyte").read_bytes()[8:]
+    return torch.tensor(list(raw), dtype=torch.uint8).view(-1, 28, 28), torch.tensor(list(labels))
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 120), ("test", 60)])
+def test_each_channel_is_the_digit_that_the_label_says_with_a_black_border(root, split, count):
+    data = load_images("stackmnist", 32, split=split)
+    digits, numbers = digits_of(root, split)
+    assert data.images.shape == (count, 3, 32, 32)
+    assert data.class_names == tuple(f"{i:03d}" for i in range(1000))
+    assert (data.images[:, :, :2] == 0).all()
+    assert (data.images[..., -2:] == 0).all()
+    for channel, unit in enumerate((100, 10, 1)):
+        inner = data.images[:, channel, 2:-2, 2:-2]
+        found = (inner[:, None] == digits[None]).flatten(2).all(2).int().argmax(1)
+        assert torch.equal(digits[found], inner)
+        assert torch.equal(numbers[found], data.labels // unit % 10)
+
+
+def test_pictures_are_the_same_in_every_call_and_a_limit_takes_the_first(root):
+    whole, again = load_images("stackmnist", 32), load_images("stackmnist", 32)
+    assert whole.fingerprint == again.fingerprint
+    assert len(whole.images.flatten(1).unique(dim=0)) > 100
+    assert torch.equal(load_images("stackmnist", 32, limit=7).images, whole.images[:7])
+
+
+def test_packed_files_are_read_as_plain_ones(root, tmp_path, monkeypatch):
+    plain = load_images("stackmnist", 32)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "packed"))
+    mnist_files["write_mnist"](tmp_path / "packed", packed=True)
+    assert load_images("stackmnist", 32).fingerprint == plain.fingerprint
+
+
+def test_other_sizes_are_resized_channel_by_channel(root):
+    large, small = load_images("stackmnist", 32), load_images("stackmnist", 16)
+    assert small.images.shape == (120, 3, 16, 16)
+    assert torch.equal(small.labels, large.labels)
+    area = torch.nn.functional.avg_pool2d(large.images.float(), 2)
+    assert (small.images.float() - area).abs().max() <= 1
+
+
+def test_size_beyond_memory_is_refused_before_it_is_taken(root, monkeypatch):
+    monkeypatch.setenv("DATA_MEMORY", "0.001")
+    with pytest.raises(UserError, match="120 images of 64 pixels need"):
+        load_images("stackmnist", 64)
+
+
+def test_damaged_file_is_named(root):
+    path = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="train-images-idx3-ubyte: not readable as an idx file"):
+        load_images("stackmnist", 32)
+
+
+def test_missing_files_and_no_way_to_get_them_names_files_and_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"{tmp_path}/MNIST/raw.*train-images-idx3-ubyte"):
+        load_images("stackmnist", 32)
+
+
+def test_name_is_known_and_no_folder_of_that_name_hides_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stackmnist").mkdir()
+    check_source("stackmnist")
+    assert source_name("stackmnist") == "stackmnist"
+    with pytest.raises(UserError, match="no image found"):
+        check_source("./stackmnist")
