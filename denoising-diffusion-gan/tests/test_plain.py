@@ -10,7 +10,7 @@ import torch
 from comparison.pairs import TOLERANCE, Settings, count_work
 from ddgan.checkpoints import make_generator
 from ddgan.discriminator import Discriminator
-from ddgan.layers import FirDown, FirUp
+from ddgan.layers import Attention, FirDown, FirUp
 
 FOLDER = Path(__file__).resolve().parents[1]
 
@@ -110,3 +110,16 @@ def test_average_starts_at_the_weights_after_the_first_update(hook):
     trainer.update(x_0, 2)
     for average, old, new in zip(trainer.ema, first, trainer.generator.parameters(), strict=True):
         torch.testing.assert_close(average, 0.9999 * old + 0.0001 * new.detach())
+
+
+@pytest.mark.parametrize("size", [4, 40])
+def test_attention_in_bfloat16_agrees_with_float32(size: int):
+    torch.manual_seed(0)
+    attention = Attention(16)
+    torch.nn.init.normal_(attention.qkv.weight, std=0.4)  # far from equal weights
+    torch.nn.init.normal_(attention.out.weight, std=0.3)
+    x = torch.randn(2, 16, size, size)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = attention(x.bfloat16())
+    torch.testing.assert_close(half.float(), attention(x), atol=0.1, rtol=0)
+    assert (attention(x) - x * attention.gain).abs().max() > 1  # there is something to agree on
