@@ -86,7 +86,7 @@ class Discriminator(nn.Module):
         self.head = _linear(channels, 1)
         self.label_embedding = label_embedding(num_classes, channels)
 
-    def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
         """Return logits, high for real pairs.
 
         Args:
@@ -94,6 +94,7 @@ class Discriminator(nn.Module):
             t: (N,) int64 in [0, T), the index of x_t.
             x_t_plus_1: (N, C, H, W) float32, what x_t was denoised from.
             y: (N,) int64 in [0, num_classes), the classes; None without classes.
+            parts: the N are so many batches of one size, one after another: logits are those of each by itself.
 
         Returns:
             (N, 1) float32.
@@ -106,7 +107,7 @@ class Discriminator(nn.Module):
         h = self.conv_in(torch.cat([x_t, x_t_plus_1], dim=1))
         for block in self.blocks:
             h = block(h, time_emb)
-        h = _leaky(self.conv_out(self.stddev(h)))
+        h = _leaky(self.conv_out(self.stddev(h, parts)))
         features = h.sum(dim=(2, 3), dtype=full_precision(h))  # a sum of 16 to 256 terms loses digits in bf16
         with torch.autocast(features.device.type, enabled=False):
             logits = self.head(features)

@@ -320,10 +320,14 @@ class MinibatchStddev(nn.Module):
         super().__init__()
         self.group_size = group_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + 1, H, W)."""
-        n, c, h, w = x.shape
+    def forward(self, x: Tensor, parts: int = 1) -> Tensor:
+        """(N, C, H, W) -> (N, C + 1, H, W); the N are `parts` batches one after another, each grouped by itself."""
+        spread = torch.cat([self._spread(part) for part in x.chunk(parts)])
+        return torch.cat([x, spread.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Return (N,) in at least float32."""
+        n = len(x)
         group = next(size for size in range(min(self.group_size, n), 0, -1) if n % size == 0)
-        spread = x.to(full_precision(x)).view(group, n // group, c, h, w).var(dim=0, unbiased=False)  # (N / G, C, H, W)
-        spread = (spread + 1e-8).sqrt().mean(dim=(1, 2, 3)).repeat(group)  # (N,)
-        return torch.cat([x, spread.to(x.dtype)[:, None, None, None].expand(n, 1, h, w)], dim=1)
+        spread = x.to(full_precision(x)).view(group, n // group, *x.shape[1:]).var(dim=0, unbiased=False)
+        return (spread + 1e-8).sqrt().mean(dim=(1, 2, 3)).repeat(group)
