@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comparison.cli import UserError
-from comparison.inception import find_weights, image_statistics, require
+from comparison.inception import check_weights, embed, find_weights, image_statistics, require
 from comparison.sources import check_source
 from comparison.statistics import Statistics, is_statistics, read_statistics
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+PART = 2000  # images of a set on disk that are decoded at a time
 
 
 def check_reference(real: str) -> Statistics | None:
@@ -53,8 +55,9 @@ def frechet_inception_distance(
         UserError: the package or the weights are missing, or the weights are not the standard ones.
     """
     import torch
-    from comparison.images import load_images
-    from comparison.metrics import frechet
+    from comparison.files import FileSet
+    from comparison.images import open_images
+    from comparison.metrics import frechet, moments
 
     require("pytorch-fid")
     weights = find_weights(weights)
@@ -63,8 +66,12 @@ def frechet_inception_distance(
         return image_statistics(part, "pytorch-fid", weights=weights, device=device)
 
     given = check_reference(real)
-    if given is None:
-        reference = statistics(load_images(real, image_size).images)
-    else:
+    if given is not None:
         reference = torch.from_numpy(given.mu), torch.from_numpy(given.sigma)
+    elif isinstance(data := open_images(real, image_size), FileSet):  # more than memory holds
+        check_weights(weights)
+        parts = torch.arange(len(data)).split(PART)
+        reference = moments(torch.cat([embed(data.pick(part), "pytorch-fid", weights, device)[0] for part in parts]))
+    else:
+        reference = statistics(data.images)
     return frechet(*statistics(images), *reference)

@@ -1,6 +1,10 @@
 """Class-conditional networks, and the classes that are drawn."""
 
+import json
+
+import numpy as np
 import pytest
+import test_ddgan as sampling
 import torch
 from comparison.cli import UserError
 from ddgan.checkpoints import load_generator, make_generator, save_generator, seeded_networks
@@ -154,3 +158,54 @@ def test_an_unknown_class_is_refused_with_the_known_ones(text):
         find_class(text, 3, ["cat", "dog", "7"])
     with pytest.raises(UserError, match="knows no classes"):
         find_class(text, 0, [])
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conditional")
+    save_generator(folder / "netG_3.pth", stirred_generator().state_dict(), CLASSES, step=1, images_seen=8)
+    return folder
+
+
+def draw(folder, *arguments):
+    flags = [
+        "--exp",
+        f"{folder}/",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--threads",
+        "1",
+        "--num_samples",
+        "10",
+    ]
+    assert sampling.main(sampling.parse_args([*flags, *arguments])) == 0
+    return dict(np.load(folder / "samples.npz")), json.loads((folder / "sampling.json").read_text())
+
+
+def test_script_draws_all_classes_in_turn_whatever_the_batch_size(run_folder):
+    (whole, facts), (parts, _) = (draw(run_folder, "--batch_size", size) for size in ("10", "4"))
+    assert whole["arr_1"].tolist() == [i % 3 for i in range(10)]
+    assert np.array_equal(parts["arr_1"], whole["arr_1"])
+    assert (abs(parts["arr_0"].astype(int) - whole["arr_0"]) <= 1).mean() >= 0.999
+    assert facts["classes"] == "in turn"
+
+
+def test_script_draws_one_class_by_name_or_number(run_folder):
+    mixed, _ = draw(run_folder)
+    (dogs, facts), (ones, _) = (draw(run_folder, "--class_label", label) for label in ("dog", "1"))
+    assert dogs["arr_1"].tolist() == [1] * 10
+    assert facts["classes"] == "dog"
+    assert np.array_equal(dogs["arr_0"], ones["arr_0"])
+    differs = (dogs["arr_0"] != mixed["arr_0"]).any(axis=(1, 2, 3))
+    assert differs.tolist() == [i % 3 != 1 for i in range(10)]
+    with pytest.raises(UserError, match="--class_label horse: must be 0 to 2 or cat, dog, 7"):
+        draw(run_folder, "--class_label", "horse")
+
+
+def test_script_walks_and_measures_with_classes(run_folder):
+    draw(run_folder, "--interpolation", "--class_label", "cat")
+    assert (run_folder / "interpolation.png").is_file()
+    draw(run_folder, "--benchmark", "--benchmark_seconds", "1e-4")
+    assert json.loads((run_folder / "timing.json").read_text())["classes"] == "in turn"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import loss_graph
@@ -10,13 +11,13 @@ import pytest
 import test_ddgan as sampling
 import torch
 import train_ddgan
-from comparison import inception, shapes
+from comparison import inception, shapes, statistics
 from comparison.cli import UserError
-from comparison.images import save_npz
+from comparison.images import load_images, save_npz
 from comparison.interpolation import WalkNoise
 from comparison.metrics import frechet
 from comparison.runs import save_checkpoint
-from ddgan import fid
+from ddgan import drawing, fid
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample, sample_from
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, archive, config_of, make_images, weights_by_recipe
@@ -73,6 +74,44 @@ def test_pngs_equal_the_archive(run_folder, tmp_path):
         draw(run_folder, "--num_samples", "3", "--png_dir", str(tmp_path / "png"))
 
 
+def test_pngs_that_were_not_all_written_are_written_anew(run_folder, tmp_path):
+    (tmp_path / "png" / ".part").mkdir(parents=True)
+    (tmp_path / "png" / ".part" / "00009.png").write_bytes(b"half")
+    draw(run_folder, "--num_samples", "3", "--png_dir", str(tmp_path / "png"))
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_contact_sheet_is_a_jpeg_beside_and_not_among_the_images(run_folder, tmp_path):
+    images = draw(run_folder, "--num_samples", "9", "--contact_sheet", str(tmp_path / "new" / "sheet.jpg"))
+    with Image.open(tmp_path / "new" / "sheet.jpg") as sheet:
+        assert (sheet.format, sheet.size) == ("JPEG", (2 + 8 * 18, 2 + 2 * 18))
+        assert abs(np.asarray(sheet)[2:18, 2:18].astype(int) - images[0]).mean() < 16
+    among = ["--png_dir", str(tmp_path / "png"), "--contact_sheet", str(tmp_path / "png" / "sheet.jpg")]
+    with pytest.raises(UserError, match=r"--contact_sheet .* must not lie among"):
+        draw(run_folder, "--num_samples", "9", *among)
+
+
+def test_an_interrupted_call_is_continued_by_the_same_call(run_folder, tmp_path, monkeypatch):
+    flags = ["--num_samples", "12", "--batch_size", "4", "--out", str(tmp_path / "samples.npz")]
+    whole = draw(run_folder, *flags, "--seed", "3")
+    (tmp_path / "samples.npz").unlink()
+    draw_all, drawn = drawing.ImageSource.draw, []
+
+    def draw_some(self, indices):
+        drawn.append(indices)
+        if len(drawn) == 4:  # after a warm-up and two batches
+            raise KeyboardInterrupt
+        return draw_all(self, indices)
+
+    monkeypatch.setattr(drawing.ImageSource, "draw", draw_some)
+    with pytest.raises(KeyboardInterrupt):
+        draw(run_folder, *flags, "--seed", "3")
+    assert not (tmp_path / "samples.npz").exists()
+    np.testing.assert_array_equal(draw(run_folder, *flags, "--seed", "3"), whole)
+    assert drawn[-1] == range(8, 12)
+    assert drawn.count(range(4)) == 2  # the first call's warm-up and batch, not drawn again
+
+
 def test_repeated_flags_may_agree(run_folder):
     assert len(draw(run_folder, "--num_samples", "2", *TINY_NETWORK, "--t_emb_dim", "256")) == 2
 
@@ -87,6 +126,12 @@ def test_repeated_flags_may_agree(run_folder):
         (["--epoch_id", "7"], "--epoch_id 7"),
         (["--real_img_dir", "/none", "--compute_fid"], "--real_img_dir /none"),
         (["--out", "samples.jpg"], "--out samples.jpg"),
+        (["--out", "/dev/null/a/samples.npz"], "--out /dev/null/a: /dev/null is not a folder"),
+        (["--png_dir", "/dev/null/a"], "--png_dir /dev/null/a: /dev/null is not a folder"),
+        (["--contact_sheet", "/dev/null/a.jpg"], "--contact_sheet /dev/null: /dev/null is not a folder"),
+        (["--contact_sheet", "sheet.png"], "--contact_sheet sheet.png: must end in .jpg"),
+        (["--class_label", "3"], "--class_label 3: the network knows no classes"),
+        (["--class_cond"], "--class_cond True given, False in the checkpoint"),
     ],
 )
 def test_wrong_flags_are_named_and_nothing_is_drawn(run_folder, arguments, message):
@@ -135,30 +180,110 @@ def test_without_inception_weights_fid_says_which_file_goes_where(run_folder, mo
         draw(run_folder, "--num_samples", "4", "--compute_fid", "--inception_weights", str(tmp_path / "x"))
 
 
-def test_fid_is_that_of_the_samples_and_the_real_images_or_statistics(run_folder, monkeypatch, tmp_path):
-    def moments_of_pixels(images, library, *, weights, device):
-        assert library == "pytorch-fid"
-        assert weights == tmp_path / "weights.pth"
-        x = images[:, :, ::8, ::8].flatten(1).double()
-        x = torch.nn.functional.pad(x, (0, 2048 - x.shape[1]))
-        return x.mean(0), torch.cov(x.T)
+def moments_of_pixels(images, library, *, weights, device):
+    """Stand in for the Inception network, whose weights are missing: mean and covariance of some pixels."""
+    assert (library, weights.name) == ("pytorch-fid", "weights.pth")
+    x = images[:, :, ::8, ::8].flatten(1).double()
+    return x.mean(0), torch.cov(x.T)
 
+
+def write_reference(kind: str, folder: Path, images: torch.Tensor) -> Path:
+    """Write (N, 3, 16, 16) uint8 images, or their statistics, as one kind of --real_img_dir."""
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    if kind == "samples.npz":
+        save_npz(folder / kind, pixels)
+    elif kind == "folder":
+        for number, image in enumerate(pixels):
+            path = folder / kind / "deeper" / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    elif kind == "images.zip":
+        write_reference("folder", folder, images)
+        with zipfile.ZipFile(folder / kind, "w") as archive:
+            for path in sorted((folder / "folder").rglob("*.png")):
+                archive.write(path, path.name)
+    else:
+        mu, sigma = (
+            part.numpy() for part in moments_of_pixels(images, "pytorch-fid", weights=Path("weights.pth"), device=None)
+        )
+        if kind == "statistics.npz":
+            np.savez(folder / kind, mu=mu, sigma=sigma)
+        else:
+            np.save(folder / kind, {"mu": mu, "sigma": sigma}, allow_pickle=True)
+    return folder / kind
+
+
+def write_cifar_batches(folder: Path, images: torch.Tensor) -> None:
+    """Write (N, 3, 32, 32) uint8 images as the Python batches of CIFAR-10."""
+    folder.mkdir()
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    for name, part in zip(names, images.tensor_split(5), strict=True):
+        batch = {b"data": part.flatten(1).numpy(), b"labels": [0] * len(part)}
+        (folder / name).write_bytes(pickle.dumps(batch))
+
+
+@pytest.fixture
+def pixels_for_inception(monkeypatch, tmp_path):
+    """Let 12 pixels stand for 2048 Inception features, and return the flags that go with it."""
+    monkeypatch.setattr(statistics, "DIMENSIONS", 12)
     (tmp_path / "weights.pth").touch()
     monkeypatch.setattr(fid, "image_statistics", moments_of_pixels)
+    monkeypatch.setattr(fid, "embed", lambda images, *_: [images[:, :, ::8, ::8].flatten(1).float()])
+    monkeypatch.setattr(fid, "check_weights", lambda path: "0" * 64)
     monkeypatch.setattr(fid, "require", lambda library: None)
-    size = draw(run_folder, "--num_samples", "1").shape[1]
-    real = shapes.dataset(200, size, limit=30)[0]
-    save_npz(tmp_path / "real.npz", real.permute(0, 2, 3, 1).numpy())
-    mean, cov = moments_of_pixels(real, "pytorch-fid", weights=tmp_path / "weights.pth", device="cpu")
-    np.savez(tmp_path / "stats.npz", mu=mean, sigma=cov)
-    flags = ["--num_samples", "8", "--compute_fid", "--inception_weights", str(tmp_path / "weights.pth")]
-    found = []
-    for name in ("real.npz", "stats.npz"):
-        draw(run_folder, *flags, "--real_img_dir", str(tmp_path / name))
-        found.append(json.loads((run_folder / "sampling.json").read_text())["fid"])
+    return ["--compute_fid", "--inception_weights", str(tmp_path / "weights.pth")]
+
+
+def distance_to(run_folder: Path, images: torch.Tensor) -> float:
     drawn = torch.from_numpy(np.load(run_folder / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
-    one = moments_of_pixels(drawn, "pytorch-fid", weights=tmp_path / "weights.pth", device="cpu")
-    assert found == pytest.approx([frechet(*one, mean, cov)] * 2, rel=1e-6)
+    common = {"weights": Path("weights.pth"), "device": None}
+    return frechet(*(part for x in (drawn, images) for part in moments_of_pixels(x, "pytorch-fid", **common)))
+
+
+@pytest.mark.parametrize("kind", ["samples.npz", "folder", "images.zip", "statistics.npz", "statistics.npy"])
+def test_fid_is_that_of_the_samples_and_the_real_images_or_statistics(
+    run_folder, pixels_for_inception, tmp_path, kind, capsys
+):
+    real = shapes.dataset(200, 16, limit=30)[0]
+    reference = write_reference(kind, tmp_path, real)
+    draw(run_folder, "--num_samples", "8", *pixels_for_inception, "--real_img_dir", str(reference))
+    facts = json.loads((run_folder / "sampling.json").read_text())
+    assert facts["fid"] == pytest.approx(distance_to(run_folder, real), rel=1e-6)
+    assert facts["fid_reference"] == str(reference)
+    said = capsys.readouterr().out
+    assert said.index("sampling time") < said.index(f"FID {facts['fid']:.3f} (8 images")
+
+
+def test_fid_takes_the_batches_of_cifar10_reduced_to_the_samples_size(run_folder, pixels_for_inception, tmp_path):
+    real = shapes.dataset(200, 16, limit=30)[0]
+    doubled = real.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    write_cifar_batches(tmp_path / "cifar-10-batches-py", doubled)
+    draw(run_folder, "--num_samples", "8", *pixels_for_inception, "--real_img_dir", f"{tmp_path}/cifar-10-batches-py/")
+    found = json.loads((run_folder / "sampling.json").read_text())["fid"]
+    assert found == pytest.approx(distance_to(run_folder, real), rel=1e-6)
+
+
+def test_fid_is_against_the_training_data_unless_told(run_folder, pixels_for_inception):
+    draw(run_folder, "--num_samples", "8", *pixels_for_inception)
+    facts = json.loads((run_folder / "sampling.json").read_text())
+    real = load_images(facts["fid_reference"], 16).images
+    assert len(real) == 20
+    assert facts["fid"] == pytest.approx(distance_to(run_folder, real), rel=1e-6)
+
+
+def test_fid_to_a_set_larger_than_memory_is_the_same(run_folder, pixels_for_inception, monkeypatch):
+    monkeypatch.setattr(fid, "PART", 6)
+    found = []
+    for gibibytes in ("8", "0"):
+        monkeypatch.setenv("DATA_MEMORY", gibibytes)
+        draw(run_folder, "--num_samples", "8", *pixels_for_inception)
+        found.append(json.loads((run_folder / "sampling.json").read_text())["fid"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_one_image_has_no_fid(run_folder):
+    with pytest.raises(UserError, match="--num_samples 1: a covariance"):
+        draw(run_folder, "--num_samples", "1", "--compute_fid")
 
 
 def test_statistics_files_are_read_without_running_code(tmp_path):
@@ -202,7 +327,7 @@ def test_benchmark_writes_timing_instead_of_samples(run_folder, tmp_path):
     }
     assert (timing["sampler"], timing["network"], timing["nfe"]) == ("posterior, 2 steps", "ema", 2)
     assert timing["gflop_per_image"] == pytest.approx(2 * timing["gflop_per_evaluation"], rel=1e-4)
-    for flag in (["--compute_fid"], ["--png_dir", str(tmp_path / "png")]):
+    for flag in (["--compute_fid"], ["--png_dir", str(tmp_path / "png")], ["--contact_sheet", "a.jpg"]):
         with pytest.raises(UserError, match=f"{flag[0]}: --benchmark draws no images"):
             sampling.main(sampling.parse_args([*flags, *flag]))
 
