@@ -54,6 +54,7 @@ _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
 ARCHITECTURE = tuple(_ARCHITECTURE)
 # What sampling does not depend on; a sampling command may repeat it, and nothing is compared.
 DISCRIMINATOR_ONLY = ("t_emb_dim",)
+LARGE_FROM = 64  # pixels; the large discriminator halves six times
 
 
 def defaults() -> dict[str, Any]:
@@ -123,6 +124,8 @@ def check_architecture(options: Mapping[str, Any]) -> None:
     halvings = len(mults) - 1
     if size % 2**halvings or size < 8:
         raise UserError(f"--image_size {size}: must be at least 8 and divisible by {2**halvings} for this --ch_mult")
+    if options.get("discriminator") == "large" and size < LARGE_FROM:
+        raise UserError(f"--discriminator large: halves six times, so --image_size must be at least {LARGE_FROM}")
     for width in _widths(mults, options["progressive_input"], options["progressive_combine"]):
         if nf < 4 or (nf * width) % min(nf * width // 4, 32):
             raise UserError(f"--num_channels_dae {nf}: {nf * width} features make no equal groups; try 16 or 32")
