@@ -39,6 +39,7 @@ from ddgan.options import (
     discriminator_size,
     run_folder,
 )
+from ddgan.windows import Windows
 
 if TYPE_CHECKING:
     from comparison.images import ImageSet
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 # Besides the run options: where and how often files are written, never what is computed.
 MAY_CHANGE = ("exp", "resume", "save_content", "save_content_every", "save_ckpt_every", *ONE_PROCESS)
+
+# What the options of runs that began before these existed mean.
+IMPLIED = {"accum_iter": 1}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,7 +66,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_architecture_options(parser)
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--batch_size", type=positive_int, default=128, help="images; a multiple of 4 suits the networks"
+        "--batch_size",
+        type=positive_int,
+        default=128,
+        help="images of a micro-batch; a multiple of 4 suits the networks",
+    )
+    group.add_argument(
+        "--accum_iter",
+        type=positive_int,
+        default=1,
+        help="micro-batches of --batch_size whose gradients make an update",
     )
     group.add_argument("--num_epoch", type=non_negative_int, default=1200, help="epochs; 0: a bound below ends it")
     group.add_argument("--ngf", type=positive_int, default=64, help="discriminator's base width, features")
@@ -94,25 +107,25 @@ def main(args: argparse.Namespace) -> int:
     from comparison.batches import BatchStream
     from comparison.progress import bar
     from ddgan.checkpoints import load_content
-    from ddgan.training import LossMeter
+    from ddgan.training import Batch, LossMeter
 
     trainer, images = prepare(args)
     stream = BatchStream(images, args.batch_size, args.seed, device=trainer.device)
+    windows = Windows(stream.steps_per_epoch, args.accum_iter)
     content = record.folder / "content.pth"
     resumes = record.resumed and content.is_file()
     step, elapsed = load_content(content, trainer, images.fingerprint) if resumes else (0, 0.0)
     record.start(step)
-    announce(record, trainer, images, stream.steps_per_epoch, step)
-    files = RunFiles(record, trainer, args, stream.steps_per_epoch, images.fingerprint, Clock(elapsed))
-    last = args.num_epoch * stream.steps_per_epoch
-    num_epoch = 0 if args.no_lr_decay else args.num_epoch
-    total = min((n for n in (last, budget.total_steps(args.batch_size)) if n), default=None)
+    announce(record, trainer, images, windows.updates_per_epoch, step)
+    files = RunFiles(record, trainer, args, windows, args.batch_size, images.fingerprint, Clock(elapsed))
+    last = args.num_epoch * windows.updates_per_epoch
+    total = total_updates(last, budget, windows, args.batch_size)
     meter = LossMeter()
     with StopSignal() as stop, bar(total, step, "train", "update") as progress:
-        while not (reason := ending(step, last, args, budget, files.clock)):
-            x_0, _ = stream.batch(step)
-            lr = trainer.set_learning_rates(step // stream.steps_per_epoch, num_epoch)
-            meter.add(trainer.update(x_0, step))
+        while not (reason := ending(step, files.images_seen(step), last, args.num_epoch, budget, files.clock)):
+            lr = trainer.set_learning_rates(step, 0 if args.no_lr_decay else last)
+            micro_batches = [Batch(stream.batch(number)[0], None, number) for number in windows.micro_steps(step)]
+            meter.add(trainer.update(micro_batches, step))
             step += 1
             progress.update()
             if step % args.log_interval == 0:
@@ -135,7 +148,10 @@ def open_run(args: argparse.Namespace) -> tuple[Run, Budget]:
     budget = Budget(args.max_steps, args.max_images, args.max_seconds)
     if not args.num_epoch and budget == Budget():
         raise UserError("--num_epoch 0: needs a bound, --max_steps, --max_images or --max_seconds")
-    record = Run.open(run_folder(args.exp), vars(args), model=MODEL, may_change=MAY_CHANGE, fresh=args.fresh)
+    record = Run.open(
+        run_folder(args.exp), vars(args), model=MODEL, may_change=MAY_CHANGE, fresh=args.fresh,
+        implied=IMPLIED,
+    )  # fmt: skip
     if args.resume and not (record.resumed and (record.folder / "content.pth").is_file()):
         raise UserError(f"--resume: {record.folder} holds no content.pth, so there is nothing to continue")
     return record, budget
@@ -205,11 +221,17 @@ def announce(record: Run, trainer: "Trainer", images: "ImageSet", steps_per_epoc
     )
 
 
-def ending(step: int, last: int, args: argparse.Namespace, budget: Budget, clock: Clock) -> str | None:
+def total_updates(last: int, budget: Budget, windows: Windows, images_per_micro: int) -> int | None:
+    """Return the update at which epochs, steps or images end the training, for a progress bar; None for no such end."""
+    by_images = windows.updates_for(-(-budget.max_images // images_per_micro))
+    return min((n for n in (last, budget.max_steps, by_images) if n), default=None)
+
+
+def ending(step: int, images_seen: int, last: int, num_epoch: int, budget: Budget, clock: Clock) -> str | None:
     """Name what ends the training before update `step`, or None."""
     if last and step >= last:
-        return f"num_epoch {args.num_epoch}"
-    return budget.exhausted(step, step * args.batch_size, clock.seconds())
+        return f"num_epoch {num_epoch}"
+    return budget.exhausted(step, images_seen, clock.seconds())
 
 
 if __name__ == "__main__":

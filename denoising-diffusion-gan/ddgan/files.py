@@ -10,6 +10,8 @@ from comparison.budget import Clock
 from comparison.cli import UserError
 from comparison.runs import Run
 
+from ddgan.windows import Windows
+
 if TYPE_CHECKING:
     from ddgan.training import Trainer
 
@@ -39,7 +41,8 @@ class RunFiles:
         record: the run folder.
         trainer: whose state is written.
         args: flags of the training script.
-        steps_per_epoch: updates.
+        windows: the updates of an epoch.
+        images_per_micro: of all processes together.
         fingerprint: of the training images.
         clock: of the training.
     """
@@ -49,18 +52,23 @@ class RunFiles:
         record: Run,
         trainer: "Trainer",
         args: argparse.Namespace,
-        steps_per_epoch: int,
+        windows: Windows,
+        images_per_micro: int,
         fingerprint: str,
         clock: Clock,
     ):
         self.record, self.trainer, self.args, self.clock = record, trainer, args, clock
-        self.steps_per_epoch, self.fingerprint = steps_per_epoch, fingerprint
+        self.windows, self.images_per_micro, self.fingerprint = windows, images_per_micro, fingerprint
         self._saved_at = time.perf_counter()
         self._grid_step = 0
 
+    def images_seen(self, step: int) -> int:
+        """Return the training images of the first `step` updates, repetitions counted."""
+        return self.windows.micro_done(step) * self.images_per_micro
+
     def epoch_in_progress(self, step: int) -> int:
         """Return the epoch that the last of `step` updates belongs to, from 1."""
-        return math.ceil(step / self.steps_per_epoch)
+        return math.ceil(step / self.windows.updates_per_epoch)
 
     def log_row(self, step: int, losses: dict[str, float], lr: float) -> None:
         """Append a row to progress.csv.
@@ -70,7 +78,7 @@ class RunFiles:
         """
         self._refuse_divergence(step, losses)
         norms = self._gradient_norms()
-        images_seen = step * self.args.batch_size
+        images_seen = self.images_seen(step)
         self.record.log_row(step, images_seen, self.clock.seconds(), **losses, lr=lr, **norms)
 
     def _gradient_norms(self) -> dict[str, float]:
@@ -90,7 +98,7 @@ class RunFiles:
 
     def save_if_due(self, step: int) -> None:
         """Write what the epochs passed and the minutes gone by ask for."""
-        epoch, into = divmod(step, self.steps_per_epoch)
+        epoch, into = divmod(step, self.windows.updates_per_epoch)
         ends_epoch = into == 0
         timed_out = time.perf_counter() - self._saved_at > 60 * self.args.save_minutes
         if timed_out or (ends_epoch and epoch % self.args.save_content_every == 0):
@@ -128,7 +136,7 @@ class RunFiles:
             self.trainer.generator_weights(),
             self.record.config["options"],
             step=step,
-            images_seen=step * self.args.batch_size,
+            images_seen=self.images_seen(step),
         )
         prune_generators(self.record.folder, self.args.save_ckpt_every, self.args.keep)
 
@@ -171,7 +179,7 @@ class RunFiles:
         self.save_generator(step)
         self.draw_grid("grid.png")
         self.record.draw_loss()
-        images_seen = step * self.args.batch_size
+        images_seen = self.images_seen(step)
         memory = peak_memory_bytes(self.trainer.device)
         self.record.finish(reason, steps=step, images_seen=images_seen, wall_seconds=seconds, peak_memory_bytes=memory)
         self.record.log(

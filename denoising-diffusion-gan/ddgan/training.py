@@ -1,8 +1,8 @@
 """One training update of both networks, and everything that a resumed run needs to go on with it."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from comparison import rng
@@ -15,15 +15,16 @@ from ddgan.process import DenoisingProcess
 LR_FLOOR = 1e-5  # where the cosine schedule ends; the published code's eta_min
 
 
-def cosine_lr(start: float, epoch: int, num_epoch: int) -> float:
-    """Return the learning rate of an epoch (0, 1, ...): half a cosine from `start` to LR_FLOOR at `num_epoch`.
+def cosine_lr(start: float, step: int, last: int) -> float:
+    """Return the learning rate of update `step` (0, 1, ...): half a cosine from `start` to LR_FLOOR at update `last`.
 
-    Loshchilov and Hutter 2017, Eq. 5, without restarts. `num_epoch` 0 keeps it constant.
+    Loshchilov and Hutter 2017, Eq. 5, without restarts. `last` 0 keeps it constant. The published code takes one step
+    of the cosine per epoch.
     """
-    if num_epoch == 0:
+    if last == 0:
         return start
     floor = min(LR_FLOOR, start)
-    return floor + (start - floor) * (1 + math.cos(math.pi * min(epoch, num_epoch) / num_epoch)) / 2
+    return floor + (start - floor) * (1 + math.cos(math.pi * min(step, last) / last)) / 2
 
 
 def gradient_norm(network: nn.Module) -> Tensor:
@@ -51,23 +52,41 @@ class LossMeter:
         return means
 
 
+class Batch(NamedTuple):
+    """A micro-batch of this process: (n, C, H, W) float32 in [-1, 1], (n,) int64 labels or None, its number."""
+
+    x_0: Tensor
+    labels: Tensor | None
+    micro_step: int
+
+
 class PairNoise:
-    """The random draws of one half-update: a pure function of (seed, step, half).
+    """The random draws of one half-update from one micro-batch: a pure function of (seed, micro_step, half).
 
     Args:
-        shape: (N, C, H, W) of the batch.
+        shape: (N, C, H, W) of the micro-batch of all processes together.
         nz: length of the latent.
         num_timesteps: T.
-        key: seed, step and "d" or "g".
+        key: seed, micro_step and "d" or "g".
         device: where they are drawn.
+        rows: those of the N that are kept; None for all.
     """
 
-    def __init__(self, shape: tuple[int, ...], nz: int, num_timesteps: int, key: tuple[Any, ...], device: torch.device):
-        self.t = rng.randint(num_timesteps, shape[:1], *key, "t", device=device)
-        self.x_t = rng.normal(shape, *key, "x_t", device=device)
-        self.x_t_plus_1 = rng.normal(shape, *key, "x_t_plus_1", device=device)
-        self.z = rng.normal((shape[0], nz), *key, "z", device=device)
-        self.posterior = rng.normal(shape, *key, "posterior", device=device)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        nz: int,
+        num_timesteps: int,
+        key: tuple[Any, ...],
+        device: torch.device,
+        rows: slice | None = None,
+    ):
+        where: dict[str, Any] = {"device": device, "rows": rows}
+        self.t = rng.randint(num_timesteps, shape[:1], *key, "t", **where)
+        self.x_t = rng.normal(shape, *key, "x_t", **where)
+        self.x_t_plus_1 = rng.normal(shape, *key, "x_t_plus_1", **where)
+        self.z = rng.normal((shape[0], nz), *key, "z", **where)
+        self.posterior = rng.normal(shape, *key, "posterior", **where)
 
 
 class Trainer:
@@ -114,77 +133,96 @@ class Trainer:
         """Return the context of the network passes."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def set_learning_rates(self, epoch: int, num_epoch: int) -> float:
+    def set_learning_rates(self, step: int, last: int) -> float:
         """Apply `cosine_lr` to both optimizers and return the generator's rate."""
         for optimizer, start in ((self.optimizer_g, self.lr_g), (self.optimizer_d, self.lr_d)):
             for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(start, epoch, num_epoch)
+                group["lr"] = cosine_lr(start, step, last)
         return self.optimizer_g.param_groups[0]["lr"]
 
-    def update(self, x_0: Tensor, step: int) -> dict[str, Tensor]:
+    def update(self, micro_batches: Sequence[Batch] | Tensor, step: int) -> dict[str, Tensor]:
         """Do update `step` (0, 1, ...) of the discriminator, then of the generator, then of the average.
 
+        The gradients are those of all micro-batches as one batch; each is noised afresh for both halves.
+
         Args:
-            x_0: (N, C, H, W) float32, clean images in [-1, 1]; both halves noise it afresh.
-            step: all randomness is a function of (seed, step).
+            micro_batches: of one size; a tensor is one micro-batch without labels, with the number `step`.
+            step: decides whether the penalty is due, and dropout.
 
         Returns:
-            Scalars: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, and r1 where it was due.
+            Scalars, means over the micro-batches: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, and
+            r1 where it was due.
         """
+        if isinstance(micro_batches, Tensor):
+            micro_batches = [Batch(micro_batches, None, step)]
         rng.seed_default(self.seed, step, "dropout")
-        losses = self._update_discriminator(x_0, step)
-        losses["loss_g"] = self._update_generator(x_0, step)
+        losses = self._update_discriminator(micro_batches, step)
+        losses["loss_g"] = self._update_generator(micro_batches)
         if self.ema is not None:
             self.ema.update()
         return losses
 
-    def _draw(self, x_0: Tensor, step: int, half: str) -> tuple[PairNoise, Tensor, Tensor]:
-        noise = PairNoise(tuple(x_0.shape), self.nz, self.process.num_timesteps, (self.seed, step, half), x_0.device)
+    def _draw(self, batch: Batch, half: str) -> tuple[PairNoise, Tensor, Tensor]:
+        x_0 = batch.x_0
+        key = (self.seed, batch.micro_step, half)
+        noise = PairNoise(tuple(x_0.shape), self.nz, self.process.num_timesteps, key, x_0.device)
         x_t, x_t_plus_1 = self.process.q_sample_pairs(x_0, noise.t, noise.x_t, noise.x_t_plus_1)
         return noise, x_t, x_t_plus_1
 
-    def _generate(self, noise: PairNoise, x_t_plus_1: Tensor) -> Tensor:
+    def _generate(self, noise: PairNoise, x_t_plus_1: Tensor, labels: Tensor | None) -> Tensor:
         """Return a generated x_t: the predicted clean image, noised back by the posterior."""
         with self.autocast():
-            x_0_pred = self.generator(x_t_plus_1, noise.t, noise.z)
+            x_0_pred = self.generator(x_t_plus_1, noise.t, noise.z, *_given(labels))
         return self.process.sample_posterior(x_0_pred, x_t_plus_1, noise.t, noise.posterior)
 
-    def _update_discriminator(self, x_0: Tensor, step: int) -> dict[str, Tensor]:
-        noise, x_t, x_t_plus_1 = self._draw(x_0, step, "d")
-        with torch.no_grad():
-            x_t_fake = self._generate(noise, x_t_plus_1)
+    def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         self.optimizer_d.zero_grad()
         due = self.r1_gamma > 0 and step % self.lazy_reg == 0
+        reports = []
+        for batch in micro_batches:
+            losses = self._discriminator_losses(batch, due)
+            # The mean over the window, penalty included: R1's gradient must not be divided before it is squared.
+            total = losses["loss_d"] + (self.r1_gamma / 2 * losses["r1"] if due else 0)
+            (total / len(micro_batches)).backward()
+            reports.append({name: value.detach() for name, value in losses.items()})
+        self.optimizer_d.step()
+        return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
+
+    def _discriminator_losses(self, batch: Batch, due: bool) -> dict[str, Tensor]:
+        noise, x_t, x_t_plus_1 = self._draw(batch, "d")
+        labels = _given(batch.labels)
+        with torch.no_grad():
+            x_t_fake = self._generate(noise, x_t_plus_1, batch.labels)
         losses: dict[str, Tensor] = {}
         if due:
             # Twice differentiated, so in float32: bf16's 8 bits do not carry the second derivative.
             x_t.requires_grad_()
-            logits_real = self.discriminator(x_t, noise.t, x_t_plus_1)
+            logits_real = self.discriminator(x_t, noise.t, x_t_plus_1, *labels)
             losses["r1"] = r1_penalty(logits_real, x_t)
         else:
             with self.autocast():
-                logits_real = self.discriminator(x_t, noise.t, x_t_plus_1)
+                logits_real = self.discriminator(x_t, noise.t, x_t_plus_1, *labels)
         with self.autocast():
-            logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1)
+            logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1, *labels)
         losses["loss_d_real"], losses["loss_d_fake"] = real_loss(logits_real), fake_loss(logits_fake)
         losses["loss_d"] = losses["loss_d_real"] + losses["loss_d_fake"]
-        total = losses["loss_d"] + (self.r1_gamma / 2 * losses["r1"] if due else 0)
-        total.backward()
-        self.optimizer_d.step()
-        return {name: value.detach() for name, value in losses.items()}
+        return losses
 
-    def _update_generator(self, x_0: Tensor, step: int) -> Tensor:
-        noise, _, x_t_plus_1 = self._draw(x_0, step, "g")
+    def _update_generator(self, micro_batches: Sequence[Batch]) -> Tensor:
         self.optimizer_g.zero_grad()
         self.discriminator.requires_grad_(False)  # its weight gradients would be a third of its backward pass, unused
-        x_t_fake = self._generate(noise, x_t_plus_1)
-        with self.autocast():
-            logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1)
-        loss_g = real_loss(logits_fake)
-        loss_g.backward()
+        reports = []
+        for batch in micro_batches:
+            noise, _, x_t_plus_1 = self._draw(batch, "g")
+            x_t_fake = self._generate(noise, x_t_plus_1, batch.labels)
+            with self.autocast():
+                logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1, *_given(batch.labels))
+            loss_g = real_loss(logits_fake)
+            (loss_g / len(micro_batches)).backward()
+            reports.append(loss_g.detach())
         self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
-        return loss_g.detach()
+        return torch.stack(reports).mean()
 
     def generator_weights(self) -> dict[str, Tensor]:
         """Return the weights to sample with: the average if there is one."""
@@ -206,3 +244,8 @@ class Trainer:
         yield "optimizer_d", self.optimizer_d
         if self.ema is not None:
             yield "ema", self.ema
+
+
+def _given(labels: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the labels as what follows a network's other inputs: nothing where there are none."""
+    return () if labels is None else (labels,)

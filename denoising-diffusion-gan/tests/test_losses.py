@@ -9,7 +9,7 @@ from ddgan.discriminator import Discriminator
 from ddgan.ema import Ema
 from ddgan.losses import fake_loss, r1_penalty, real_loss
 from ddgan.process import DenoisingProcess
-from ddgan.training import LossMeter, Trainer, cosine_lr
+from ddgan.training import Batch, LossMeter, Trainer, cosine_lr
 
 CONFIG = {
     **{"image_size": 16, "num_channels": 3, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
@@ -71,12 +71,12 @@ def test_penalty_is_applied_when_due_and_not_scaled_by_its_interval():
         torch.manual_seed(0)
         for parameter in trainer.discriminator.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    noise, x_t, x_t_plus_1 = penalised._draw(images(), 0, "d")
+    noise, x_t, x_t_plus_1 = penalised._draw(Batch(images(), None, 0), "d")
     penalty = r1_penalty(penalised.discriminator(x_t.requires_grad_(), noise.t, x_t_plus_1), x_t)
     weights = list(penalised.discriminator.parameters())
     expected = torch.autograd.grad(2.0 / 2 * penalty, weights, allow_unused=True)
     for trainer in (plain, penalised):
-        trainer._update_discriminator(images(), 0)
+        trainer._update_discriminator([Batch(images(), None, 0)], 0)
     for without, with_penalty, share in zip(plain.discriminator.parameters(), weights, expected, strict=True):
         share = torch.zeros_like(without) if share is None else share
         scale = with_penalty.grad.abs().max().item()
@@ -86,7 +86,7 @@ def test_penalty_is_applied_when_due_and_not_scaled_by_its_interval():
 def test_discriminator_update_leaves_the_generator_alone():
     trainer = make_trainer()
     before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
-    trainer._update_discriminator(images(), 0)
+    trainer._update_discriminator([Batch(images(), None, 0)], 0)
     assert all(parameter.grad is None for parameter in trainer.generator.parameters())
     assert all(torch.equal(before[name], value) for name, value in trainer.generator.state_dict().items())
 
@@ -95,7 +95,7 @@ def test_generator_update_leaves_the_discriminator_alone():
     trainer = make_trainer()
     trainer.update(images(), 0)
     before = {name: value.clone() for name, value in trainer.discriminator.state_dict().items()}
-    trainer._update_generator(images(), 1)
+    trainer._update_generator([Batch(images(), None, 1)])
     assert all(torch.equal(before[name], value) for name, value in trainer.discriminator.state_dict().items())
     assert all(parameter.requires_grad for parameter in trainer.discriminator.parameters())
 
@@ -131,8 +131,9 @@ def test_average_with_warm_up_forgets_the_first_weights():
     assert warm.weights["weight"].item() > 0.9
 
 
-def test_learning_rate_falls_along_half_a_cosine_per_epoch():
+def test_learning_rate_falls_along_half_a_cosine_per_update():
     assert cosine_lr(1.6e-4, 0, 50) == 1.6e-4
+    assert cosine_lr(1.6e-4, 1, 50) < 1.6e-4
     assert cosine_lr(1.6e-4, 25, 50) == pytest.approx((1.6e-4 + 1e-5) / 2)
     assert cosine_lr(1.6e-4, 50, 50) == pytest.approx(1e-5)
     assert cosine_lr(1.6e-4, 7, 0) == 1.6e-4

@@ -235,7 +235,7 @@ def test_documented_names_of_resuming_are_kept(pictures, tmp_path, unbroken):
         (["--beta1", "1"], "--beta1"),
         (["--numepoch", "5"], "--numepoch"),
         (["--dataset", "/no/such/folder"], "--dataset /no/such/folder"),
-        (["--dataset", "stackmnist"], "--dataset stackmnist"),
+        (["--dataset", "mnist"], "--dataset mnist"),
         (["--num_process_per_node", "2"], "--num_process_per_node 2: training runs in one process, so it must be 1"),
         (["--use_geometric"], "--use_geometric"),
         (["--image_size", "30"], "--image_size 30"),

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,14 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder: Path, options: dict[str, Any], *, model: str, may_change: Iterable[str] = (), fresh: bool = False
+        cls,
+        folder: Path,
+        options: dict[str, Any],
+        *,
+        model: str,
+        may_change: Iterable[str] = (),
+        implied: Mapping[str, Any] | None = None,
+        fresh: bool = False,
     ) -> "Run":
         """Open a run folder for training; nothing is written or deleted before `start`.
 
@@ -128,6 +135,7 @@ class Run:
             options: every flag with its value.
             model: name of the family, e.g. `gans`.
             may_change: further options that may differ from the folder's.
+            implied: the values of options that a run had which began before they existed; else they were off.
             fresh: start over.
 
         Raises:
@@ -150,6 +158,7 @@ class Run:
         if fresh:
             stale = [found for pattern in _OWN_FILES for found in folder.glob(pattern) if found.is_file()]
             return cls(folder, config, False, stale)
+        known["options"] = {**(implied or {}), **known["options"]}
         _refuse_differences(folder, known["options"], options, MAY_CHANGE | set(may_change))
         config = {**known, "options": {**known["options"], **options}}
         return cls(folder, config, True, [])
