@@ -15,7 +15,7 @@ from pathlib import Path
 from comparison import cli
 from comparison.budget import Budget, Clock, StopSignal
 from comparison.runs import Run, newest
-from comparison.sources import check_source, source_name
+from comparison.sources import KINDS, check_source, source_name
 from gan.files import CHECKPOINTS, MODEL, is_drawn
 
 INTERRUPTED = 130
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the defaults are the documented run."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--data", default="cifar10", help="shapes, cifar10, a folder of images or an .npz file")
+    add("--data", default="cifar10", help=KINDS)
     add("--run_dir", type=Path, help="folder of the run, results/runs/gans/<data>-<image_size> unless given")
     add("--image_size", type=power_of_two, default=64, help="pixels, a power of two of at least 16")
     add("--nc", type=int, choices=[1, 3], default=3, help="colour channels; 1 trains on grey images")

@@ -12,7 +12,8 @@ usage() {
   cat <<'HELP'
 usage: bash results/compare.sh [options]
 
-  --data D           shapes, cifar10, a folder of images or an .npz file      (shapes)
+  --data D           shapes, cifar10, stackmnist, lsun, celeba_256, a folder  (shapes)
+                     of images, an .npz or a .zip file
   --preset P         quick, cpu, gpu or paper: sizes and settings, flags.sh   (quick)
   --budget B         of training, per model: seconds=N of wall time, images=N,
                      or recipe (each model's own length; unequal)             (quick seconds=150, cpu seconds=1200,
@@ -111,11 +112,10 @@ fi
 checked=$("$PYTHON" - "$data" "$preset" "$name" <<'CHECK'
 import re
 import sys
-from pathlib import Path
 
 try:
     from comparison.cli import UserError
-    from comparison.sources import check_source, find_images, is_cifar_batches, source_name
+    from comparison.sources import check_source, find_images, is_database, source_name, stored_images
 except ImportError:
     sys.exit("compare.sh: error: the package `comparison` is missing: pip install -r requirements.txt")
 data, preset, name = sys.argv[1:]
@@ -124,9 +124,9 @@ try:
 except UserError as error:
     sys.exit(f"compare.sh: error: {error}")
 print(name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source_name(data)}-{preset}").lstrip("-."))
-folder = Path(data)
-if folder.is_dir() and data != "cifar10" and not is_cifar_batches(folder):
-    count = sum(1 for _ in find_images(folder))
+place = stored_images(data)
+if place and place.path.is_dir() and not is_database(place.path):
+    count = sum(1 for _ in find_images(place.path))
     if count < 16:
         sys.exit(f"compare.sh: error: --data {data}: {count} images; at least 16 are needed")
     if count < 128:  # the largest batch size of the flag sets that are meant for small machines
@@ -136,7 +136,8 @@ CHECK
 read -r -d '' name small_batch <<<"$checked" || true
 [[ "$name" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "--name $name: letters, digits, '.', '_' and '-' only"
 
-if [ "$data" != cifar10 ] && [ -e "$data" ]; then # from here on as seen from the repository, or whole
+known=cifar10,stackmnist,lsun,celeba_256
+if [[ ",$known," != *",$data,"* ]] && [ -e "$data" ]; then # from here on as seen from the repository, or whole
   data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data")
   data=${data#"$root"/}
 fi

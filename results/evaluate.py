@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.cli import UserError, make_parser, non_negative_int, positive_int, run
-from comparison.sources import check_source
+from comparison.sources import KINDS, check_source
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="run folder, .npz or .zip file, or folder of images")
-    add("--reference", required=True, metavar="SOURCE", help="training data: shapes, cifar10, a folder, .npz or .zip")
+    add("--reference", required=True, metavar="SOURCE", help=f"training data: {KINDS}")
     add("--image_size", type=positive_int, default=32, help="pixels, of samples and reference")
     add(
         "--num_images",

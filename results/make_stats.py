@@ -14,14 +14,14 @@ import argparse
 from pathlib import Path
 
 from comparison import cli
-from comparison.sources import check_source
+from comparison.sources import KINDS, check_source
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="shapes, cifar10, a folder of images or an .npz file")
+    add("source", metavar="SOURCE", help=KINDS)
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write, .npz")
     add("--overwrite", action="store_true", help="replace --out if it is there")
     add("--image_size", type=cli.positive_int, default=32, help="pixels; other images are resized as for training")

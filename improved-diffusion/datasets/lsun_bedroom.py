@@ -37,6 +37,8 @@ def main(args: argparse.Namespace) -> int:
     if not (args.lmdb_path / "data.mdb").is_file():
         raise UserError(f"{args.lmdb_path}: not a folder with an LMDB database (data.mdb)")
     check_folder(args.out_dir, "out_dir")
+    from comparison.databases import open_database
+
     with open_database(args.lmdb_path) as database:
         stored = database.stat()["entries"]
         count = min(stored, args.num_images or stored)
@@ -51,26 +53,6 @@ def main(args: argparse.Namespace) -> int:
         write(database, count, args)
     print(f"{args.out_dir}: {count} images")
     return 0
-
-
-def open_database(path: Path) -> Any:
-    """Open an LMDB database to read.
-
-    Raises:
-        UserError: the package lmdb is missing, or the database is damaged or truncated.
-    """
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError("LSUN comes as an LMDB database; to read it: pip install lmdb") from None
-    try:
-        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-        needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
-    except lmdb.Error as error:
-        raise UserError(f"{path}: not readable as an LMDB database ({error})") from None
-    if needed > (size := (path / "data.mdb").stat().st_size):  # the system would kill the reader
-        raise UserError(f"{path}: data.mdb is truncated, {size} bytes of {needed}; download or unpack it again")
-    return database
 
 
 def write(database: Any, count: int, args: argparse.Namespace) -> None:

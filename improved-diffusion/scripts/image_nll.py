@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError, add_device_options, make_parser, non_negative_int, positive_int, run, str2bool
 from comparison.runs import agrees, write_json
-from comparison.sources import check_source
+from comparison.sources import KINDS, check_source
 from improved_diffusion import blob
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main, run_guarded
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
@@ -44,8 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_network_flags(parser, model_and_diffusion_defaults())
     add_checkpoint_flags(parser)
     add = parser.add_argument_group("likelihood").add_argument
-    add("--data_dir", required=True, help="shapes, cifar10, a folder of images or an .npz file")
-    add("--split", default="test", choices=["train", "test"], help="of shapes and cifar10; a folder is taken whole")
+    add("--data_dir", required=True, help=KINDS)
+    add("--split", default="test", choices=["train", "test"], help="of a source known by name; a folder is taken whole")
     add("--num_samples", type=non_negative_int, default=1000, help="images, spread evenly over the set; 0 for all")
     add("--batch_size", type=positive_int, default=32, help="images evaluated at a time")
     add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")

@@ -25,7 +25,7 @@ from comparison.cli import (
     str2bool,
 )
 from comparison.runs import Run, read_progress, write_text
-from comparison.sources import check_source, source_name
+from comparison.sources import KINDS, check_source, source_name
 from event_files import check_log_formats
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
 from remote import path_or_url, shown
@@ -76,7 +76,7 @@ class Task:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training that do not say what the network is."""
     add = parser.add_argument_group("training").add_argument
-    add("--data_dir", default="", help="shapes, cifar10, a folder of images or an .npz file; '' for data/cifar_train")
+    add("--data_dir", default="", help=f"{KINDS}; '' for data/cifar_train")
     add("--run_dir", type=path_or_url, help="run folder; a run is continued by the same command")
     add("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=non_negative_float, default=0.0, help="of AdamW")

@@ -75,7 +75,7 @@ class FileSet:
         if limit is not None and limit < len(found):
             found = [found[i] for i in np.linspace(0, len(found) - 1, limit).round().astype(int)]
         self.labels, self.class_names = folder_labels(found)
-        self.names = _Names(str(p if self.in_zip else p.relative_to(path)) for p in found)
+        self.names = Names(str(p if self.in_zip else p.relative_to(path)) for p in found)
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def __len__(self) -> int:
@@ -114,12 +114,12 @@ class FileSet:
         """
         name = self.names[number]
         if not self.in_zip:
-            return _decode(self.path / name, self.image_size, str(self.path / name)).transpose(2, 0, 1)
+            return decode(self.path / name, self.image_size, str(self.path / name)).transpose(2, 0, 1)
         try:
             picture = io.BytesIO(self._open_zip().read(name))
         except Exception as error:  # zipfile and its decompressors raise each their own; of encryption RuntimeError
             raise UserError(f"{self.path}: {name} is not readable ({error})") from None
-        return _decode(picture, self.image_size, f"{self.path}: {name}").transpose(2, 0, 1)
+        return decode(picture, self.image_size, f"{self.path}: {name}").transpose(2, 0, 1)
 
     def pick(self, numbers: Tensor) -> Tensor:
         """Decode images to (n, 3, S, S) uint8, by their (n,) int64 numbers.
@@ -131,6 +131,14 @@ class FileSet:
         for image, number in zip(images, numbers.tolist(), strict=True):
             image[:] = self.pixels(number)
         return torch.from_numpy(images)
+
+    def stamps(self) -> Iterator[str] | None:
+        """Return what tells the decoded images from those of any other files, line by line; None for a .zip file."""
+        return None if self.in_zip else map(self._stamp, self.names)
+
+    def _stamp(self, name: str) -> str:
+        stat = os.stat(self.path / name)
+        return f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
     def _sizes(self) -> Iterator[int]:
         if self.in_zip:
@@ -145,7 +153,7 @@ class FileSet:
         return self._archive[1]
 
 
-class _Names(Sequence[str]):
+class Names(Sequence[str]):
     """Strings in one piece of memory: a million objects would be copied into every worker as it counts references."""
 
     def __init__(self, names: Iterable[str]):
@@ -181,7 +189,12 @@ def fit(image: Image.Image, image_size: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _decode(file: Path | BinaryIO, image_size: int, name: str) -> np.ndarray:
+def decode(file: Path | BinaryIO, image_size: int, name: str) -> np.ndarray:
+    """Read an image as (S, S, 3) uint8.
+
+    Raises:
+        UserError: not readable as an image; says so of `name`.
+    """
     try:
         with Image.open(file) as image:
             return fit(image, image_size)

@@ -16,7 +16,7 @@ from comparison import shapes, stacked_mnist
 from comparison.cli import UserError, data_root
 from comparison.files import FileSet, check_memory, fit, memory_limit
 from comparison.progress import bar
-from comparison.sources import check_source, is_cifar_batches, is_name, shapes_modes, source_name
+from comparison.sources import check_source, is_database, shapes_modes, source_name, stored_images
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MAX_CLASSES = 1_000_000
@@ -81,15 +81,15 @@ def open_images(
 ) -> ImageSet | FileSet:
     """Read a data source as `load_images` does, or leave it on disk where memory does not hold it decoded.
 
-    Only a folder or a .zip file of images can be left there. `processes` of this machine share its memory.
+    Only a folder, a .zip file or a database of images can be left there. `processes` of this machine share its memory.
 
     Raises:
         UserError: the source is missing, empty or, if it is read, corrupt.
     """
     check_source(source)
-    if not _is_files(source):
+    files = _open_files(source, image_size, split, limit)
+    if files is None:
         return load_images(source, image_size, split=split, limit=limit)
-    files = FileSet(Path(source), image_size, limit)
     return files if files.nbytes > memory_limit() / processes else _read_files(files)
 
 
@@ -97,9 +97,9 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     """Read a data source whole.
 
     Args:
-        source: `shapes`, `shapes:N`, `cifar10`, `stackmnist`, a folder of images (searched recursively), a folder of
-            CIFAR-10's Python batches, a .zip file of images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps
-            arr_1 labels.
+        source: `shapes`, `shapes:N`, `cifar10`, `stackmnist`, `lsun`, `lsun:CATEGORY`, `celeba_256`, a folder of images
+            (searched recursively), a folder of CIFAR-10's Python batches or of an LMDB database, a .zip file of
+            images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1 labels.
         image_size: pixels; other sizes are reduced to it by area, or enlarged, and cropped to the centre.
         split: `train` or `test`, for the sources that know both; a folder is taken whole.
         limit: keep only so many images, evenly spread over the source (of `shapes` and `stackmnist` the first, which
@@ -110,9 +110,9 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     """
     check_source(source)
     path = Path(source)
-    if _is_files(source):
-        files = FileSet(path, image_size, limit)
-        check_memory(str(path), len(files), image_size, "name a smaller folder")
+    files = _open_files(source, image_size, split, limit)
+    if files is not None:
+        check_memory(str(files.path), len(files), image_size, "name a smaller folder")
         return _read_files(files)
     class_names: tuple[str, ...] = ()
     if modes := shapes_modes(source):
@@ -133,12 +133,16 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     return ImageSet(images, labels, class_names, source_name(source), fingerprint(images))
 
 
-def _is_files(source: str) -> bool:
-    """Tell whether a source that `check_source` accepts is a folder or a .zip file of images."""
-    path = Path(source)
-    if is_name(source):
-        return False
-    return path.suffix == ".zip" if path.is_file() else not is_cifar_batches(path)
+def _open_files(source: str, image_size: int, split: str, limit: int | None) -> FileSet | None:
+    """Return the set on disk that an accepted source means, None for one that is no files of images."""
+    place = stored_images(source, split)
+    if place is None:
+        return None
+    if not is_database(place.path):
+        return FileSet(place.path, image_size, limit)
+    from comparison.databases import DatabaseSet
+
+    return DatabaseSet(place.path, image_size, limit, name=source_name(source), first=place.first)
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:
@@ -200,7 +204,7 @@ class _CifarUnpickler(pickle.Unpickler):
 def _read_files(files: FileSet) -> ImageSet:
     """Decode all files, or take them from the cache."""
     shape = (len(files), 3, files.image_size, files.image_size)
-    cache = None if files.in_zip else _cache_file(files)
+    cache = _cache_file(files)
     images = read_cache(cache, shape) if cache else None
     if images is None:
         images = decoded = np.empty(shape, np.uint8)
@@ -220,11 +224,14 @@ def _read_files(files: FileSet) -> ImageSet:
     return ImageSet(pixels, files.labels, files.class_names, files.name, fingerprint(pixels))
 
 
-def _cache_file(files: FileSet) -> Path:
+def _cache_file(files: FileSet) -> Path | None:
+    """Return where the decoded images are kept, None where they are not."""
+    stamps = files.stamps()
+    if stamps is None:
+        return None
     digest = hashlib.sha256(f"v1 {files.image_size}".encode())
-    for name in files.names:
-        stat = (files.path / name).stat()
-        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    for stamp in stamps:
+        digest.update(f"{stamp}\n".encode(errors="surrogateescape"))
     return data_root() / "cache" / f"{digest.hexdigest()[:24]}.npy"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from comparison import cli, tables
 from comparison.cli import UserError
 from comparison.runs import newest, read_config, read_json, write_json
-from comparison.sources import check_source
+from comparison.sources import KINDS, check_source, is_name
 
 SCHEMA = 1
 MODELS = ("gans", "improved-diffusion", "denoising-diffusion-gan")
@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser, seconds: float | None, num_samp
         num_samples: default of --num_samples.
     """
     add = parser.add_argument
-    add("--data", default="shapes", help="shapes, cifar10, a folder of images or an .npz file")
+    add("--data", default="shapes", help=KINDS)
     if seconds is not None:
         add("--seconds", type=cli.positive_float, default=seconds, metavar="S", help="of training, each cell")
         add("--seeds", type=cli.positive_int, default=1, metavar="K", help="trainings of each cell, seeds 0 to K - 1")
@@ -158,7 +158,7 @@ class Lab:
         if getattr(args, "num_samples", LEAST_SAMPLES) < LEAST_SAMPLES:
             raise UserError(f"--num_samples {args.num_samples}: at least {LEAST_SAMPLES} are needed for a score")
         root = cli.repo_root()
-        data = str(Path(args.data).resolve()) if args.data != "cifar10" and Path(args.data).exists() else args.data
+        data = str(Path(args.data).resolve()) if not is_name(args.data) and Path(args.data).exists() else args.data
         runs, out = args.runs_dir or root / "results" / "runs", args.out or root / "results" / "studies" / study
         for flag, path in (("--out", out), ("--runs_dir", runs)):
             cli.check_folder(path, flag)
