@@ -14,7 +14,7 @@ from comparison import shapes, studies, study_pages
 from comparison.cli import UserError
 
 RESULTS = Path(__file__).parents[1]
-NAMES = ("steps", "cost", "data")
+NAMES = ("steps", "cost", "data", "timesteps")
 
 
 def entry(value, half, n=500):
@@ -74,7 +74,9 @@ class FakeModels:
         data = load_images(source, size).describe()
         seconds = float(value.get("--max_seconds", 3))
         done = {"reason": "max_seconds", "steps": 9, "images_seen": 900, "wall_seconds": seconds}
-        config = {"model": model, "options": {"seed": int(value["--seed"]), "data": source}, "data": data}
+        kept = ("seed", "num_timesteps", "num_channels_dae", "batch_size")
+        options = {name: int(value[f"--{name}"]) for name in kept if f"--{name}" in value} | {"data": source}
+        config = {"model": model, "options": options, "data": data, "parameters": {"generator": 1234}}
         config |= {"finished": {**done, "peak_memory_bytes": 10**9}, "device": "a CPU", "precision": "bfloat16"}
         write(folder / "config.json", {**config, "versions": {"torch": "2"}, "git_commit": "abc"})
         slow = 2.0 if value.get("--precision") == "float32" else 1.0
@@ -97,7 +99,8 @@ class FakeModels:
             images = images.repeat(size // images.shape[1], 1).repeat(size // images.shape[2], 2)
         np.savez(folder / "samples.npz", arr_0=images)
         steps = value.get("--num_sampling_steps") or value.get("--timestep_respacing", "ddim4").removeprefix("ddim")
-        nfe = 1.0 if model == "gans" else float(steps)
+        trained = config["options"].get("num_timesteps")
+        nfe = 1.0 if model == "gans" else float(trained or steps)
         facts = {"file": "samples.npz", "nfe": nfe, "seconds_per_image": 0.001 * nfe, "batch_size": 100}
         write(folder / "sampling.json", {**facts, "sampler": f"{nfe:g} steps", "images": count})
 
@@ -121,10 +124,11 @@ SMALL = {
     "steps": ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan,ddgan-T2"),
     "cost": ("--rounds", 2, "--updates", 2, "--cells", "dcgan-w16-b128-bf16,dcgan-w16-b128-float32"),
     "data": ("--num_samples", 64, "--seconds", 2, "--cells", f"dcgan-10,dcgan-100,dcgan-64px,{SUPER_RESOLUTION}"),
+    "timesteps": ("--num_samples", 64, "--images", 900, "--seeds", 2, "--cells", "T1,T4"),
 }
 
 
-@pytest.mark.parametrize(("name", "most"), [("steps", 16), ("cost", 12), ("data", 22)])
+@pytest.mark.parametrize(("name", "most"), [("steps", 16), ("cost", 12), ("data", 22), ("timesteps", 25)])
 def test_plan_states_minutes_of_its_cells_and_runs_nothing(script, tmp_path, name, most):
     result = script(
         tmp_path, f"studies/{name}.py", "--plan", "--out", tmp_path / "out", "--runs_dir", tmp_path / "runs"
@@ -334,10 +338,35 @@ def test_precision_is_judged_by_the_range_of_the_rounds():
     assert "too few for a claim" in said([1], [2])
 
 
+def test_trainings_of_every_t_have_the_same_budget_and_are_pooled_over_seeds(finished):
+    folder, models = finished["timesteps"]
+    trained = [dict(pairwise(c)) for c in models.commands if c[0] == studies.TRAIN["denoising-diffusion-gan"]]
+    assert [(v["--num_timesteps"], v["--seed"]) for v in trained] == [("1", "0"), ("1", "1"), ("4", "0"), ("4", "1")]
+    assert {value["--max_images"] for value in trained} == {"900"}
+    assert not any("--max_seconds" in value for value in trained)
+    page = (folder / "out" / "README.md").read_text()
+    assert len(re.findall(r"^\| T = \d \| [14] \|", page, re.MULTILINE)) == 2
+    assert "trained on 900 images; settings of `quick` in flags.sh (16 channels, 1,234 parameters" in page
+    assert "over 2 trainings with different seeds (Student's t)" in page
+    assert "An image takes 1 ms at T = 1 and 4 times as long at T = 4" in page
+    assert "- T8: not among --cells." in page
+
+
+def test_note_on_the_data_and_a_budget_of_seconds_reach_the_page(script, fake, pictures, tmp_path):
+    flags = ("--num_samples", 64, "--seconds", 5, "--num_timesteps", 2, "--data_note", "Made of shapes.")
+    result = run(script, tmp_path, "timesteps", pictures, *flags)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "Each network trained for 5 s" in page
+    assert "Made of shapes. 64 images of each row" in page
+    assert read_study(tmp_path)["options"]["images"] is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
+        ("timesteps", ("--num_samples", 64, "--images", 32, "--num_timesteps", 1, 2)),
         ("steps", ("--num_samples", 64, "--seconds", 2, "--cells", "ddpm,ddgan-T1,dcgan")),
         ("cost", ("--rounds", 1, "--updates", 2, "--benchmark_seconds", 0.05, "--cells", "ddpm-w16-b16-bf16")),
         ("data", ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan-10,dcgan-100,dcgan-64px")),
