@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ddgan.generator import Generator
+from ddgan.nvlabs import _discriminator_entries, _generator_entries
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -40,6 +42,16 @@ def weights_by_recipe(arrays: np.lib.npyio.NpzFile, case: str, prefix: str = "")
         else:
             value = 0.1 * value + (1.0 if name.endswith("weight") else 0.0)
         state[prefix + name] = torch.tensor(value, dtype=torch.float32)
+    return state
+
+
+def published_state(network: torch.nn.Module, prefix: str = "module.") -> dict[str, torch.Tensor]:
+    """Return a network's weights under the names that NVlabs's code saves."""
+    state, ours = {}, network.state_dict()
+    entries = _generator_entries(network) if isinstance(network, Generator) else _discriminator_entries(network)
+    for here, there, transpose in entries:
+        for name, value in zip(there, ours[here].chunk(len(there)), strict=True):
+            state[prefix + name] = value[:, :, 0, 0].t() if transpose else value
     return state
 
 

@@ -12,9 +12,8 @@ import train_ddgan
 from comparison.cli import UserError
 from ddgan.checkpoints import generator_from_nvlabs, load_generator, make_generator
 from ddgan.layers import ROOT_HALF, Attention, FirDown, FirUp, NearestUp, ResidualBlock
-from ddgan.nvlabs import _generator_entries
 from ddgan.options import check_architecture, defaults
-from helpers_ddgan import make_images
+from helpers_ddgan import make_images, published_state
 
 SMALL = {"num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "nz": 4, "z_emb_dim": 8, "n_mlp": 1}
 SMALL["image_size"] = 16
@@ -40,15 +39,6 @@ def some_inputs(n=2):
     generator = torch.Generator().manual_seed(1)
     x, z = torch.randn(n, 3, 16, 16, generator=generator), torch.randn(n, 4, generator=generator)
     return x, torch.arange(n) % 2, z
-
-
-def published_state(generator, prefix="module."):
-    """Return a generator's weights as NVlabs's code would save them."""
-    state, ours = {}, generator.state_dict()
-    for here, there, transpose in _generator_entries(generator):
-        for name, value in zip(there, ours[here].chunk(len(there)), strict=True):
-            state[prefix + name] = value[:, :, 0, 0].t() if transpose else value
-    return state
 
 
 @pytest.mark.parametrize("fir", [True, False], ids=["fir", "plain"])

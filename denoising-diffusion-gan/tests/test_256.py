@@ -1,0 +1,112 @@
+"""The 256-pixel configuration of LSUN church and CelebA-HQ, and the large discriminator, at a size for tests."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+import test_ddgan as sampling
+import torch
+import train_ddgan
+from comparison.cli import UserError
+from ddgan.checkpoints import discriminator_from_nvlabs, make_generator, seeded_networks
+from ddgan.discriminator import Discriminator
+from ddgan.losses import r1_penalty
+from ddgan.options import check_architecture, defaults, discriminator_size
+from helpers_ddgan import FOLDER, make_images, published_state
+
+COMMANDS = re.findall(
+    r"^python3.*--image_size 256.*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+NAMES = ("num_timesteps", "batch_size", "num_epoch", "ema_decay", "r1_gamma", "lr_g")
+RECIPES = {"lsun": (4, 8, 500, 0.999, 1.0, 1.6e-4), "celeba_256": (2, 4, 800, 0.9999, 2.0, 2e-4)}
+CPU = ["--device", "cpu", "--precision", "float32", "--threads", "1"]
+NARROW = ["--num_channels_dae", "8", "--ch_mult", "1", "1", "2", "2", "4", "4", "--num_res_blocks", "1"]
+NARROW += ["--nz", "8", "--z_emb_dim", "8", "--n_mlp", "1"]
+
+
+def commands(script):
+    return [shlex.split(line.split(" > ")[0]) for line in COMMANDS if script in line]
+
+
+@pytest.mark.parametrize("dataset", RECIPES)
+def test_readme_has_the_published_recipe_and_it_builds_the_published_networks(dataset):
+    (words,) = [words for words in commands("train_ddgan.py") if dataset in words]
+    args = train_ddgan.parse_args(words[words.index("--dataset") :])
+    assert tuple(getattr(args, name) for name in NAMES) == RECIPES[dataset]
+    assert (args.lr_d, args.lazy_reg, args.use_ema, args.no_lr_decay) == (1e-4, 10, True, False)
+    check_architecture(vars(args))
+    size = discriminator_size(args.discriminator, args.image_size)
+    with torch.device("meta"):
+        generator = make_generator(vars(args))
+        discriminator = Discriminator(size, args.num_channels, args.ngf, args.t_emb_dim)
+    counts = [sum(p.numel() for p in network.parameters()) for network in (generator, discriminator)]
+    assert counts == [39_726_979, 27_737_217]
+
+
+def test_large_discriminator_is_taken_from_128_pixels_and_refused_below_64():
+    assert [discriminator_size("auto", pixels) for pixels in (32, 64, 128, 256)] == ["small", "small", "large", "large"]
+    with pytest.raises(UserError, match="--discriminator large"):
+        check_architecture({**defaults(), "discriminator": "large"})
+
+
+@pytest.mark.parametrize(("pixels", "size"), [(64, "large"), (128, "large"), (256, "large"), (64, "small")])
+def test_discriminators_take_sizes_they_were_not_made_for(pixels, size):
+    torch.manual_seed(0)
+    discriminator = Discriminator(size, ngf=2, t_emb_dim=8)
+    x_t, x_t_plus_1 = torch.randn(2, 4, 3, pixels, pixels).unbind(0)
+    logits = discriminator(x_t, torch.arange(4), x_t_plus_1)
+    assert logits.shape == (4, 1)
+    assert logits.isfinite().all()
+
+
+def test_penalty_of_the_large_discriminator_reaches_its_first_and_last_weights():
+    discriminator = Discriminator("large", ngf=2, t_emb_dim=8)
+    for p in discriminator.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x_t, x_t_plus_1 = torch.randn(2, 4, 3, 64, 64).unbind(0)
+    x_t.requires_grad_()
+    r1_penalty(discriminator(x_t, torch.arange(4), x_t_plus_1), x_t).backward()
+    for layer in (discriminator.conv_in, discriminator.blocks[5].conv_out, discriminator.head):
+        assert layer.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("pixels", "discriminator"), [("64", "large"), ("128", "auto")])
+def test_two_updates_and_samples_with_the_large_discriminator(pixels, discriminator, tmp_path):
+    network = ["--image_size", pixels, *NARROW, "--num_timesteps", "2", "--exp", f"{tmp_path}/run/", *CPU]
+    training = ["--dataset", str(make_images(tmp_path / "pictures", 8)), "--discriminator", discriminator, "--ngf", "2"]
+    training += ["--batch_size", "4", "--num_epoch", "1", "--use_ema", "--r1_gamma", "1", "--lazy_reg", "2"]
+    assert train_ddgan.main(train_ddgan.parse_args([*network, *training, "--t_emb_dim", "8", "--lr_g", "0.01"])) == 0
+    assert "2 updates" in (tmp_path / "run" / "log.txt").read_text()
+    assert sampling.main(sampling.parse_args([*network, "--num_samples", "3"])) == 0
+    images = np.load(tmp_path / "run" / "samples.npz")["arr_0"]
+    assert images.shape == (3, int(pixels), int(pixels), 3)
+    assert images.std() > 0
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_published_file_of_a_256_pixel_shape_is_sampled(prefix, tmp_path):
+    config = {**defaults(), "image_size": 64, "num_channels_dae": 8, "ch_mult": [1, 1, 2, 2, 4, 4], "num_res_blocks": 1}
+    config |= {"nz": 8, "z_emb_dim": 8, "n_mlp": 1, "num_timesteps": 2}
+    torch.manual_seed(0)
+    generator = make_generator(config).eval()
+    for p in generator.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    torch.save(published_state(generator, prefix), tmp_path / "netG_1200.pth")
+    common = ["--exp", f"{tmp_path}/", "--epoch_id", "1200", *NARROW, "--image_size", "64", *CPU, "--num_samples", "2"]
+    assert sampling.main(sampling.parse_args([*common, "--num_timesteps", "2"])) == 0
+    images = np.load(tmp_path / "samples.npz")["arr_0"]
+    assert images.shape == (2, 64, 64, 3)
+    assert images.std() > 0
+    with pytest.raises(UserError, match="do not fit the flags"):
+        sampling.main(sampling.parse_args([*common, "--ch_mult", "1", "1", "2", "2", "4", "2"]))
+    with pytest.raises(UserError, match="published weights know no classes"):
+        sampling.main(sampling.parse_args([*common, "--class_cond"]))
+
+
+def test_published_large_discriminator_loads_with_and_without_module():
+    _, discriminator = seeded_networks({**defaults(), "ngf": 2, "t_emb_dim": 8, "ch_mult": [1]}, "large", 0)
+    config = {"cls": "Discriminator_large", "nc": 6, "ngf": 2, "t_emb_dim": 8}
+    for prefix in ("module.", ""):
+        loaded = discriminator_from_nvlabs(published_state(discriminator, prefix), config).state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in discriminator.state_dict().items())
