@@ -1,0 +1,380 @@
+"""What a search leaves behind: study.json, and from it README.md, trials.csv, best_flags.txt and two pictures."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comparison import studies, study_pages, tables
+from comparison.runs import read_config, read_json, write_json, write_text
+from comparison.study_pages import join
+from comparison.tradeoffs import QUALITY
+
+from ddgan.options import MODEL
+from ddgan.tuning import PRUNING_FROM, STARTUP_TRIALS, locked
+from ddgan.tuning_trials import replace_flags
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from ddgan.tuning import Search
+    from ddgan.tuning_trials import Bench
+
+STUDY = "ddgan-tuning"  # what study.json says it is, whatever the folder's name
+SHOWN = 10  # trials in the page's table
+FEWEST = 8  # finished trials, below which no importance is told
+Study = dict[str, Any]
+Row = Mapping[str, Any]
+
+
+def write_study(
+    study: "Search", bench: "Bench", options: Mapping[str, Any], confirmed: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write study.json and everything that is made from it."""
+    done = [trial for trial in study.trials() if trial.state.is_finished() and not study.is_interrupted(trial)]
+    config = study.folder / "trials" / done[0].user_attrs["folder"] / "config.json"
+    found = {
+        "schema": studies.SCHEMA,
+        "study": STUDY,
+        "options": dict(options),
+        "space": [
+            {"name": k.name, "low": k.low, "high": k.high, "default": study.default[k.name]} for k in study.space
+        ],
+        "scoring": bench.scorer.describe(),
+        "floor": bench.scorer.floor(),
+        "training": studies.training_facts(read_config(config)),
+        "trials": [_row(trial, place) for place, trial in enumerate(sorted(done, key=lambda t: t.number))],
+        "importance": {"final": importance(study, None), "first": importance(study, options["rungs"][0])},
+        "confirm": list(confirmed),
+    }
+    with locked(study.locks / "page"):
+        write_json(study.folder / "study.json", found)
+        rewrite_pages(study.folder)
+
+
+def _row(trial: "FrozenTrial", place: int) -> dict[str, Any]:
+    """Return what study.json says of a finished trial."""
+    facts, states = trial.user_attrs, {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
+    row = {"number": place, "state": "diverged" if facts.get("diverged") else states[trial.state.name]}
+    scores = [{"images": int(images), **entry} for images, entry in facts.get("scores", {}).items()]
+    return {**row, "default": bool(facts.get("default")), "values": facts["values"], "scores": scores}
+
+
+def importance(study: "Search", images: int | None) -> dict[str, float]:
+    """Return each flag's share in whether a trial is among the best tenth; PED-ANOVA (Watanabe et al. 2023).
+
+    Args:
+        study: of the trials.
+        images: of the rung whose distance counts, also of trials that ended there; None for finished trials only.
+
+    Returns:
+        Flag -> share, empty where too few trials tell.
+    """
+    import optuna
+
+    trials = [trial for trial in study.trials() if images is None or images in trial.intermediate_values]
+    trials = [trial for trial in trials if images is not None or trial.state.name == "COMPLETE"]
+    if len(trials) < FEWEST:
+        return {}
+    copy = optuna.create_study(direction="minimize")
+    for trial in trials:
+        value = trial.value if images is None else trial.intermediate_values[images]
+        copy.add_trial(optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(copy, evaluator=evaluator)
+    names = {knob.parameter: knob.name for knob in study.space}
+    return {names[name]: round(float(share), 4) for name, share in found.items()}
+
+
+def rewrite_pages(folder: Path) -> None:
+    """Write README.md, the pictures, trials.csv and best_flags.txt of the study.json in `folder`.
+
+    Raises:
+        UserError: it is missing, or of another study or schema.
+    """
+    study_pages.rewrite(folder, STUDY, page, draw_pictures)
+    study = read_json(folder / "study.json")
+    write_text(folder / "trials.csv", table_of_trials(study))
+    if best := winner(study):
+        write_text(folder / "best_flags.txt", flag_line(study, best) + "\n")
+
+
+def winner(study: Study) -> Row | None:
+    """Return the finished trial of the least distance; the base flags count as well."""
+    done = [row for row in study["trials"] if row["state"] == "finished"]
+    return min(done, key=lambda row: row["scores"][-1]["value"], default=None)
+
+
+def base_row(study: Study) -> Row | None:
+    """Return the finished trial of the base flags."""
+    return next((row for row in study["trials"] if row["default"] and row["state"] == "finished"), None)
+
+
+def flag_line(study: Study, row: Row) -> str:
+    """Return the flags of a trial as train_ddgan.py takes them."""
+    values = {} if row["default"] else row["values"]
+    return " ".join(
+        [*replace_flags(study["options"]["base"], values), "--max_images", str(study["options"]["max_images"])]
+    )
+
+
+def table_of_trials(study: Study) -> str:
+    """Return trials.csv: a row per trial, a column per flag searched and per rung."""
+    names, rungs = [knob["name"] for knob in study["space"]], study["options"]["rungs"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    distances = [f"frechet_distance_at_{images}" for images in rungs]
+    writer.writerow(["trial", "state", *names, *distances, "images_seen", "seconds"])
+    for row in study["trials"]:
+        found = {score["images"]: score["value"] for score in row["scores"]}
+        last = row["scores"][-1] if row["scores"] else {}
+        cells = [row["values"][name] for name in names] + [found.get(images, "") for images in rungs]
+        writer.writerow([row["number"], row["state"], *cells, last.get("images_seen", ""), last.get("seconds", "")])
+    return text.getvalue()
+
+
+def spread(study: Study, role: str) -> dict[str, Any] | None:
+    """Return mean, standard deviation and number of the trainings of a role in the confirmation, and how many diverged.
+
+    None where there are none.
+    """
+    mine = [entry for entry in study["confirm"] if entry["role"] == role]
+    values = [entry["value"] for entry in mine if entry["value"] is not None]
+    if not mine:
+        return None
+    mean = sum(values) / len(values) if values else math.nan
+    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else math.nan
+    return {"values": values, "mean": mean, "deviation": math.sqrt(variance), "diverged": len(mine) - len(values)}
+
+
+def gain(study: Study) -> tuple[float, float] | None:
+    """Return by how much the winner's mean distance is below that of the base flags, and the half 95% interval of that.
+
+    Student's t for two samples with equal variances. None where there are not two trainings of each that did not
+    diverge.
+    """
+    default, best = spread(study, "default"), spread(study, "winner")
+    if not default or not best or min(len(default["values"]), len(best["values"])) < 2:
+        return None
+    n, m = len(default["values"]), len(best["values"])
+    variance = ((n - 1) * default["deviation"] ** 2 + (m - 1) * best["deviation"] ** 2) / (n + m - 2)
+    quantile = studies.STUDENT[min(n + m - 2, len(studies.STUDENT)) - 1]
+    return default["mean"] - best["mean"], quantile * math.sqrt(variance * (1 / n + 1 / m))
+
+
+def sentences(study: Study) -> list[str]:
+    """Return what the numbers say."""
+    said = [_course(study)]
+    best, base = winner(study), base_row(study)
+    if best is None:
+        return [*said, "No trial finished."]
+    told = tables.metric(QUALITY, best["scores"][-1])
+    if best["default"]:
+        return [*said, f"No trial is better than the base flags ({told}).", *_importance_sentence(study)]
+    before = f", the base flags' {tables.metric(QUALITY, base['scores'][-1])}" if base else "; the base flags failed"
+    said.append(
+        f"Best in the search: trial {best['number']} ({told}{before}), as the best of many a chosen number, and one "
+        "seed each; the intervals are of another draw from the same training."
+    )
+    return [*said, *_confirmation(study), *_importance_sentence(study)]
+
+
+def _course(study: Study) -> str:
+    rows, rungs = study["trials"], study["options"]["rungs"]
+    states = {
+        state: sum(row["state"] == state for row in rows) for state in ("finished", "pruned", "diverged", "failed")
+    }
+    last = [row["scores"][-1]["images"] for row in rows if row["state"] == "pruned"]
+    ended = [f"{last.count(images)} at {images:,} images" for images in rungs[:-1]]
+    pruned = f"{states['pruned']} pruned ({tables.listed(ended)})" if states["pruned"] else "none pruned"
+    rest = [f"{states[state]} {state}" for state in ("diverged", "failed") if states[state]]
+    seconds = sum(row["scores"][-1]["seconds"] for row in rows if row["scores"])
+    parts = tables.listed([f"{states['finished']} finished", pruned, *rest])
+    return f"{len(rows)} trials: {parts}; {tables.seconds(seconds)} of training."
+
+
+def _confirmation(study: Study) -> list[str]:
+    default, best, found = spread(study, "default"), spread(study, "winner"), gain(study)
+    if not default or not best:
+        return ["The winner was not trained with other seeds: whether it helps is not known."]
+    told = []
+    for role, name in ((best, "winner"), (default, "base flags")):
+        diverged = f", {role['diverged']} diverged" if role["diverged"] else ""
+        told.append(f"{name} {_mean(role)} over {len(role['values'])} seeds{diverged}")
+    line = f"With other seeds than the search's: {tables.listed(told)} (mean ± standard deviation)."
+    if found is None:
+        return [line]
+    difference, half = found
+    change = f"{tables.with_error(difference, half)} less than the base flags, 95% interval by Student's t"
+    if difference > half:
+        return [line, f"**The winner helps**: {change}."]
+    if difference < -half:
+        return [line, f"**The winner is worse than the base flags**: {change}."]
+    return [line, f"**Whether the winner helps is not shown**: {change}, which holds 0."]
+
+
+def _mean(role: Row) -> str:
+    return tables.with_error(role["mean"], role["deviation"]) if len(role["values"]) > 1 else tables.plain(role["mean"])
+
+
+def _importance_sentence(study: Study) -> list[str]:
+    first = study["importance"]["first"]
+    if not first:
+        return ["Too few trials to say which flag matters."]
+    leading = [f"{name} ({100 * share:.0f}%)" for name, share in list(first.items())[:3]]
+    rung = study["options"]["rungs"][0]
+    return [
+        f"Which flags tell the best tenth of the trials from the rest, by the distance at {rung:,} images: "
+        f"{tables.listed(leading)} first."
+    ]
+
+
+def page(study: Study) -> str:
+    """Return README.md."""
+    options, facts = study["options"], study["training"]
+    score = study["scoring"]
+    return join(
+        "# Study: tuning DDGAN",
+        "Which training flags give DDGAN the least Frechet distance at a fixed number of training images seen?",
+        f"{options['max_images']:,} images of {score['reference']['name']} at {score['image_size']} pixels per full "
+        f"trial; {_plan(study)} The base flags are the first trial. {study_pages.machine([{'training': facts}])}",
+        f"{score['n']} images of each trial are scored against as many training images "
+        f"({score['reference']['fingerprint']}) in features of the {score['extractor']['name']}: relative within this "
+        f"page, not comparable with published figures. Real images get {tables.metric(QUALITY, study['floor'])}.",
+        "## What the numbers say",
+        sentences(study),
+        "![Distance of each trial](history.png)",
+        "## Best trials",
+        _best_table(study),
+        *_confirmation_table(study),
+        "![Importance of the flags](importance.png)" if any(study["importance"].values()) else None,
+        "## Use",
+        _use(study),
+        "## What it does not say",
+        [
+            f"anything of other networks, data or budgets: {options['max_images']:,} images are a short training, and "
+            "what learns fastest at first need not end best;",
+            "which flag matters alone: the sampler tries good regions more often, so the importance is of this search;",
+            f"that the values are exact: one seed per trial, and trials are ended early by a noisy number of "
+            f"{score['n']} images.",
+        ],
+        "`trials.csv` has every trial. The command at the top of `tune_ddgan.py` repeats the search.",
+    )
+
+
+def _plan(study: Study) -> str:
+    rungs = study["options"]["rungs"]
+    space = [f"`{k['name']}` {tables.plain(k['low'], 4)} to {tables.plain(k['high'], 4)}" for k in study["space"]]
+    pruning = "no trial is ended early"
+    if rungs[:-1]:
+        pruning = (
+            f"a trial that after {' or '.join(f'{r:,}' for r in rungs[:-1])} images is worse than the median of the "
+            f"finished ones ends there, once {PRUNING_FROM} have finished"
+        )
+    return (
+        f"searched on logarithmic scales: {tables.listed(space)}. TPE sampler, the first {STARTUP_TRIALS} trials at "
+        f"random; {pruning}."
+    )
+
+
+def _best_table(study: Study) -> str:
+    names = [knob["name"] for knob in study["space"]]
+    done = sorted((r for r in study["trials"] if r["state"] == "finished"), key=lambda r: r["scores"][-1]["value"])
+    rows = done[:SHOWN] + [row for row in done[SHOWN:] if row["default"]]
+    cells = [
+        [
+            f"{row['number']} (base flags)" if row["default"] else str(row["number"]),
+            *(f"{row['values'][name]:.6g}" for name in names),
+            tables.metric(QUALITY, row["scores"][-1]),
+        ]
+        for row in rows
+    ]
+    return tables.markdown_table(["trial", *names, "Frechet"], cells)
+
+
+def _confirmation_table(study: Study) -> list[str]:
+    if not study["confirm"]:
+        return []
+    seeds = sorted({entry["seed"] for entry in study["confirm"]})
+    cells = []
+    for role, name in (("default", "base flags"), ("winner", "winner")):
+        mine = {entry["seed"]: entry for entry in study["confirm"] if entry["role"] == role}
+        told = ["diverged" if mine[seed]["value"] is None else tables.plain(mine[seed]["value"], 4) for seed in seeds]
+        cells.append([name, *told, _mean(spread(study, role) or {})])
+    head = ["", *(f"seed {seed}" for seed in seeds), "mean ± standard deviation"]
+    return ["## Winner and base flags, other seeds", tables.markdown_table(head, cells)]
+
+
+def _use(study: Study) -> str:
+    if not (best := winner(study)):
+        return "No trial finished, so there is nothing to use."
+    return f"`best_flags.txt`, for `train_ddgan.py`:\n\n```\n{flag_line(study, best)}\n```"
+
+
+def draw_pictures(study: Study, out: Path) -> None:
+    """Draw history.png, and importance.png where there is any."""
+    draw_history(study, out / "history.png")
+    if any(study["importance"].values()):
+        draw_importance(study, out / "importance.png")
+
+
+def draw_history(study: Study, path: Path) -> None:
+    """Draw the distance of each trial, the best so far, and that of the base flags."""
+    from comparison.plots import COLOURS, CONTROL, DPI, INK, save, tidy
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    looks = {"finished": ("o", COLOURS[MODEL]), "pruned": ("x", CONTROL), "failed": ("^", INK), "diverged": ("^", INK)}
+    best, line = math.inf, []
+    for state, (marker, colour) in looks.items():
+        mine = [row for row in study["trials"] if row["state"] == state and row["scores"]]
+        heights = [row["scores"][-1]["value"] for row in mine]
+        label = "pruned (its last distance)" if state == "pruned" else state
+        if mine:
+            axes.scatter([r["number"] for r in mine], heights, marker=marker, color=colour, label=label, s=32, zorder=3)
+    for row in study["trials"]:
+        if row["state"] == "finished":
+            best = min(best, row["scores"][-1]["value"])
+        line.append(best)
+    axes.step(range(len(line)), line, where="post", color=COLOURS[MODEL], linewidth=1.4, label="best so far")
+    if base := base_row(study):
+        height = base["scores"][-1]["value"]
+        axes.axhline(height, color=INK, linestyle="--", linewidth=1, label="base flags")
+    axes.yaxis.set_major_formatter(lambda value, _: tables.plain(value))
+    study_pages._name_minor(axes.yaxis)
+    axes.set_xlabel("trial")
+    axes.set_ylabel("Frechet distance\n(log, lower is better)")
+    axes.legend(frameon=False, fontsize=8.5)
+    tidy(axes)
+    save(figure, path)
+
+
+def draw_importance(study: Study, path: Path) -> None:
+    """Draw the share of each flag, by the final distance and by that of the first rung."""
+    from comparison.plots import COLOURS, CONTROL, DPI, save, tidy
+    from matplotlib.figure import Figure
+
+    rung = study["options"]["rungs"][0]
+    groups = [
+        ("first", f"all trials, distance at {rung:,} images", COLOURS[MODEL]),
+        ("final", "finished trials, final distance", CONTROL),
+    ]
+    groups = [group for group in groups if study["importance"][group[0]]]
+    names = list(study["importance"][groups[0][0]])
+    figure = Figure(figsize=(6.4, 0.42 * len(names) + 1.3), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.76 / len(groups)
+    for turn, (key, label, colour) in enumerate(groups):
+        found = study["importance"][key]
+        places = [i + (turn - (len(groups) - 1) / 2) * height for i in range(len(names))]
+        axes.barh(places, [found.get(name, 0) for name in names], height=height, color=colour, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("importance (PED-ANOVA, share)")
+    axes.legend(frameon=False, fontsize=8.5)
+    tidy(axes, "x")
+    save(figure, path)
