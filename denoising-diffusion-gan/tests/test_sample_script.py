@@ -31,6 +31,7 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sampling")
     pictures = make_images(folder / "pictures")
     flags = ["--dataset", str(pictures), "--exp", f"{folder}/run/", *TINY_NETWORK, *TINY_TRAINING, "--num_epoch", "2"]
+    flags += ["--lr_g", "0.01"]  # so that a few updates move the images
     assert train_ddgan.main(train_ddgan.parse_args(flags)) == 0
     return folder / "run"
 
@@ -64,6 +65,12 @@ def test_images_do_not_depend_on_the_batch_size(run_folder):
 def test_seeds_give_other_images(run_folder):
     first, second = (draw(run_folder, "--num_samples", "8", "--seed", seed) for seed in ("1", "2"))
     assert (first != second).any(axis=(1, 2, 3)).all()
+
+
+def test_grid_of_the_training_shows_what_the_script_draws_from_the_average(run_folder):
+    draw(run_folder, "--num_samples", "64", "--seed", "0", "--epoch_id", "2")  # the seed of the training
+    drawn, grid = (np.asarray(Image.open(run_folder / name)).astype(int) for name in ("samples.png", "grid.png"))
+    assert (abs(drawn - grid) <= 1).mean() >= 0.999
 
 
 def test_pngs_equal_the_archive(run_folder, tmp_path):
