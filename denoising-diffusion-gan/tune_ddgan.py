@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--trials", type=cli.positive_int, default=40, help="of all workers together; more continue a finished study")
     add("--workers", type=cli.positive_int, default=1, metavar="K", help="processes that this command starts")
     add(
-        "--max_images", type=cli.positive_int, default=4800, help="training images of a full trial, repetitions counted"
+        "--max_images", type=cli.positive_int, default=6000, help="training images of a full trial, repetitions counted"
     )
     add(
         "--rungs", type=share, nargs="*", default=[0.25, 0.5], metavar="SHARE",

@@ -220,8 +220,9 @@ def confirm(study: "Search", bench: Bench, seeds: Sequence[int], images: int, *,
     """Train the winner and the base flags with other seeds; several workers share the trainings.
 
     Returns:
-        Nothing where no trial is better than the base flags, else dictionaries with role ("winner" or "default"), seed, and the entry's value, interval and n; the value is None,
-        and a reason is there, where the training diverged.
+        Nothing where no trial is better than the base flags, else a dictionary per training with role ("winner" or
+        "default"), seed, and the entry's value, interval and n; the value is None, and a reason is there, where the
+        training diverged.
     """
     best = study.best()
     if best is None or best.user_attrs.get("default"):

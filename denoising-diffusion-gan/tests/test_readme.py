@@ -8,10 +8,16 @@ import loss_graph
 import pytest
 import test_ddgan as sampling
 import train_ddgan
+import tune_ddgan
 from comparison import cli
 from helpers_ddgan import FOLDER
 
-SCRIPTS = {"train_ddgan.py": train_ddgan, "test_ddgan.py": sampling, "loss_graph.py": loss_graph}
+SCRIPTS = {
+    "train_ddgan.py": train_ddgan,
+    "test_ddgan.py": sampling,
+    "loss_graph.py": loss_graph,
+    "tune_ddgan.py": tune_ddgan,
+}
 BLOCKS = re.findall(r"```bash\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
