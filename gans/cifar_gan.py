@@ -1,12 +1,15 @@
 """Train DCGAN on a set of images, then sample it.
 
     python -u gans/cifar_gan.py > gans/out/train_test.log
+    python -u gans/cifar_gan.py --preset dcgan-plus --image_size 32
 
-The same command continues a run that was interrupted. Into the run folder go config.json, progress.csv, log.txt,
-checkpoint_<step>.pt, grid_<step>.png (the first 64 samples while training goes on), loss.png, and at the end
-samples.npz, samples.png and sampling.json.
+The same command continues a run that was interrupted. Into the run folder go config.json, progress.csv, scores.csv,
+log.txt, checkpoint_<step>.pt, grid_<step>.png (the first 64 samples while training goes on), loss.png, diagnosis.png,
+and at the end samples.npz, samples.png and sampling.json.
 
-Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional GANs".
+Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional GANs". The preset
+dcgan-plus: spectral norm of Miyato et al. 2018, hinge loss of Lim & Ye 2017, moving average of Yazici et al. 2019,
+DiffAugment of Zhao et al. 2020.
 """
 
 import argparse
@@ -15,69 +18,26 @@ from pathlib import Path
 from comparison import cli
 from comparison.budget import Budget, Clock, StopSignal
 from comparison.runs import Run, newest
-from comparison.sources import KINDS, check_source, source_name
-from gan.files import CHECKPOINTS, MODEL, is_drawn
+from comparison.sources import check_source, source_name
+from gan import options as gan_options
+from gan.files import CHECKPOINTS, MODEL, is_drawn, sampled_checkpoint
 
 INTERRUPTED = 130
 
 
-def power_of_two(text: str) -> int:
-    """Read --image_size, an argparse type."""
-    size = cli.positive_int(text)
-    if size < 16 or size & (size - 1):
-        raise argparse.ArgumentTypeError(f"must be a power of two of at least 16, not {text}")
-    return size
-
-
-def decay(text: str) -> float:
-    """Read a decay in [0, 1), an argparse type."""
-    value = cli.fraction(text)
-    if value == 1:
-        raise argparse.ArgumentTypeError("must be below 1, or nothing ever moves")
-    return value
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the defaults are the documented run."""
-    parser = cli.make_parser(__doc__)
-    add = parser.add_argument
-    add("--data", default="cifar10", help=KINDS)
-    add("--run_dir", type=Path, help="folder of the run, results/runs/gans/<data>-<image_size> unless given")
-    add("--image_size", type=power_of_two, default=64, help="pixels, a power of two of at least 16")
-    add("--nc", type=int, choices=[1, 3], default=3, help="colour channels; 1 trains on grey images")
-    add("--nz", type=cli.positive_int, default=100, help="length of the noise vector")
-    add("--ngf", type=cli.positive_int, default=64, help="channels of the generator's finest stage")
-    add("--ndf", type=cli.positive_int, default=64, help="channels of the discriminator's finest stage")
-    add("--batch_size", type=cli.positive_int, default=128, help="images per update, of all processes together")
-    add("--num_epochs", type=cli.non_negative_int, default=50, help="passes over the data, unless a --max_... is set")
-    add("--g_lr", type=cli.positive_float, default=1.6e-4, help="Adam's learning rate of the generator")
-    add("--d_lr", type=cli.positive_float, default=1.25e-4, help="Adam's learning rate of the discriminator")
-    add("--beta1", type=decay, default=0.5, help="Adam's decay of the mean gradient")
-    smoothings = ["none", "one_sided", "two_sided"]
-    smoothing_help = "labels of real and fake images: 1 and 0, 0.9 and 0, or 0.9 and 0.1"
-    add("--label_smoothing", choices=smoothings, default="none", help=smoothing_help)
-    add("--flip", type=cli.str2bool, default=False, help="mirror each training image with probability 1/2")
-    add("--ema_decay", type=decay, default=0.0, help="of the generator's moving average, then sampled; 0 is off")
-    add("--ngpu", type=cli.positive_int, default=1, help="processes, each on its GPU, or on the CPU with --device cpu")
-    add("--log_interval", type=cli.positive_int, default=50, help="updates between rows of progress.csv")
-    add("--grid_every", type=cli.positive_int, default=5, help="epochs between grids, each with a checkpoint")
-    add("--num_samples", type=cli.non_negative_int, default=50_000, help="images drawn after training, 0 for none")
-    add("--sample_batch_size", type=cli.positive_int, default=128, help="images drawn at a time")
-    cli.add_run_options(parser)
-    args = parser.parse_args(argv)
-    if args.batch_size % args.ngpu:
-        parser.error(f"argument --batch_size: {args.batch_size} images do not divide among {args.ngpu} processes")
-    if not (args.num_epochs or args.max_steps or args.max_images or args.max_seconds):
-        parser.error("argument --num_epochs: 0 needs one of --max_steps, --max_images and --max_seconds")
-    return args
+    return gan_options.parse(__doc__, argv)
 
 
 def main(args: argparse.Namespace) -> int:
     """Train unless the run is finished, then sample unless the samples are there; return the exit status."""
     check_source(args.data, "--data")
-    folder = args.run_dir or cli.default_run_folder(MODEL, f"{source_name(args.data)}-{args.image_size}")
+    name = f"{source_name(args.data)}-{args.image_size}" + ("" if args.preset == "dcgan" else f"-{args.preset}")
+    folder = args.run_dir or cli.default_run_folder(MODEL, name)
     options = {name: value for name, value in vars(args).items() if name != "run_dir"}
-    run = Run.open(folder, options, model=MODEL, may_change=["num_epochs"], fresh=args.fresh)
+    implied = gan_options.PRESETS["dcgan"]  # what runs did that began before there were presets
+    run = Run.open(folder, options, model=MODEL, may_change=gan_options.MAY_CHANGE, implied=implied, fresh=args.fresh)
     reason = run.finished_reason(training_budget(args, run.config.get("steps_per_epoch", 0)))
     if reason:
         print(f"{folder}: training is finished ({reason}); a larger budget continues it, --fresh starts over")
@@ -97,6 +57,15 @@ def training_budget(args: argparse.Namespace, steps_per_epoch: int) -> Budget:
     return Budget(max_steps=args.num_epochs * steps_per_epoch)
 
 
+def share_left(budget: Budget, step: int, images_seen: int, wall_seconds: float) -> float:
+    """Return which part of the budget is left, in (0, 1]: of its steps or images or, where it has neither, seconds."""
+    done = [step / budget.max_steps] if budget.max_steps else []
+    done += [images_seen / budget.max_images] if budget.max_images else []
+    if not done and budget.max_seconds:
+        done = [wall_seconds / budget.max_seconds]
+    return 1 - min(1.0, max(done, default=0.0))
+
+
 def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     """Train until the budget ends, as one of args.ngpu processes, of which the first one writes.
 
@@ -106,8 +75,9 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     from comparison import rng
     from comparison.batches import BatchStream
     from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
-    from comparison.images import load_images
     from comparison.progress import bar
+    from gan.data import load_data
+    from gan.diagnosis import Probe, Scorer
     from gan.distributed import agree, local_device
     from gan.record import Recorder
     from gan.training import build_gan, to_channels
@@ -115,35 +85,48 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     set_threads(args.threads, args.ngpu)
     device = local_device(args.device, rank, args.ngpu)
     dtype = autocast_dtype(args.precision, device)
-    images = load_images(args.data, args.image_size)
+    images, held_out = load_data(args.data, args.image_size, args.limit, args.held_out, args.batch_size)
     known = run.config.get("data")
     if run.resumed and known and known != images.describe():
-        raise cli.UserError(f"{run.folder}: trained on other images: {known} there, {images.describe()} here")
+        raise cli.UserError(
+            f"{run.folder}: trained on other images: {known} there, {images.describe()} here; "
+            "--held_out 0 takes none of them away"
+        )
     stream = BatchStream(
         images, args.batch_size, args.seed, flip=args.flip, device=device, rank=rank, world_size=args.ngpu
     )
-    gan = build_gan(vars(args), device, dtype)
-    record = Recorder(run if rank == 0 else None, gan, vars(args), stream.steps_per_epoch)
+    gan = build_gan(vars(args), device, dtype, stream.rows)
+    probe = scorer = None
+    if rank == 0 and len(held_out):
+        probe = Probe(held_out, args.nc, args.seed, args.minibatch_stddev)
+    if rank == 0 and args.score_every and Scorer.is_possible(len(images), args.score_images):
+        scorer = Scorer(images, args.score_images, args.nc, args.seed, device, args.sample_batch_size)
+    record = Recorder(run if rank == 0 else None, gan, vars(args), stream.steps_per_epoch, probe, scorer)
     if run.resumed and (checkpoint := newest(run.folder, CHECKPOINTS)):
         record.restore(checkpoint)
     budget = training_budget(args, stream.steps_per_epoch)
     record.begin(
         f"until {budget.describe()}", data=images.describe(), steps_per_epoch=stream.steps_per_epoch,
         parameters=gan.count_parameters(), device=describe_device(device), precision=precision_name(dtype),
+        held_out=len(held_out),
     )  # fmt: skip
 
     clock = Clock(record.wall_seconds)
     steps = budget.total_steps(args.batch_size)
     with StopSignal() as stop, bar(steps, record.step, "train", "steps") as progress:
         while True:
-            wall_seconds, interrupted = agree([clock.seconds(), float(stop.requested)])
+            seconds = clock.seconds() - record.scoring_seconds if rank == 0 else 0.0  # the others wait for its scores
+            wall_seconds, interrupted = agree([seconds, float(stop.requested)])
             reason = budget.exhausted(record.step, record.images_seen, wall_seconds)
             if reason or interrupted:
                 break
             real, _ = stream.batch(record.step)
             z = rng.normal((args.batch_size, args.nz), args.seed, record.step, "z", device=device, rows=stream.rows)
-            losses = gan.train_step(to_channels(real, args.nc), z, record.step)
-            record.after_update(losses, args.batch_size, clock.seconds())
+            real = to_channels(real, args.nc)
+            if args.lr_decay == "linear":
+                gan.set_learning_rates(share_left(budget, record.step, record.images_seen, wall_seconds))
+            losses = gan.train_step(real, z, record.step)
+            record.after_update(losses, real, args.batch_size, clock.seconds() - record.scoring_seconds)
             progress.update()
     record.save()
     if not reason:
@@ -161,8 +144,8 @@ def train_in_processes(args: argparse.Namespace, run: Run) -> int:
 
 
 def sample(args: argparse.Namespace, folder: Path) -> None:
-    """Draw args.num_samples images from the folder's newest checkpoint, unless they are there."""
-    checkpoint, out = newest(folder, CHECKPOINTS), folder / "samples.npz"
+    """Draw args.num_samples images from the folder's best or newest checkpoint, unless they are there."""
+    checkpoint, out = sampled_checkpoint(folder), folder / "samples.npz"
     if checkpoint is None:
         raise cli.UserError(f"{folder}: no checkpoint to draw samples from; train anew with --fresh")
     options = {"num_samples": args.num_samples, "batch_size": args.sample_batch_size, "seed": args.seed}

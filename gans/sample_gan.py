@@ -12,15 +12,15 @@ import argparse
 from pathlib import Path
 
 from comparison import cli
-from comparison.runs import newest
-from gan.files import CHECKPOINTS, is_drawn
+from gan.files import is_drawn, sampled_checkpoint
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="a checkpoint_<step>.pt, or a run folder for its newest one")
+    checkpoint_help = "a checkpoint_<step>.pt, or a run folder for its best_<step>.pt or, without one, its newest"
+    add("--checkpoint", type=Path, required=True, help=checkpoint_help)
     add("--num_samples", type=cli.positive_int, default=50_000, help="images to draw")
     add("--batch_size", type=cli.positive_int, default=128, help="images drawn at a time")
     add("--seed", type=cli.non_negative_int, default=0, help="of the noise")
@@ -87,7 +87,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.exists():
         raise cli.UserError(f"--checkpoint {path}: no such file or run folder")
-    found = newest(path, CHECKPOINTS)
+    found = sampled_checkpoint(path)
     if found is None:
         raise cli.UserError(f"--checkpoint {path}: no checkpoint_<step>.pt in this folder")
     return found

@@ -89,9 +89,14 @@ def average_gradients(network: nn.Module) -> None:
 
 
 def average_buffers(network: nn.Module) -> None:
-    """Replace batch norm's running statistics by their mean over the processes, in one message."""
+    """Replace batch norm's running statistics by their mean over the processes, in one message.
+
+    The vectors of spectral norm stay as they are: they follow from the weights alone, so that every process has the
+    same ones, and a mean would only round them.
+    """
     if in_group():
-        _average([b for b in network.buffers() if b.is_floating_point()])
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
+        _average([b for norm in norms for b in norm.buffers() if b.is_floating_point()])
 
 
 def agree(values: list[float]) -> list[float]:

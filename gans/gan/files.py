@@ -3,15 +3,21 @@
 import hashlib
 from pathlib import Path
 
-from comparison.runs import agrees, read_json
+from comparison.runs import agrees, newest, read_json
 
 MODEL = "gans"  # the tag of this model's runs and checkpoints
 CHECKPOINTS = "checkpoint_*.pt"
+BEST = "best_*.pt"
 
 
 def checkpoint_name(step: int) -> str:
     """Name the checkpoint after `step` updates."""
     return f"checkpoint_{step:06d}.pt"
+
+
+def sampled_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of a run that is sampled: the best one where --keep_best kept it, else the newest."""
+    return newest(folder, BEST) or newest(folder, CHECKPOINTS)
 
 
 def checkpoint_hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Losses of the two players, on logits."""
+"""Losses of the two players, on logits, and the gradient penalty."""
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,52 @@ def bce_generator_loss(logits_fake: Tensor, label_smoothing: str = "none") -> Te
     """
     label_real, _ = _labels(label_smoothing)
     return _cross_entropy(logits_fake, label_real)
+
+
+def hinge_discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Compute the discriminator's hinge loss: real images should score above 1, generated ones below -1.
+
+    Lim & Ye 2017, "Geometric GAN", Eq. 18; Miyato et al. 2018, Eq. 16.
+
+    Args:
+        logits_real: (N,) scores of real images.
+        logits_fake: (M,) scores of generated images.
+
+    Returns:
+        () float32, summed over both halves; 2 for a discriminator that answers 0 to all.
+    """
+    return F.relu(1 - logits_real.float()).mean() + F.relu(1 + logits_fake.float()).mean()
+
+
+def hinge_generator_loss(logits_fake: Tensor) -> Tensor:
+    """Compute the generator's loss in the hinge game: the mean score of its images, negated.
+
+    Lim & Ye 2017, Eq. 19; Miyato et al. 2018, Eq. 17.
+
+    Args:
+        logits_fake: (N,) scores of generated images.
+
+    Returns:
+        () float32, unbounded.
+    """
+    return -logits_fake.float().mean()
+
+
+def r1_penalty(logits_real: Tensor, real: Tensor, gamma: float) -> Tensor:
+    """Compute the penalty on the discriminator's gradient at real images, gamma / 2 E ||grad D(x)||^2.
+
+    Mescheder et al. 2018, "Which training methods for GANs do actually converge?", Eq. 9.
+
+    Args:
+        logits_real: (N,) scores, computed from `real` with a graph.
+        real: (N, C, H, W), requires a gradient.
+        gamma: the weight.
+
+    Returns:
+        () float32 with a graph to the discriminator's weights.
+    """
+    (gradient,) = torch.autograd.grad(logits_real.float().sum(), real, create_graph=True)
+    return gamma / 2 * gradient.float().square().flatten(1).sum(1).mean()
 
 
 def _labels(label_smoothing: str) -> tuple[float, float]:

@@ -53,16 +53,16 @@ def generate(generator: Generator, noise: SampleNoise, dtype: torch.dtype | None
 
 @torch.inference_mode()
 def draw_in_eval_mode(
-    generator: Generator, count: int, seed: int, device: torch.device, dtype: torch.dtype | None
+    generator: Generator, indices: range, seed: int, device: torch.device, dtype: torch.dtype | None
 ) -> Tensor:
-    """Draw images 0 to count - 1 and leave the generator in the mode it was in.
+    """Draw images by their numbers and leave the generator in the mode it was in.
 
     Returns:
-        (count, 3, H, W) float32 in [-1, 1].
+        (N, 3, H, W) float32 in [-1, 1].
     """
     was_training = generator.training
     generator.eval()
-    images = make_draw(generator, seed, device, dtype)(range(count))
+    images = make_draw(generator, seed, device, dtype)(indices)
     generator.train(was_training)
     return images
 

@@ -112,7 +112,8 @@ def test_run_writes_what_it_promises(finished):
     rows = read_progress(finished / "progress.csv")
     assert [row["step"] for row in rows] == list(range(2, 101, 2))
     assert all(row["images_seen"] == 8 * row["step"] for row in rows)
-    assert list(rows[0])[3:] == ["loss_d", "loss_g", "d_real", "d_fake", "d_fake_after"]
+    columns = ["loss_d", "loss_g", "d_real", "d_fake", "d_fake_after", "grad_norm_d", "grad_norm_g"]
+    assert list(rows[0])[3:] == [*columns, "d_held_out", "gap"]
     config = json.loads((finished / "config.json").read_text())
     assert config["finished"]["steps"] == 100
     assert config["parameters"]["generator"] > 0

@@ -1,0 +1,49 @@
+"""diagnosis.png: what to look at while a GAN trains."""
+
+import os
+from pathlib import Path
+
+from comparison.curves import COLOURS, running_mean
+from comparison.runs import read_progress
+
+PANELS = {  # title -> columns of progress.csv or scores.csv
+    "discriminator, mean sigmoid": ("d_real", "d_fake", "d_held_out"),
+    "gap of the logits, training - held out": ("gap",),
+    "norm of the gradient": ("grad_norm_d", "grad_norm_g"),
+    "offline Frechet distance": ("frechet_distance",),
+    "coverage": ("coverage",),
+}
+
+
+def draw_diagnosis(folder: Path) -> None:
+    """Draw <folder>/diagnosis.png from progress.csv and scores.csv, against training images seen.
+
+    Panels without numbers are left out; nothing is drawn where none has any.
+    """
+    files = [folder / name for name in ("progress.csv", "scores.csv")]
+    rows = [row for path in files if path.is_file() for row in read_progress(path)]
+    panels = {title: [n for n in names if any(n in row for row in rows)] for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, colour in zip(names, COLOURS, strict=False):
+            points = [(row["images_seen"], row[name]) for row in rows if name in row]
+            x, y = zip(*points, strict=True)
+            width = max(1, len(y) // 25) if len(y) >= 50 else 1
+            axes.plot(x, running_mean(y, width), color=colour, marker="." if len(y) < 50 else None, label=name)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("training images seen", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        if "norm" in title:
+            axes.set_yscale("log")
+        if len(names) > 1:
+            axes.legend(frameon=False, fontsize=7)
+    temporary = folder / f".diagnosis.{os.getpid()}.png"
+    FigureCanvasAgg(figure).print_png(temporary)
+    os.replace(temporary, folder / "diagnosis.png")
