@@ -88,6 +88,8 @@ def run(lab: Lab, args: argparse.Namespace, chosen: Mapping[Cell, Sequence[str]]
         if not parts:
             print(f"{name}: none of its cells is among --cells")
             continue
+        if name == "overfitting":
+            parts = study_cells.by_share(parts)
         scores = study_runs.score(lab, parts, args)
         if name == "overfitting":
             study_runs.add_copies(lab, parts, args, total)

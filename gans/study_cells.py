@@ -6,6 +6,7 @@ Standard library only, so that a plan is printed at once.
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from comparison import studies
 from comparison.studies import Job
@@ -70,10 +71,7 @@ class Cell:
     @property
     def label(self) -> str:
         """Name it in tables."""
-        words = [LABELS[self.variant]]
-        if self.percent != 100 or not self.augment:
-            words.append(f"{self.percent}%")
-        return ", ".join([*words, *([] if self.augment else ["no DiffAugment"])])
+        return LABELS[self.variant]
 
     @property
     def what(self) -> str:
@@ -100,6 +98,13 @@ def all_cells(chosen: Sequence[str], seeds: int) -> dict[Cell, list[str]]:
         for cell in cells_of(study, seeds):
             found.setdefault(cell, []).append(study)
     return found
+
+
+def by_share(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the parts of study.json that are of last checkpoints, labelled by their share of the images."""
+    words = {True: "with DiffAugment", False: "without"}
+    last = [part for part in parts if not part["variant"].endswith("-best")]
+    return [{**part, "label": f"{part['percent']}% {words[part['augment']]}"} for part in last]
 
 
 def budget_flags(images: int | None, seconds: float) -> list[str]:

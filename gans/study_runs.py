@@ -14,6 +14,7 @@ from comparison.cli import UserError
 from comparison.runs import newest, read_progress
 from comparison.studies import Lab
 from comparison.tradeoffs import QUALITY
+from gan.files import BEST
 from study_cells import PERCENTS, PHOTOS, Cell
 
 BLOCKS = 5  # stretches of the end of a training whose means give an interval
@@ -43,7 +44,8 @@ def source_of(lab: Lab, cell: Cell) -> str:
 def run_cell(lab: Lab, cell: Cell, args: argparse.Namespace, total: int) -> list[Found]:
     """Train and draw one cell; return its part of study.json, `folder` that of the samples.
 
-    Where the training kept its best checkpoint beside the last one, that is drawn too, as a second part.
+    Where a training with the preset as it is kept its best checkpoint beside the last one, that is drawn too, as a
+    second part.
     """
     folder = lab.folder(cell.model, cell.name)
     budget = study_cells.budget_flags(args.images, args.seconds)
@@ -60,7 +62,7 @@ def run_cell(lab: Lab, cell: Cell, args: argparse.Namespace, total: int) -> list
         found["curve"] = score_curve(folder)
         found["along"] = along(found["curve"])
         found["gap"] = held_out_gap(folder)
-    best = newest(folder, "best_*.pt") if cell.model == "gans" else None
+    best = newest(folder, BEST) if cell.scored and cell.percent == 100 and cell.augment else None
     if best is None:
         return [found]
     place = folder / "settings" / "best"
@@ -119,11 +121,7 @@ def held_out_gap(run: Path) -> dict[str, Any] | None:
 
 
 def score(lab: Lab, cells: Sequence[Found], args: argparse.Namespace) -> Found:
-    """Score the sample sets of each source against it; return `scoring` and `floors` of study.json.
-
-    Raises:
-        UserError: a cell was trained on other images than its source has.
-    """
+    """Score the sample sets of each source against it; return `scoring` and `floors` of study.json."""
     found: Found = {"floors": {}, "scoring": {}}
     for source in dict.fromkeys(cell["source"] for cell in cells):
         mine = [cell for cell in cells if cell["source"] == source]

@@ -25,7 +25,8 @@ LIMITS = {
     "modes": "Covered modes depend on how many images are drawn, so that the share is of what as many real images "
     "cover. The budget is equal, the number of images seen is not, and neither are the networks.",
     "overfitting": "The gap is the mean logit of training images less that of held-out ones over the last half of the "
-    "training, its interval from five stretches of it: of one training, not between trainings. A sample stands "
+    "training, its interval from five stretches of it: of one training, not between trainings. The distance along the "
+    "way is to images that the training has. A sample stands "
     "`unusually near` a training image where it is less than half as far from it as that is from its nearest other.",
 }
 
@@ -49,7 +50,7 @@ def page(study: Mapping[str, Any]) -> str:
         scoring(study),
         "## Expected and found",
         claims(name, study, rows),
-        f"![{QUESTIONS[name]}]({name}.png)",
+        f"![The numbers below, drawn]({name}.png)",
         "## Numbers",
         *blocks,
         "## How far this goes",
@@ -102,7 +103,10 @@ def scoring(study: Mapping[str, Any]) -> str:
     """Say what the distances are and how far the intervals reach."""
     known = study["scoring"]
     count = next(iter(known.values()))["n"]
-    named = [f"{study_claims.said_of(s, f['reference']['name'])} ({f['extractor']['name']})" for s, f in known.items()]
+    seen: dict[str, list[str]] = {}
+    for source, facts in known.items():
+        seen.setdefault(facts["extractor"]["name"], []).append(study_claims.said_of(source, facts["reference"]["name"]))
+    named = [f"the {name} ({tables.listed(sources)})" for name, sources in seen.items()]
     text = (
         f"{count} images of each row are scored against as many training images, in features of "
         f"{tables.listed(named)}: relative within one table, not comparable with published figures. 95% intervals: "
@@ -159,5 +163,5 @@ def limits(name: str, study: Mapping[str, Any]) -> list[str]:
         f"Small networks after {budget}: far from published training lengths, where things may look different. What "
         "does not show here may show later.",
     ]
-    told = study_pages.unequal(study["cells"])
+    told = None if options["images"] else study_pages.unequal(study["cells"])
     return [*said, *([told] if told else [])]
