@@ -17,6 +17,7 @@ from comparison.tradeoffs import QUALITY
 from gan.files import BEST
 from study_cells import PERCENTS, PHOTOS, Cell
 
+LEAST_COVERAGE = 0.05  # a best coverage below it is not worth halving
 BLOCKS = 5  # stretches of the end of a training whose means give an interval
 LEAST_IMAGES = 64  # of the smallest share: a batch
 Found = dict[str, Any]
@@ -98,7 +99,7 @@ def along(curve: Sequence[Sequence[float]]) -> dict[str, Any]:
     steps = [abs(math.log(b / a)) for a, b in pairwise(late)]
     collapsed, best = None, 0.0
     for seen, _, coverage in curve:
-        if collapsed is None and coverage < best / 2:
+        if collapsed is None and best >= LEAST_COVERAGE and coverage < best / 2:
             collapsed = seen
         best = max(best, coverage)
     entries = {"worsened": distances[-1] / min(distances), "swing": math.exp(sum(steps) / len(steps))}
