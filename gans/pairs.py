@@ -21,10 +21,11 @@ def pairs(small: bool) -> list[Pair]:
     """Return the pairs of this folder, of tiny networks if `small`."""
     sizes = SMALL if small else FULL
     pixels = f"{sizes['image_size']} pixels"
-    facts: dict[str, dict[str, Any]] = {"training": {}, "sampling": {}}
+    facts: dict[str, dict[str, Any]] = {"training": {}, "sampling": {}, "reading": {}}
     if not small:
         facts["training"] = {"goals": {"bfloat16": 2.26, "float32": 1.25}, "reference_seconds": (2.09, 2.32)}
         facts["sampling"] = {"goals": {"bfloat16": 1.88, "float32": 1.11}, "reference_seconds": (0.09, 0.09)}
+        facts["reading"] = {"goals": {"bfloat16": 20, "float32": 20}}
     return [
         Pair(
             "training", f"both networks updated once, batch {sizes['batch_size']}, {pixels}",
@@ -37,7 +38,7 @@ def pairs(small: bool) -> list[Pair]:
         ),
         Pair(
             "reading", f"an epoch of {sizes['read']} pictures of 32 pixels as batches of {pixels}, two workers",
-            partial(build_reading, sizes), 1, "image", units=sizes["read"], counted=False,
+            partial(build_reading, sizes), 1, "image", units=sizes["read"], counted=False, **facts["reading"],
         ),
     ]  # fmt: skip
 

@@ -49,12 +49,12 @@ class BatchOrder:
 
     def normalise(self, images: Tensor, step: int, *, flip: bool) -> Tensor:
         """Map (n, 3, S, S) uint8, on any device, to float32 in [-1, 1]; `flip` mirrors each with probability 1/2."""
-        x = from_uint8(images)
         if not flip:
-            return x
-        flipped = rng.randint(2, (self.batch_size,), self.seed, step, "flip", rows=self.rows).bool()
-        flipped = flipped.to(x.device, non_blocking=True)
-        return torch.where(flipped[:, None, None, None], x.flip(-1), x)
+            return from_uint8(images)
+        flipped = rng.randint(2, (self.batch_size,), self.seed, step, "flip", rows=self.rows)
+        chosen = torch.arange(len(images)) + len(images) * flipped  # among the images and their mirror images
+        both = torch.cat([images, images.flip(-1)])
+        return from_uint8(both.index_select(0, chosen.to(images.device, non_blocking=True)))
 
 
 class BatchStream:
@@ -95,7 +95,7 @@ class BatchStream:
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Return the batch of update `step` (0, 1, ...): (n, 3, S, S) float32 in [-1, 1], (n,) int64 labels or None."""
         numbers = self.order.numbers(step).to(self.device, non_blocking=True)
-        x = self.order.normalise(self.images[numbers], step, flip=self.flip)
+        x = self.order.normalise(self.images.index_select(0, numbers), step, flip=self.flip)
         return x, None if self.labels is None else self.labels[numbers]
 
     def __enter__(self) -> "BatchStream":

@@ -46,7 +46,7 @@ class ImageSet:
 
     def pick(self, numbers: Tensor) -> Tensor:
         """Return (n, 3, S, S) uint8 images by their (n,) int64 numbers."""
-        return self.images[numbers]
+        return self.images.index_select(0, numbers)  # copies whole images; an index copies values
 
     def describe(self) -> dict[str, object]:
         """Return what config.json and reports say of the data."""
@@ -65,7 +65,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def from_uint8(images: Tensor) -> Tensor:
     """Map uint8 to float32 in [-1, 1]; `to_uint8` inverts it exactly."""
-    return images.float().div(127.5).sub(1)
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def fingerprint(images: Tensor) -> str:
