@@ -172,13 +172,14 @@ def sentences(study: Study) -> list[str]:
         return [*said, "No trial finished."]
     told = tables.metric(QUALITY, best["scores"][-1])
     if best["default"]:
-        return [*said, f"No trial is better than the base flags ({told}).", *_importance_sentence(study)]
+        told = f"No trial is better than the base flags ({told})."
+        return [*said, told, *_foresight(study), *_importance_sentence(study)]
     before = f", the base flags' {tables.metric(QUALITY, base['scores'][-1])}" if base else "; the base flags failed"
     said.append(
         f"Best in the search: trial {best['number']} ({told}{before}), as the best of many a chosen number, and one "
         "seed each; the intervals are of another draw from the same training."
     )
-    return [*said, *_confirmation(study), *_importance_sentence(study)]
+    return [*said, *_confirmation(study), *_foresight(study), *_importance_sentence(study)]
 
 
 def _course(study: Study) -> str:
@@ -193,6 +194,28 @@ def _course(study: Study) -> str:
     seconds = sum(row["scores"][-1]["seconds"] for row in rows if row["scores"])
     parts = tables.listed([f"{states['finished']} finished", pruned, *rest])
     return f"{len(rows)} trials: {parts}; {tables.seconds(seconds)} of training."
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two series of equal length, at least 2, without ties."""
+    ranks = [{value: rank for rank, value in enumerate(sorted(series))} for series in (first, second)]
+    squares = sum((ranks[0][a] - ranks[1][b]) ** 2 for a, b in zip(first, second, strict=True))
+    return 1 - 6 * squares / (len(first) * (len(first) ** 2 - 1))
+
+
+def _foresight(study: Study) -> list[str]:
+    """Say how well the rungs foretell the end."""
+    done = [[score["value"] for score in row["scores"]] for row in study["trials"] if row["state"] == "finished"]
+    if len(done) < FEWEST or len(done[0]) < 2:
+        return []
+    told = [
+        f"{rank_correlation([row[place] for row in done], [row[-1] for row in done]):.2f} at {images:,}"
+        for place, images in enumerate(study["options"]["rungs"][:-1])
+    ]
+    return [
+        f"Rank correlation (Spearman) of the distance at a rung with the final one, over the {len(done)} finished "
+        f"trials: {tables.listed(told)} images. The nearer to 0, the more of the pruning was chance."
+    ]
 
 
 def _confirmation(study: Study) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ddgan.tuning import Search
 
-SCORES = "scores.json"  # in a trial's run folder: images -> entry of the distance
+SCORES = "scores.json"  # in a trial's run folder: its values and seed, and scores: images -> entry of the distance
 LARGE = ("*.pth", "*.npz")
 Entry = dict[str, Any]
 
@@ -115,10 +115,9 @@ class Bench:
         Raises:
             DivergedError: values are not finite.
             KeyboardInterrupt: the training was asked to stop, and has saved its state.
-            UserError: the training fails, or its own flags end it earlier.
+            UserError: the training fails, its own flags end it earlier, or the folder holds other values.
         """
-        record = folder / SCORES
-        known = read_json(record) if record.is_file() else {}
+        known = read_scores(folder, values, seed)
         if str(images) in known:
             return known[str(images)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +131,7 @@ class Bench:
                 raise
         if not math.isfinite(entry["value"]):
             raise DivergedError("the distance of the samples is not finite")
-        write_json(record, {**known, str(images): entry})
+        write_scores(folder, values, seed, {**known, str(images): entry})
         return entry
 
     def _train(self, folder: Path, values: Mapping[str, float], seed: int, images: int) -> None:
@@ -157,6 +156,25 @@ class Bench:
         done = read_config(folder / "config.json")["finished"]
         entry = self.scorer(folder / "samples.npz")
         return {**entry, "images_seen": done["images_seen"], "seconds": done["wall_seconds"]}
+
+
+def read_scores(folder: Path, values: Mapping[str, float], seed: int) -> dict[str, Entry]:
+    """Return images -> entry of what a run folder has measured.
+
+    Raises:
+        UserError: with other values or another seed.
+    """
+    if not (folder / SCORES).is_file():
+        return {}
+    known = read_json(folder / SCORES)
+    if known.get("values") != dict(values) or known.get("seed") != seed:
+        raise UserError(f"{folder}: left by another search; delete {folder.parent}, or name another --study")
+    return known["scores"]
+
+
+def write_scores(folder: Path, values: Mapping[str, float], seed: int, scores: Mapping[str, Entry]) -> None:
+    """Write what `read_scores` returns."""
+    write_json(folder / SCORES, {"values": dict(values), "seed": seed, "scores": dict(scores)})
 
 
 def flag_words(values: Mapping[str, float]) -> list[str]:
@@ -246,19 +264,22 @@ def confirm(study: "Search", bench: Bench, seeds: Sequence[int], images: int, *,
     for job in rest:
         with locked(study.locks / job[3].name):  # another worker has it, or left it
             _confirm_one(bench, *job, images, keep)
-    return [{"role": job[0], "seed": job[1], **read_json(job[3] / SCORES)[str(images)]} for job in jobs]
+    return [
+        {"role": role, "seed": seed, **read_scores(folder, values, seed)[str(images)]}
+        for role, seed, values, folder in jobs
+    ]
 
 
 def _confirm_one(
     bench: Bench, role: str, seed: int, values: Mapping[str, float], folder: Path, images: int, keep: bool
 ) -> None:
-    if (folder / SCORES).is_file():
+    if str(images) in read_scores(folder, values, seed):
         return
     try:
         entry = bench.measure(folder, values, seed, images)
     except DivergedError as error:
         entry = {"value": None, "reason": str(error)}
-        write_json(folder / SCORES, {str(images): entry})
+        write_scores(folder, values, seed, {str(images): entry})
     if not keep:
         remove_large_files(folder)
     said = entry.get("reason") or f"{entry['value']:.4g}"

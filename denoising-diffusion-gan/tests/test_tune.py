@@ -344,10 +344,12 @@ def test_a_measured_rung_is_not_trained_again_and_divergence_is_told_apart(tmp_p
     assert entry == bench.measure(tmp_path / "a", {"lr_g": 1e-3}, 0, 16)
     assert len(calls) == 1
     assert (entry["value"], entry["images_seen"], entry["seconds"]) == (3.0, 16, 2.0)
+    with pytest.raises(UserError, match="left by another search"):
+        bench.measure(tmp_path / "a", {"lr_g": 2e-3}, 0, 16)
     with pytest.raises(tuning_trials.DivergedError):
         bench.measure(tmp_path / "b", {}, 9, 16)
     with pytest.raises(UserError, match="ended at 20 images"):
-        bench.measure(tmp_path / "a", {}, 0, 32)
+        bench.measure(tmp_path / "a", {"lr_g": 1e-3}, 0, 32)
 
 
 def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):
@@ -369,6 +371,12 @@ def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):
 
 
 # The page
+
+
+def test_rank_correlation_is_one_for_the_same_order_and_minus_one_for_the_reverse():
+    assert tuning_page.rank_correlation([1, 2, 5], [10, 20, 21]) == 1
+    assert tuning_page.rank_correlation([1, 2, 5], [21, 20, 10]) == -1
+    assert tuning_page.rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
 
 
 def made_study(confirm: list[dict]) -> dict:
