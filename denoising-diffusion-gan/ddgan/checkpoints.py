@@ -147,25 +147,26 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def save_content(path: Path, trainer: "Trainer", *, step: int, wall_seconds: float, fingerprint: str) -> None:
-    """Write content.pth, from which the same training command goes on."""
+def save_content(path: Path, trainer: "Trainer", *, step: int, wall_seconds: float, data: Mapping[str, Any]) -> None:
+    """Write content.pth, from which the same training command goes on; `data` is what describes the images."""
     payload = {
         "kind": "content",
         "step": step,
         "wall_seconds": wall_seconds,
-        "data_fingerprint": fingerprint,
+        "data": dict(data),
         **trainer.state_dict(),
     }
     save_checkpoint(path, payload, model=MODEL)
 
 
-def load_content(path: Path, trainer: "Trainer", fingerprint: str) -> tuple[int, float]:
+def load_content(path: Path, trainer: "Trainer", data: Mapping[str, Any]) -> tuple[int, float]:
     """Restore a trainer from content.pth.
 
     Args:
         path: of the file.
         trainer: built with the same flags.
-        fingerprint: of the data at hand.
+        data: what describes the images at hand. In memory they are described by their pixels, on disk by names and
+            sizes of the files; what both descriptions tell must agree.
 
     Returns:
         Updates done and wall seconds used.
@@ -176,7 +177,9 @@ def load_content(path: Path, trainer: "Trainer", fingerprint: str) -> tuple[int,
     payload = load_checkpoint(path, model=MODEL)
     if payload.get("kind") != "content":
         raise UserError(f"{path}: holds a generator, not the state of a training")
-    if payload["data_fingerprint"] != fingerprint:
+    # Runs from before streaming know the pixels alone.
+    known = payload.get("data", {"fingerprint": payload.get("data_fingerprint")})
+    if any(known[name] != data[name] for name in known.keys() & data.keys()):
         raise UserError(f"--dataset: the images have changed since {path} was written; use --fresh or another --exp")
     try:
         trainer.load_state_dict(payload)

@@ -3,13 +3,15 @@
 import argparse
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comparison.budget import Clock
 from comparison.cli import UserError
 from comparison.runs import Run
 
+from ddgan.distributed import mean_over_processes
 from ddgan.windows import Windows
 
 if TYPE_CHECKING:
@@ -42,9 +44,14 @@ class RunFiles:
         trainer: whose state is written.
         args: flags of the training script.
         windows: the updates of an epoch.
-        images_per_micro: of all processes together.
-        fingerprint: of the training images.
+        data: what describes the training images.
+        classes: num_classes and class_names of class-conditional networks, else nothing.
         clock: of the training.
+
+    Several processes call the methods alike; the first one writes.
+
+    Attributes:
+        images_per_micro: of all processes together.
     """
 
     def __init__(
@@ -53,12 +60,14 @@ class RunFiles:
         trainer: "Trainer",
         args: argparse.Namespace,
         windows: Windows,
-        images_per_micro: int,
-        fingerprint: str,
+        data: Mapping[str, Any],
+        classes: Mapping[str, Any],
         clock: Clock,
     ):
         self.record, self.trainer, self.args, self.clock = record, trainer, args, clock
-        self.windows, self.images_per_micro, self.fingerprint = windows, images_per_micro, fingerprint
+        self.windows, self.data, self.classes = windows, data, classes
+        self.images_per_micro = args.batch_size * trainer.place.world_size
+        self._writes = trainer.place.is_first
         self._saved_at = time.perf_counter()
         self._grid_step = 0
 
@@ -71,12 +80,15 @@ class RunFiles:
         return math.ceil(step / self.windows.updates_per_epoch)
 
     def log_row(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """Append a row to progress.csv.
+        """Append a row to progress.csv, of the losses' means over the processes.
 
         Raises:
-            UserError: the training has diverged.
+            UserError: the training has diverged, in one process or more.
         """
+        losses = mean_over_processes(losses)
         self._refuse_divergence(step, losses)
+        if not self._writes:
+            return
         norms = self._gradient_norms()
         images_seen = self.images_seen(step)
         self.record.log_row(step, images_seen, self.clock.seconds(), **losses, lr=lr, **norms)
@@ -98,6 +110,8 @@ class RunFiles:
 
     def save_if_due(self, step: int) -> None:
         """Write what the epochs passed and the minutes gone by ask for."""
+        if not self._writes:
+            return
         epoch, into = divmod(step, self.windows.updates_per_epoch)
         ends_epoch = into == 0
         timed_out = time.perf_counter() - self._saved_at > 60 * self.args.save_minutes
@@ -124,7 +138,7 @@ class RunFiles:
 
         path = self.record.folder / "content.pth"
         seconds = self.clock.seconds()
-        save_content(path, self.trainer, step=step, wall_seconds=seconds, fingerprint=self.fingerprint)
+        save_content(path, self.trainer, step=step, wall_seconds=seconds, data=self.data)
         self._saved_at = time.perf_counter()
 
     def save_generator(self, step: int) -> None:
@@ -134,7 +148,7 @@ class RunFiles:
         save_generator(
             self.record.folder / f"netG_{self.epoch_in_progress(step)}.pth",
             self.trainer.generator_weights(),
-            self.record.config["options"],
+            {**self.record.config["options"], **self.classes},
             step=step,
             images_seen=self.images_seen(step),
         )
@@ -142,6 +156,8 @@ class RunFiles:
 
     def stop(self, step: int) -> None:
         """Write what goes on, and can be sampled, after an interruption."""
+        if not self._writes:
+            return
         self.save_content(step)
         self.save_generator(step)
         self.record.log(f"stopped at update {step}; the same command continues")
@@ -151,27 +167,32 @@ class RunFiles:
         import torch
         from comparison.images import save_grid, to_uint8
 
+        from ddgan.conditional import grid_labels
         from ddgan.sampling import sample
 
         args, trainer = self.args, self.trainer
+        labels = grid_labels(self.classes.get("num_classes", 0))
         weights = trainer.generator_weights()
         trainer.generator.eval()
         with torch.no_grad():
             images = sample(
                 lambda *inputs: torch.func.functional_call(trainer.generator, weights, inputs),
                 trainer.process,
-                range(GRID_IMAGES),
+                range(GRID_IMAGES if labels is None else len(labels)),
                 seed=args.seed,
                 nz=args.nz,
                 shape=(args.num_channels, args.image_size, args.image_size),
                 device=trainer.device,
                 autocast_dtype=trainer.autocast_dtype,
+                labels=labels,
             )
         trainer.generator.train()
         save_grid(to_uint8(images), self.record.folder / name)
 
     def finish(self, step: int, reason: str) -> None:
         """Write the last checkpoint, samples and loss curve, and mark the run as ended."""
+        if not self._writes:
+            return
         from comparison.device import peak_memory_bytes
 
         seconds = self.clock.seconds()

@@ -86,30 +86,33 @@ def add_architecture_options(parser: argparse.ArgumentParser, *, suppress: bool 
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Add the published flags about several processes, which have one accepted value each for now."""
-    group = parser.add_argument_group("processes (one for now)")
-    for name, value in ONE_PROCESS.items():
-        group.add_argument(f"--{name}", type=type(value), default=value, help=f"{value} is the only value accepted")
+    """Add the published flags about several processes; `ddgan.distributed.find_place` judges them."""
+    group = parser.add_argument_group("processes")
+    words = "processes on this machine, each on its GPU; more than there are GPUs share them, on CPUs the cores"
+    group.add_argument("--num_process_per_node", type=positive_int, default=1, metavar="K", help=words)
+    group.add_argument("--num_proc_node", type=positive_int, default=1, metavar="N", help="machines")
+    words = "of this machine, 0 to N - 1; each is given the same command but for this"
+    group.add_argument("--node_rank", type=non_negative_int, default=0, metavar="X", help=words)
+    words = "of machine 0, for several machines"
+    group.add_argument("--master_address", default="127.0.0.1", metavar="HOST", help=words)
+    words = "at which machine 0 waits for several machines; one finds a free port by itself"
+    group.add_argument("--master_port", type=port_number, default=6020, metavar="PORT", help=words)
+    words = "accepted and ignored: every process knows its own"
+    group.add_argument("--local_rank", type=non_negative_int, default=0, metavar="X", help=words)
 
 
-ONE_PROCESS: dict[str, int | str] = {
-    "num_proc_node": 1,
-    "num_process_per_node": 1,
-    "node_rank": 0,
-    "local_rank": 0,
-    "master_address": "127.0.0.1",
-}
+# What decides how many processes there are is recorded as their number, however it is reached.
+PROCESS_OPTIONS = (
+    *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),
+)
 
 
-def check_process_options(args: argparse.Namespace) -> None:
-    """Refuse what needs several processes.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    for name, value in ONE_PROCESS.items():
-        if getattr(args, name) != value:
-            raise UserError(f"--{name} {getattr(args, name)}: training runs in one process, so it must be {value}")
+def port_number(text: str) -> int:
+    """Read a port, an argparse type."""
+    value = positive_int(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text}")
+    return value
 
 
 def check_architecture(options: Mapping[str, Any]) -> None:

@@ -1,17 +1,20 @@
 """One training update of both networks, and everything that a resumed run needs to go on with it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from comparison import rng
 from torch import Tensor, nn
 
+from ddgan.distributed import Place, local_gradients, share_gradients
 from ddgan.ema import Ema
 from ddgan.losses import fake_loss, r1_penalty, real_loss
 from ddgan.process import DenoisingProcess
 
+Network = Callable[..., Tensor]
+ALONE = Place()
 LR_FLOOR = 1e-5  # where the cosine schedule ends; the published code's eta_min
 
 
@@ -101,6 +104,8 @@ class Trainer:
         r1_gamma: weight of the R1 penalty, which is not multiplied by `lazy_reg`.
         lazy_reg: the penalty is due in every so many updates.
         autocast_dtype: of the network passes; None for float32.
+        place: of this process; several, in a `distributed.group`, make the update of their joint batch.
+        compile_backend: of torch.compile, which fuses the networks' operations at their first passes; None for none.
     """
 
     def __init__(
@@ -119,12 +124,21 @@ class Trainer:
         r1_gamma: float = 0.05,
         lazy_reg: int = 1,
         autocast_dtype: torch.dtype | None = None,
+        place: Place = ALONE,
+        compile_backend: str | None = None,
     ):
         self.generator, self.discriminator, self.process, self.ema = generator, discriminator, process, ema
+        self.place = place
         self.seed, self.nz, self.r1_gamma, self.lazy_reg = seed, nz, r1_gamma, lazy_reg
         self.lr_g, self.lr_d = lr_g, lr_d
         self.autocast_dtype = autocast_dtype
         self.device = next(generator.parameters()).device
+        # The networks as their own updates call them: with gradients averaged over the processes, perhaps compiled.
+        self._shared_g, self._shared_d = (share_gradients(net, self.device) for net in (generator, discriminator))
+        self._call_g, self._call_d, self._call_shared_g, self._call_shared_d = (
+            _callable(network, compile_backend)
+            for network in (generator, discriminator, self._shared_g, self._shared_d)
+        )
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         self.optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr_g, betas=(beta1, beta2), **fused)
         self.optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=lr_d, betas=(beta1, beta2), **fused)
@@ -155,7 +169,8 @@ class Trainer:
         """
         if isinstance(micro_batches, Tensor):
             micro_batches = [Batch(micro_batches, None, step)]
-        rng.seed_default(self.seed, step, "dropout")
+        several = [self.place.rank] if self.place.world_size > 1 else []
+        rng.seed_default(self.seed, step, "dropout", *several)
         losses = self._update_discriminator(micro_batches, step)
         losses["loss_g"] = self._update_generator(micro_batches)
         if self.ema is not None:
@@ -163,16 +178,16 @@ class Trainer:
         return losses
 
     def _draw(self, batch: Batch, half: str) -> tuple[PairNoise, Tensor, Tensor]:
-        x_0 = batch.x_0
-        key = (self.seed, batch.micro_step, half)
-        noise = PairNoise(tuple(x_0.shape), self.nz, self.process.num_timesteps, key, x_0.device)
+        x_0, key = batch.x_0, (self.seed, batch.micro_step, half)
+        joint = (len(x_0) * self.place.world_size, *x_0.shape[1:])
+        noise = PairNoise(joint, self.nz, self.process.num_timesteps, key, x_0.device, self.place.rows(len(x_0)))
         x_t, x_t_plus_1 = self.process.q_sample_pairs(x_0, noise.t, noise.x_t, noise.x_t_plus_1)
         return noise, x_t, x_t_plus_1
 
-    def _generate(self, noise: PairNoise, x_t_plus_1: Tensor, labels: Tensor | None) -> Tensor:
+    def _generate(self, call: Network, noise: PairNoise, x_t_plus_1: Tensor, labels: Tensor | None) -> Tensor:
         """Return a generated x_t: the predicted clean image, noised back by the posterior."""
         with self.autocast():
-            x_0_pred = self.generator(x_t_plus_1, noise.t, noise.z, *_given(labels))
+            x_0_pred = call(x_t_plus_1, noise.t, noise.z, *_given(labels))
         return self.process.sample_posterior(x_0_pred, x_t_plus_1, noise.t, noise.posterior)
 
     def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
@@ -180,10 +195,11 @@ class Trainer:
         due = self.r1_gamma > 0 and step % self.lazy_reg == 0
         reports = []
         for batch in micro_batches:
-            losses = self._discriminator_losses(batch, due)
-            # The mean over the window, penalty included: R1's gradient must not be divided before it is squared.
-            total = losses["loss_d"] + (self.r1_gamma / 2 * losses["r1"] if due else 0)
-            (total / len(micro_batches)).backward()
+            with local_gradients(self._shared_d, active=batch is not micro_batches[-1]):
+                losses = self._discriminator_losses(batch, due)
+                # The mean over the window, penalty included: its gradient must not be divided before it is squared.
+                total = losses["loss_d"] + (self.r1_gamma / 2 * losses["r1"] if due else 0)
+                (total / len(micro_batches)).backward()
             reports.append({name: value.detach() for name, value in losses.items()})
         self.optimizer_d.step()
         return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
@@ -192,18 +208,20 @@ class Trainer:
         noise, x_t, x_t_plus_1 = self._draw(batch, "d")
         labels = _given(batch.labels)
         with torch.no_grad():
-            x_t_fake = self._generate(noise, x_t_plus_1, batch.labels)
+            x_t_fake = self._generate(self._call_g, noise, x_t_plus_1, batch.labels)
         losses: dict[str, Tensor] = {}
         if due:
-            # Twice differentiated, so in float32: bf16's 8 bits do not carry the second derivative.
+            # Twice differentiated: in float32, as bf16's 8 bits do not carry the second derivative, and not compiled.
             x_t.requires_grad_()
-            logits_real = self.discriminator(x_t, noise.t, x_t_plus_1, *labels)
+            logits_real = self._shared_d(x_t, noise.t, x_t_plus_1, *labels)
             losses["r1"] = r1_penalty(logits_real, x_t)
-        else:
             with self.autocast():
-                logits_real = self.discriminator(x_t, noise.t, x_t_plus_1, *labels)
-        with self.autocast():
-            logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1, *labels)
+                logits_fake = self._call_shared_d(x_t_fake, noise.t, x_t_plus_1, *labels)
+        else:
+            twice = (torch.cat([value, value]) for value in (noise.t, x_t_plus_1, *labels))
+            with self.autocast():
+                logits = self._call_shared_d(torch.cat([x_t, x_t_fake]), *twice, parts=2)
+            logits_real, logits_fake = logits.chunk(2)
         losses["loss_d_real"], losses["loss_d_fake"] = real_loss(logits_real), fake_loss(logits_fake)
         losses["loss_d"] = losses["loss_d_real"] + losses["loss_d_fake"]
         return losses
@@ -213,12 +231,13 @@ class Trainer:
         self.discriminator.requires_grad_(False)  # its weight gradients would be a third of its backward pass, unused
         reports = []
         for batch in micro_batches:
-            noise, _, x_t_plus_1 = self._draw(batch, "g")
-            x_t_fake = self._generate(noise, x_t_plus_1, batch.labels)
-            with self.autocast():
-                logits_fake = self.discriminator(x_t_fake, noise.t, x_t_plus_1, *_given(batch.labels))
-            loss_g = real_loss(logits_fake)
-            (loss_g / len(micro_batches)).backward()
+            with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
+                noise, _, x_t_plus_1 = self._draw(batch, "g")
+                x_t_fake = self._generate(self._call_shared_g, noise, x_t_plus_1, batch.labels)
+                with self.autocast():
+                    logits_fake = self._call_d(x_t_fake, noise.t, x_t_plus_1, *_given(batch.labels))
+                loss_g = real_loss(logits_fake)
+                (loss_g / len(micro_batches)).backward()
             reports.append(loss_g.detach())
         self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
@@ -249,3 +268,10 @@ class Trainer:
 def _given(labels: Tensor | None) -> tuple[Tensor, ...]:
     """Return the labels as what follows a network's other inputs: nothing where there are none."""
     return () if labels is None else (labels,)
+
+
+def _callable(network: nn.Module, compile_backend: str | None) -> Network:
+    """Return what to call in place of a network."""
+    if compile_backend is None:
+        return network
+    return torch.compile(network, backend=compile_backend, dynamic=False)

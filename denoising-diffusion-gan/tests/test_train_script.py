@@ -15,6 +15,7 @@ import train_ddgan
 from comparison.cli import UserError
 from comparison.runs import load_torch, read_progress, save_checkpoint
 from ddgan.files import prune_generators, saved_epochs
+from ddgan.setup import link_data
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 
 SCRIPT = FOLDER / "train_ddgan.py"
@@ -236,7 +237,10 @@ def test_documented_names_of_resuming_are_kept(pictures, tmp_path, unbroken):
         (["--numepoch", "5"], "--numepoch"),
         (["--dataset", "/no/such/folder"], "--dataset /no/such/folder"),
         (["--dataset", "mnist"], "--dataset mnist"),
-        (["--num_process_per_node", "2"], "--num_process_per_node 2: training runs in one process, so it must be 1"),
+        (["--num_process_per_node", "0"], "--num_process_per_node"),
+        (["--num_proc_node", "2", "--node_rank", "2"], "--node_rank 2: must be below --num_proc_node 2"),
+        (["--master_port", "70000"], "--master_port"),
+        (["--accum_iter", "0"], "--accum_iter"),
         (["--use_geometric"], "--use_geometric"),
         (["--image_size", "30"], "--image_size 30"),
         (["--fir_kernel", "1", "2", "3"], "--fir_kernel"),
@@ -276,10 +280,10 @@ def test_data_link_leads_to_the_data_root(tmp_path):
     link = tmp_path / "folder" / "data"
     link.parent.mkdir()
     for target in ("other", "root"):
-        train_ddgan.link_data(link, tmp_path / target)
+        link_data(link, tmp_path / target)
         assert link.resolve() == tmp_path / target
     real = tmp_path / "real"
     real.mkdir()
-    train_ddgan.link_data(real, tmp_path / "root")
+    link_data(real, tmp_path / "root")
     assert real.is_dir()
     assert not real.is_symlink()
