@@ -27,9 +27,9 @@ HELD_OUT = 1000  # real images kept from the training, for the gap
 SCORES = 16  # scores along a training, about
 SCORE_IMAGES = 1000
 # For plans, on two CPU cores: training images per second, and a score along the way
-RATE = {"dcgan": 3000, "dcgan-plus": 2200, "ddpm": 160, "ddgan": 90}
-SCORE_SECONDS = 2.5
-EVALUATE_SECONDS = 75.0  # of one source: reading, embedding, controls
+RATE = {"dcgan": 3000, "dcgan-plus": 1800, "ddpm": 160, "ddgan": 90}
+SCORE_SECONDS = 1.5
+EVALUATE_SECONDS = 60.0  # of one source: reading, embedding, controls
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,10 @@ def stability(rows: Sequence[Row], cells: Sequence[Row], data_name: str) -> list
         if "worsened" in plain and "worsened" in plus:
             low, high = plain["worsened"].get("interval", (0, 9e9))
             holds = True if low > NOTICEABLE else False if high < NOTICEABLE else None
-            found = f"at the end of the training on {where} the distance is, over the best on the way, for "
             said.append(
                 claim(
                     "DCGAN gets worse again after its best, as StudioGAN's log on CIFAR-10 does from 49 to 137",
-                    f"{found}{named('worsened', mine)} times",
+                    f"the last distance on {where}, over the best one on the way, is {named('worsened', mine)}",
                     holds,
                 )
             )

@@ -34,7 +34,7 @@ LIMITS = {
 def page(study: Mapping[str, Any]) -> str:
     """Return README.md of a study."""
     name = study["study"].removeprefix("gan-")
-    rows = mode_rows(study) if name == "modes" else pooled(dict(study))
+    rows = mode_rows(study) if name == "modes" else pooled_rows(study)
     sources = [source for source in study["floors"] if any(row["source"] == source for row in rows)]
     blocks: list[str | Sequence[str] | None] = []
     for source in sources:
@@ -64,10 +64,19 @@ def photos_name(study: Mapping[str, Any]) -> str:
     return known["reference"]["name"] if known else PHOTOS
 
 
+def pooled_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per cell, its seeds taken together, also in the number of images seen."""
+    rows = []
+    for row in pooled(dict(study)):
+        seen = [cell["training"]["images_seen"] for cell in study["cells"] if cell["name"] == row["name"]]
+        rows.append({**row, "training": {**row["training"], "images_seen": sum(seen) / len(seen)}})
+    return rows
+
+
 def mode_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of the study of modes, with `modes`, their `floor` and the `share` of it that is covered."""
     rows = []
-    for row in pooled(dict(study)):
+    for row in pooled_rows(study):
         floor = study["floors"][row["source"]]
         covered, of = row["metrics"]["modes_covered"], max(floor["modes_covered"]["value"], 1)
         share = {"value": covered["value"] / of, "n": covered["n"]}
