@@ -1,0 +1,127 @@
+"""DiffAugment: what each change does, that gradients pass, and that it depends on (seed, step, name, row) alone."""
+
+import pytest
+import torch
+from gan.augmentation import DiffAugment, change_colours, cut_out, translate
+from gan.training import build_gan
+
+ALL = "color,translation,cutout"
+HALF = torch.full((2,), 0.5)
+
+
+def pictures(n=4, size=16, channels=3, seed=0):
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def make(policy=ALL, seed=0, batch_size=8, rows=None):
+    return DiffAugment(policy, seed, batch_size, rows or slice(0, batch_size))
+
+
+def test_middle_of_every_colour_range_changes_nothing():
+    x = pictures(2)
+    assert torch.allclose(change_colours(x, HALF, HALF, HALF), x, atol=1e-6)
+
+
+def test_brightness_moves_the_mean_by_what_was_drawn_and_nothing_else():
+    x = pictures(2)
+    bright = change_colours(x, torch.tensor([0.0, 0.9]), HALF, HALF)
+    moved = (bright - x).flatten(1)
+    assert moved.mean(1).tolist() == pytest.approx([-0.5, 0.4], abs=1e-5)
+    assert moved.std(1).max() < 1e-5
+
+
+def test_saturation_and_contrast_keep_the_mean_brightness():
+    x = pictures(2)
+    changed = change_colours(x, HALF, torch.tensor([0.0, 0.9]), torch.tensor([0.8, 0.1]))
+    assert torch.allclose(changed.mean((1, 2, 3)), x.mean((1, 2, 3)), atol=1e-5)
+    grey = changed[0]
+    assert torch.allclose(grey, grey.mean(0, keepdim=True).expand_as(grey), atol=1e-5)
+
+
+def test_colours_are_those_of_the_three_steps_one_by_one():
+    x = pictures(2)
+    brightness, saturation, contrast = torch.tensor([[0.1, 0.7], [0.9, 0.2], [0.3, 0.8]])
+    y = x + (brightness - 0.5)[:, None, None, None]
+    grey = y.mean(1, keepdim=True)
+    y = (y - grey) * (2 * saturation)[:, None, None, None] + grey
+    mean = y.mean((1, 2, 3), keepdim=True)
+    y = (y - mean) * (contrast + 0.5)[:, None, None, None] + mean
+    assert torch.allclose(change_colours(x, brightness, saturation, contrast), y, atol=1e-5)
+
+
+def test_translation_moves_whole_pixels_and_lets_zeros_in():
+    x = pictures(3, size=8) + 3  # no zero of its own
+    moved = translate(x, torch.tensor([0, 2, -1]), torch.tensor([0, -3, 1]))
+    assert torch.equal(moved[0], x[0])
+    assert torch.equal(moved[1, :, 2:, :5], x[1, :, :-2, 3:])
+    assert not moved[1, :, :2].any()
+    assert not moved[1, :, :, 5:].any()
+    assert torch.equal(moved[2, :, :7, 1:], x[2, :, 1:, :7])
+    assert not moved[2, :, 7].any()
+    assert not moved[2, :, :, 0].any()
+
+
+def test_cutout_leaves_a_hole_of_half_the_side_cut_at_the_border():
+    x = pictures(2, size=8) + 3
+    cut = cut_out(x, torch.tensor([4, 0]), torch.tensor([4, 7]))
+    holes = (cut == 0).all(1)
+    assert torch.equal(holes[0].nonzero().amin(0), torch.tensor([2, 2]))
+    assert torch.equal(holes[0].nonzero().amax(0), torch.tensor([5, 5]))
+    assert holes[0].sum() == 16
+    assert holes[1].nonzero().tolist() == [[0, 5], [0, 6], [0, 7], [1, 5], [1, 6], [1, 7]]
+    assert torch.equal(cut[:, :, ~holes[0] & ~holes[1]], x[:, :, ~holes[0] & ~holes[1]])
+
+
+@pytest.mark.parametrize(("size", "channels"), [(16, 3), (64, 1), (17, 3)])
+def test_every_size_is_moved_by_at_most_an_eighth(size, channels):
+    x = torch.ones(64, channels, size, size)
+    moved = make("translation", batch_size=64)(x, 0, "real")
+    assert moved.shape == x.shape
+    empty = (moved[:, 0] == 0).all(2).sum(1)
+    assert empty.max() == int(size / 8 + 0.5)
+    assert empty.min() == 0
+
+
+def test_draws_depend_on_seed_step_name_and_row_alone():
+    x = pictures(8)
+    whole = make()(x, 3, "real")
+    assert torch.equal(whole, make()(x, 3, "real"))
+    assert torch.equal(whole[4:], make(rows=slice(4, 8))(x[4:], 3, "real"))
+    others = make(seed=1)(x, 3, "real"), make()(x, 4, "real"), make()(x, 3, "fake")
+    assert not any(torch.allclose(whole, other) for other in others)
+
+
+def test_kind_that_is_left_out_does_not_change_the_draws_of_the_others():
+    x = pictures(8)
+    both = make("translation,cutout")(x, 0, "real")
+    alone = make("translation")(x, 0, "real")
+    kept = both != 0
+    assert torch.equal(both[kept], alone[kept])
+
+
+def test_gradient_reaches_exactly_the_pixels_that_are_seen():
+    fake = pictures(8).requires_grad_()
+    make("translation")(fake, 0, "fake").sum().backward()
+    assert set(fake.grad.unique().tolist()) == {0.0, 1.0}
+    fake.grad = None
+    make(ALL)(fake, 0, "fake").square().sum().backward()
+    assert fake.grad.isfinite().all()
+    assert (fake.grad != 0).float().mean() > 0.3
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="policy must list color, translation, cutout, not 'noise'"):
+        make("color,noise")
+
+
+def test_discriminator_sees_real_and_fake_images_changed_in_the_same_way_and_the_generator_learns_through_it():
+    options = {"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0, "label_smoothing": "none"}
+    gan = build_gan({**options, "diffaugment": "cutout", "batch_size": 8, "d_norm": "none"}, "cpu", None)
+    seen = []
+    gan.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    before = [p.clone() for p in gan.generator.parameters()]
+    gan.train_step(torch.ones(8, 3, 16, 16), torch.randn(8, 8), 0)
+    shares = [(images == 0).all(1).float().mean().item() for images in seen]
+    assert len(shares) == 3
+    assert all(0.1 < share <= 0.25 for share in shares), shares
+    assert not any(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters(), strict=True))

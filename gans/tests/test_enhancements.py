@@ -1,0 +1,171 @@
+"""The switches of dcgan-plus, one by one: what each of them is, and that a game with all of them can be resumed."""
+
+import pytest
+import torch
+from gan.losses import hinge_discriminator_loss, hinge_generator_loss, r1_penalty
+from gan.networks import Discriminator, MinibatchStddev, count_parameters, normalise_spectrally
+from gan.options import PRESETS
+from gan.training import build_gan
+from torch.nn.utils import parametrize
+
+OPTIONS = {
+    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0, "label_smoothing": "none"},
+    "batch_size": 16,
+    **PRESETS["dcgan-plus"],
+    **{
+        "r1_gamma": 0.5,
+        "r1_every": 2,
+        "minibatch_stddev": 4,
+        "ema_decay": 0.9,
+        "diffaugment": "color,translation,cutout",
+    },
+}
+
+
+def make_gan(dtype=None, **options):
+    return build_gan({**OPTIONS, **options}, "cpu", dtype)
+
+
+def play(gan, first, last):
+    rows = []
+    for step in range(first, last):
+        seeds = torch.Generator().manual_seed(100 + step)
+        real = torch.rand(16, 3, 16, 16, generator=seeds) * 2 - 1
+        rows.append(gan.train_step(real, torch.randn(16, 8, generator=seeds), step))
+    return rows
+
+
+def singular_values(network):
+    return [
+        torch.linalg.matrix_norm(m.weight.flatten(1), 2).item()
+        for m in network.modules()
+        if isinstance(m, torch.nn.Conv2d)
+    ]
+
+
+def test_hinge_loss_is_zero_where_both_margins_are_kept():
+    assert hinge_discriminator_loss(torch.tensor([1.0, 7.0]), torch.tensor([-1.0, -3.0])).item() == 0
+    assert hinge_discriminator_loss(torch.zeros(3), torch.zeros(3)).item() == 2
+    assert hinge_discriminator_loss(torch.tensor([0.5]), torch.tensor([-3.0])).item() == 0.5
+    assert hinge_generator_loss(torch.tensor([1.0, -3.0])).item() == 1.0
+
+
+def test_r1_penalty_of_a_linear_score_is_its_squared_weights():
+    x = torch.randn(5, 3, 4, 4, requires_grad=True)
+    weight = torch.randn(3, 4, 4, requires_grad=True)
+    penalty = r1_penalty((x * weight).flatten(1).sum(1), x, gamma=3.0)
+    assert penalty.item() == pytest.approx(1.5 * weight.square().sum().item(), rel=1e-5)
+    penalty.backward()
+    assert torch.allclose(weight.grad, 3 * weight, rtol=1e-4)
+
+
+def test_lazy_penalty_comes_every_so_many_updates():
+    penalised, plain = make_gan(minibatch_stddev=0), make_gan(minibatch_stddev=0, r1_gamma=0.0)
+    norms = [[row["grad_norm_d"].item() for row in play(gan, 1, 2)] for gan in (penalised, plain)]
+    assert norms[0] == norms[1]
+    norms = [[row["grad_norm_d"].item() for row in play(gan, 2, 3)] for gan in (penalised, plain)]
+    assert norms[0] != norms[1]
+
+
+def test_spectral_norm_brings_every_layer_to_one_and_depends_on_the_seed_alone():
+    networks = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        state = torch.get_rng_state()
+        network = Discriminator(16, ndf=4, d_norm="spectral")
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        torch.set_rng_state(state)
+        normalise_spectrally(network, 5)
+        assert torch.equal(torch.get_rng_state(), state)
+        networks.append(network)
+    values = zip(networks[0].state_dict().values(), networks[1].state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in values)
+    assert singular_values(networks[0]) == pytest.approx([1.0] * 3, abs=0.05)
+
+
+def test_discriminator_without_batch_norm_has_biases_instead_and_no_statistics():
+    for norm in ("spectral", "none"):
+        network = Discriminator(32, d_norm=norm)
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+        assert count_parameters(network) == 663_296 - 2 * (128 + 256) + 64 + 128 + 256 + 1
+    with pytest.raises(ValueError, match="d_norm must be batch, spectral or none, not 'layer'"):
+        Discriminator(16, d_norm="layer")
+
+
+def test_real_and_fake_images_of_an_update_share_a_power_iteration():
+    gan = make_gan(minibatch_stddev=0, r1_gamma=0.0)
+    iterations = []
+    layer = gan.discriminator.layers[0]
+    layer.parametrizations.weight[0].register_forward_hook(lambda *_: iterations.append(1))
+    play(gan, 0, 1)
+    assert len(iterations) == 2  # one for the discriminator's update, one for the generator's
+    assert parametrize.is_parametrized(layer)
+
+
+def test_minibatch_deviation_is_that_of_the_group():
+    x = torch.randn(8, 3, 4, 4)
+    out = MinibatchStddev(4)(x)
+    assert torch.equal(out[:, :3], x)
+    for i in range(8):
+        group = x[[j for j in range(8) if j % 2 == i % 2]]
+        assert torch.allclose(out[i, 3], group.std(0, correction=0).mean().expand(4, 4), atol=1e-4)
+    same = torch.zeros(8, 3, 4, 4, requires_grad=True)
+    MinibatchStddev(4)(same).sum().backward()
+    assert same.grad.isfinite().all()
+    with pytest.raises(ValueError, match="6 images are no multiple of the group of 4"):
+        MinibatchStddev(4)(x[:6])
+
+
+def test_learning_rates_follow_the_factor():
+    gan = make_gan(g_lr=0.4, d_lr=0.2)
+    gan.set_learning_rates(0.25)
+    assert [o.param_groups[0]["lr"] for o in (gan.optimizer_g, gan.optimizer_d)] == pytest.approx([0.1, 0.05])
+    assert gan.optimizer_g.param_groups[0]["betas"] == (0.0, 0.9)
+
+
+def test_losses_with_every_switch_on_are_the_golden_ones():
+    row = play(make_gan(), 0, 5)[-1]
+    golden = {"loss_d": 1.9332055, "loss_g": 0.0085800, "d_real": 0.5070690}
+    assert {name: row[name].item() for name in golden} == pytest.approx(golden, rel=1e-4, abs=1e-5)
+
+
+def test_restored_game_with_every_switch_on_goes_on_bit_for_bit():
+    unbroken, first = make_gan(), make_gan()
+    play(unbroken, 0, 5)
+    play(first, 0, 3)
+    second = make_gan(seed=1)
+    second.augment = first.augment  # whose draws hang on the seed
+    second.load_state_dict(first.state_dict())
+    play(second, 3, 5)
+    pairs = ((getattr(unbroken, n), getattr(second, n)) for n in ("generator", "discriminator"))
+    for ours, theirs in (*pairs, (unbroken.ema.network, second.ema.network)):
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["loss", "d_norm", "diffaugment", "r1_gamma", "minibatch_stddev", "beta1", "beta2"])
+def test_every_switch_changes_the_game(name):
+    off = {**PRESETS["dcgan"], "batch_size": 16, "g_lr": 1e-3, "d_lr": 1e-3}
+    on = {**off, name: OPTIONS[name], "r1_every": 1}
+    first, second = (play(make_gan(**options), 0, 3)[-1]["loss_g"].item() for options in (off, on))
+    assert first != second
+
+
+@pytest.mark.parametrize("norm", ["batch", "spectral"])
+def test_bfloat16_stays_close_to_float32_with_every_switch_on(norm):
+    exact, rounded = (play(make_gan(dtype, d_norm=norm), 0, 3)[-1] for dtype in (None, torch.bfloat16))
+    assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.1)
+    assert rounded["grad_norm_d"].isfinite()
+
+
+def test_first_bad_update_is_remembered_and_the_later_ones_are_not():
+    gan = make_gan()
+    play(gan, 0, 2)
+    assert gan.first_bad.item() == -1
+    with torch.no_grad():
+        next(gan.generator.parameters())[0] = float("nan")
+    play(gan, 2, 4)
+    assert gan.first_bad.item() == 2
