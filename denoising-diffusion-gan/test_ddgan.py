@@ -7,11 +7,12 @@ NVlabs weights (netG_1200.pth) load too, with the flags they were trained with. 
 (N, H, W, 3), with classes arr_1), samples.png (the first 64) and sampling.json (seconds without disk writes,
 evaluations per image) into the run folder or beside --out; --interpolation adds interpolation.png, --compute_fid the
 Frechet Inception distance to sampling.json. With --benchmark it writes timing.json there instead. A call that was cut
-short is continued by the same call.
+short is continued by the same call. Several processes (--num_process_per_node, torchrun) draw the same images.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from comparison.cli import (
     UserError,
@@ -22,11 +23,21 @@ from comparison.cli import (
     make_parser,
     non_negative_int,
     positive_int,
-    run,
 )
+from ddgan.distributed import Place, find_place
 from ddgan.fid import check_reference
 from ddgan.files import saved_epochs
-from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, add_architecture_options, run_folder
+from ddgan.launching import launch, run
+from ddgan.options import (
+    ARCHITECTURE,
+    DISCRIMINATOR_ONLY,
+    add_architecture_options,
+    add_process_options,
+    run_folder,
+)
+
+if TYPE_CHECKING:
+    from ddgan.drawing import ImageSource
 
 WITHOUT_FID = 64  # images unless told; FID is defined on 50,000
 WITH_FID = 50_000
@@ -46,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--num_samples", type=positive_int, default=None,
         help=f"images, exactly; default {WITH_FID} with --compute_fid, else {WITHOUT_FID}",
     )  # fmt: skip
-    group.add_argument("--batch_size", type=positive_int, default=200, help="images at a time")
+    group.add_argument("--batch_size", type=positive_int, default=200, help="images that a process draws at a time")
     group.add_argument("--seed", type=non_negative_int, default=1024, help="of all noise")
     group.add_argument(
         "--class_label", default=None, help="draw only this class, by name or number; default all in turn"
@@ -70,67 +81,90 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--inception_weights", type=local_path, help="file of the standard weights; else torch's cache, else a download"
     )
     add_architecture_options(parser, suppress=True)
+    add_process_options(parser)
     add_sampling_extras(parser)
     add_device_options(parser)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Draw the images, then score them if asked, or measure; return the exit status."""
+    """Judge the flags, then draw in as many processes as they ask for; return the exit status."""
     path = checkpoint_path(args)
+    place = find_place(args)
     out = args.out or path.parent / "samples.npz"
-    count = args.num_samples or (WITH_FID if args.compute_fid else WITHOUT_FID)
-    check_targets(args, out, count)
+    check_targets(args, out, image_count(args))
+    if args.benchmark and place.world_size > 1:
+        raise UserError("--benchmark: measures a single process")
+    return launch(work, place, args, path, out)
 
-    from comparison.device import pick_device, set_threads
+
+def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
+    """Be one of the processes: draw with the others, then, as the first, write and score what is asked for."""
+    from comparison.device import set_threads
     from ddgan.checkpoints import load_generator
     from ddgan.conditional import find_class
-    from ddgan.drawing import ImageSource, announce, score, write_contact_sheet, write_pngs
+    from ddgan.distributed import group, worker_device
+    from ddgan.drawing import ImageSource
 
     given = {n: v for n, v in vars(args).items() if n in ARCHITECTURE and n not in DISCRIMINATOR_ONLY}
     generator, config = load_generator(path, given if args.dataset is None else {**given, "dataset": args.dataset})
-    real = args.real_img_dir or config.get("dataset")
+    real = str(args.real_img_dir or config.get("dataset"))
     if args.compute_fid and not args.real_img_dir:
-        check_reference(str(real))
+        check_reference(real)
     label = args.class_label
     only = None if label is None else find_class(label, generator.cfg.num_classes, config.get("class_names") or ())
-    device = pick_device(args.device)
-    set_threads(args.threads)
+    device = worker_device(args.device, place)
+    set_threads(args.threads, place.local_world_size)
     source = ImageSource(generator, config, args.seed, device, args.precision, only)
     common = {"image_size": config["image_size"], "device": device, "facts": source.describe(path)}
     if args.benchmark:
         from comparison.timing import write_benchmark
 
-        timing = out.parent / "timing.json"
-        write_benchmark(timing, source.draw, [generator], source.evaluate, **common, min_seconds=args.benchmark_seconds)
+        options = {**common, "min_seconds": args.benchmark_seconds}
+        write_benchmark(out.parent / "timing.json", source.draw, [generator], source.evaluate, **options)
         return 0
 
     from comparison.runs import trained_facts
     from comparison.sampling import draw_samples
 
+    count = image_count(args)
     labels = source.labels(range(count))
-    draw_samples(
-        source.draw,
-        [generator],
-        num_samples=count,
-        batch_size=min(args.batch_size, count),
-        out=out,
-        trained=trained_facts(path.parent, config.get("step"), config.get("images_seen")),
-        labels=None if labels is None else labels.numpy(),
-        **common,
-    )
+    with group(place, device):
+        draw_samples(
+            source.draw,
+            [generator],
+            num_samples=count,
+            batch_size=min(args.batch_size, count),
+            out=out,
+            trained=trained_facts(path.parent, config.get("step"), config.get("images_seen")),
+            labels=None if labels is None else labels.numpy(),
+            **common,
+        )
+        if place.is_first:
+            finish(args, out, source, real)
+    return 0
+
+
+def finish(args: argparse.Namespace, out: Path, source: "ImageSource", real: str) -> None:
+    """Tell what was drawn, write what else was asked for, and score."""
+    from ddgan.drawing import announce, score, write_contact_sheet, write_pngs
+
     announce(out)
     if args.interpolation:
         from comparison.interpolation import draw_interpolation
 
-        draw_interpolation(out.parent, source.draw_walk, latent="x_T", sampler=common["facts"]["sampler"])
+        draw_interpolation(out.parent, source.draw_walk, latent="x_T", sampler=source.sampler)
     if args.png_dir:
         write_pngs(out, args.png_dir)
     if args.contact_sheet:
         write_contact_sheet(out.parent / "samples.png", args.contact_sheet)
     if args.compute_fid:
-        score(out, str(real), config["image_size"], args.inception_weights, device)
-    return 0
+        score(out, real, source.config["image_size"], args.inception_weights, source.device)
+
+
+def image_count(args: argparse.Namespace) -> int:
+    """Return how many images are wanted."""
+    return args.num_samples or (WITH_FID if args.compute_fid else WITHOUT_FID)
 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:

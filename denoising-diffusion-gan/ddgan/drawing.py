@@ -46,6 +46,7 @@ class ImageSource:
     ):
         self.generator = generator.to(device).to(memory_format=torch.channels_last)
         self.config, self.seed, self.device, self.only_class = config, seed, device, only_class
+        self.sampler = f"posterior, {config['num_timesteps']} steps"
         self.num_classes = generator.cfg.num_classes
         self.dtype = autocast_dtype(precision, device)
         steps = config["num_timesteps"], config["beta_min"], config["beta_max"], config["use_geometric"]
@@ -84,7 +85,7 @@ class ImageSource:
             classes["classes"] = "in turn" if self.only_class is None else str(names[self.only_class])
         return {
             "model": MODEL,
-            "sampler": f"posterior, {self.config['num_timesteps']} steps",
+            "sampler": self.sampler,
             "checkpoint": path.name,
             "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
             "network": "ema" if self.config.get("use_ema") else "raw",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import test_ddgan as sampling
 import torch
+import train_ddgan
 from comparison import rng
 from comparison.cli import UserError
 from ddgan.checkpoints import load_generator, make_generator, save_generator, seeded_networks
@@ -14,6 +15,8 @@ from ddgan.options import defaults
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample
 from ddgan.training import Batch, Trainer
+from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
+from PIL import Image
 
 SMALL = {
     **{**defaults(), "image_size": 16, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "nz": 4},
@@ -162,14 +165,14 @@ def test_an_unknown_class_is_refused_with_the_known_ones(text):
         find_class(text, 0, [])
 
 
-def test_forty_updates_learn_dark_and_bright_classes():
-    """The reference of each class is a grey of -0.6 or 0.6 with noise."""
+def test_25_updates_learn_dark_and_bright_classes():
+    """The images of each class are a grey of -0.6 or 0.6 with noise."""
     small = {"image_size": 8, "num_channels_dae": 8, "ch_mult": [1], "z_emb_dim": 16, "ngf": 8, "num_classes": 2}
     networks = seeded_networks({**CLASSES, **small}, "small", 0)
     process = DenoisingProcess(2)
     trainer = Trainer(*networks, process, None, seed=0, nz=4, lr_g=4e-3, lr_d=4e-3, lazy_reg=4)
     labels = cyclic_labels(range(16), 2)
-    for step in range(40):
+    for step in range(25):
         noise = rng.normal((16, 3, 8, 8), "pictures", step)
         trainer.update([Batch(0.1 * noise + 0.6 * (2 * labels - 1)[:, None, None, None], labels, step)], step)
     with torch.no_grad():
@@ -229,3 +232,26 @@ def test_script_walks_and_measures_with_classes(run_folder):
     assert (run_folder / "interpolation.png").is_file()
     draw(run_folder, "--benchmark", "--benchmark_seconds", "1e-4")
     assert json.loads((run_folder / "timing.json").read_text())["classes"] == "in turn"
+
+
+def test_training_script_records_the_classes_of_a_folder_and_resumes_with_them(tmp_path):
+    for name in ("cats", "dogs", "emus"):
+        make_images(tmp_path / "pictures" / name, 6)
+    flags = ["--dataset", f"{tmp_path}/pictures", "--exp", f"{tmp_path}/run/", *TINY_NETWORK, *TINY_TRAINING]
+    flags += ["--num_epoch", "0", "--class_cond"]
+    for updates in ("2", "3"):
+        assert train_ddgan.main(train_ddgan.parse_args([*flags, "--max_steps", updates])) == 0
+    generator, config = load_generator(tmp_path / "run" / "netG_2.pth", {"class_cond": True})
+    assert (config["step"], config["class_names"]) == (3, ["cats", "dogs", "emus"])
+    assert generator.label_embedding.weight.shape == (3, 8)
+    with Image.open(tmp_path / "run" / "grid.png") as grid:
+        assert grid.size == (2 + 8 * 18, 2 + 8 * 18)
+    drawn, _ = draw(tmp_path / "run", "--class_label", "emus")
+    assert drawn["arr_1"].tolist() == [2] * 10
+
+
+def test_training_script_refuses_classes_of_images_without_any(tmp_path):
+    flags = ["--dataset", str(make_images(tmp_path / "pictures")), "--exp", f"{tmp_path}/run/", *TINY_NETWORK]
+    with pytest.raises(UserError, match=r"--class_cond: .*pictures has no classes"):
+        train_ddgan.main(train_ddgan.parse_args([*flags, *TINY_TRAINING, "--class_cond", "--max_steps", "1"]))
+    assert not list(tmp_path.glob("run/*.pth"))

@@ -1,7 +1,10 @@
 """test_ddgan.py and loss_graph.py as a user runs them."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from comparison.runs import save_checkpoint
 from ddgan import drawing, fid
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample, sample_from
-from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, archive, config_of, make_images, weights_by_recipe
+from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, archive, config_of, make_images, weights_by_recipe
 from PIL import Image
 
 CPU = ["--device", "cpu", "--precision", "float32", "--threads", "1"]
@@ -71,6 +74,11 @@ def test_grid_of_the_training_shows_what_the_script_draws_from_the_average(run_f
     draw(run_folder, "--num_samples", "64", "--seed", "0", "--epoch_id", "2")  # the seed of the training
     drawn, grid = (np.asarray(Image.open(run_folder / name)).astype(int) for name in ("samples.png", "grid.png"))
     assert (abs(drawn - grid) <= 1).mean() >= 0.999
+
+
+def test_a_benchmark_measures_one_process(run_folder):
+    with pytest.raises(UserError, match="--benchmark: measures a single process"):
+        draw(run_folder, "--benchmark", "--num_process_per_node", "2")
 
 
 def test_pngs_equal_the_archive(run_folder, tmp_path):
@@ -130,13 +138,10 @@ def test_repeated_flags_may_agree(run_folder):
         (["--ch_mult", "1", "2", "2"], "--ch_mult 1 2 2 given, 1 2 in the checkpoint"),
         (["--skip_rescale"], "--skip_rescale False given, True in the checkpoint"),
         (["--dataset", "cifar10"], "--dataset cifar10 given"),
-        (["--epoch_id", "7"], "--epoch_id 7"),
         (["--real_img_dir", "/none", "--compute_fid"], "--real_img_dir /none"),
         (["--out", "samples.jpg"], "--out samples.jpg"),
         (["--out", "/dev/null/a/samples.npz"], "--out /dev/null/a: /dev/null is not a folder"),
-        (["--png_dir", "/dev/null/a"], "--png_dir /dev/null/a: /dev/null is not a folder"),
         (["--contact_sheet", "/dev/null/a.jpg"], "--contact_sheet /dev/null: /dev/null is not a folder"),
-        (["--contact_sheet", "sheet.png"], "--contact_sheet sheet.png: must end in .jpg"),
         (["--class_label", "3"], "--class_label 3: the network knows no classes"),
         (["--class_cond"], "--class_cond True given, False in the checkpoint"),
     ],
@@ -146,6 +151,32 @@ def test_wrong_flags_are_named_and_nothing_is_drawn(run_folder, arguments, messa
     with pytest.raises(UserError, match=message):
         draw(run_folder, *arguments)
     assert {path: path.stat().st_mtime_ns for path in run_folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--exp", "/no/run"], "--exp /no/run: no run in /no/run"),
+        (["--epoch_id", "7"], "--epoch_id 7"),
+        (["--epoch_id", "2", "--checkpoint", "netG_2.pth"], "--checkpoint: not allowed with"),
+        (["--num_samples", "0"], "--num_samples"),
+        (["--out", "gs://bucket/samples.npz"], "--out: must be a path on this machine"),
+        (["--png_dir", "/dev/null/a"], "--png_dir /dev/null/a: /dev/null is not a folder"),
+        (["--contact_sheet", "sheet.png"], "--contact_sheet sheet.png: must end in .jpg"),
+        (["--real_img_dir", "/none"], "--real_img_dir /none"),
+        (["--inception_weights", "/none"], "--inception_weights /none: no such file"),
+        (["--node_rank", "1"], "--node_rank 1: must be below --num_proc_node 1"),
+        (["--attn_resolutions", "big"], "--attn_resolutions"),
+    ],
+)
+def test_wrong_flag_is_one_sentence_before_torch_is_imported(run_folder, tmp_path, arguments, message):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    command = [sys.executable, str(FOLDER / "test_ddgan.py"), "--exp", f"{run_folder}/", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_missing_truncated_and_foreign_checkpoints_are_refused(run_folder, tmp_path):
