@@ -73,7 +73,18 @@ def test_penalty_of_the_large_discriminator_reaches_its_first_and_last_weights()
 
 @pytest.mark.parametrize(("pixels", "discriminator"), [("64", "large"), ("128", "auto")])
 def test_two_updates_and_samples_with_the_large_discriminator(pixels, discriminator, tmp_path):
-    network = ["--image_size", pixels, *NARROW, "--num_timesteps", "2", "--exp", f"{tmp_path}/run/", *CPU]
+    network = [
+        "--image_size",
+        pixels,
+        *NARROW,
+        "--num_channels_dae",
+        "4",
+        "--num_timesteps",
+        "1",
+        "--exp",
+        f"{tmp_path}/run/",
+        *CPU,
+    ]
     training = ["--dataset", str(make_images(tmp_path / "pictures", 8)), "--discriminator", discriminator, "--ngf", "2"]
     training += ["--batch_size", "4", "--num_epoch", "1", "--use_ema", "--r1_gamma", "1", "--lazy_reg", "2"]
     assert train_ddgan.main(train_ddgan.parse_args([*network, *training, "--t_emb_dim", "8", "--lr_g", "0.01"])) == 0
