@@ -6,69 +6,22 @@ from itertools import pairwise
 import pytest
 import torch
 import train_ddgan
-from comparison import rng
 from comparison.cli import UserError
 from comparison.runs import load_torch, read_progress
-from ddgan.checkpoints import seeded_networks
-from ddgan.ema import Ema
 from ddgan.layers import MinibatchStddev
-from ddgan.process import DenoisingProcess
-from ddgan.training import Batch, PairNoise, Trainer
+from ddgan.training import Batch, Trainer
 from ddgan.windows import Windows
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
-
-CONFIG = {
-    **{"image_size": 16, "num_channels": 3, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
-    **{"attn_resolutions": [8], "nz": 4, "z_emb_dim": 8, "n_mlp": 1, "ngf": 2, "t_emb_dim": 8},
-}
-N = 8  # images of a micro-batch
-
-
-def make_trainer(**changes) -> Trainer:
-    """A trainer of networks whose every layer matters; the published ones begin with layers of nearly zero."""
-    generator, discriminator = seeded_networks(CONFIG, "small", seed=0)
-    torch.manual_seed(0)
-    for network in (generator, discriminator):
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    settings = {"seed": 0, "nz": 4, "lr_g": 1e-3, "lr_d": 1e-3, "r1_gamma": 1.0, "lazy_reg": 2, **changes}
-    return Trainer(generator, discriminator, DenoisingProcess(2), Ema(generator, 0.9), **settings)
+from joint_batches import N, gradients, grouped_order, images, let_draw, make_trainer
 
 
 def micro_batches(count: int, first: int = 0) -> list[Batch]:
-    return [Batch(rng.normal((N, 3, 16, 16), "images", k), None, k) for k in range(first, first + count)]
+    return [Batch(images(number), None, number) for number in range(first, first + count)]
 
 
-def large_batch_order(count: int) -> torch.Tensor:
-    """Numbers of the joint batch's images, so that each of its stddev groups is a group of one micro-batch."""
-    return torch.arange(count * N).view(count, 4, N // 4).transpose(0, 1).reshape(-1)
-
-
-@pytest.fixture
-def joint(monkeypatch):
-    """Let a trainer's joint batch draw what its micro-batches draw; returns the batch to update with."""
-
-    def prepare(trainer: Trainer, count: int, first: int = 0) -> list[Batch]:
-        order = large_batch_order(count)
-
-        def draw(batch: Batch, half: str):
-            shape, device = (N, 3, 16, 16), torch.device("cpu")
-            parts = [PairNoise(shape, 4, 2, (0, k, half), device) for k in range(first, first + count)]
-            noise = parts[0]
-            for name in vars(noise):
-                setattr(noise, name, torch.cat([getattr(part, name) for part in parts])[order])
-            pair = trainer.process.q_sample_pairs(batch.x_0, noise.t, noise.x_t, noise.x_t_plus_1)
-            return noise, *pair
-
-        monkeypatch.setattr(trainer, "_draw", draw)
-        x_0 = torch.cat([batch.x_0 for batch in micro_batches(count, first)])[order]
-        return [Batch(x_0, None, first)]
-
-    return prepare
-
-
-def gradients(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in network.parameters()])
+def joint(trainer: Trainer, count: int, first: int = 0) -> list[Batch]:
+    """The same as one batch."""
+    return [let_draw(trainer, list(range(first, first + count)), N)]
 
 
 def assert_equal(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -78,14 +31,14 @@ def assert_equal(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 def test_large_batch_is_ordered_so_that_its_groups_are_those_of_the_micro_batches():
     x = torch.randn(3 * N, 2, 4, 4)
-    order = large_batch_order(3)
+    order = grouped_order(3)
     spread = torch.cat([MinibatchStddev()(part)[:, -1, 0, 0] for part in x.split(N)])
     torch.testing.assert_close(MinibatchStddev()(x[order])[:, -1, 0, 0], spread[order])
 
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("step", [0, 1], ids=["penalty due", "no penalty"])
-def test_accumulated_gradients_equal_those_of_the_large_batch(joint, count, step):
+def test_accumulated_gradients_equal_those_of_the_large_batch(count, step):
     accumulated, large = make_trainer(), make_trainer()
     reports = [
         accumulated.update(micro_batches(count, first=step * count), step),
@@ -98,7 +51,7 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(joint, count, step
         assert_equal(gradients(getattr(accumulated, name)), gradients(getattr(large, name)))
 
 
-def test_accumulated_penalty_equals_that_of_the_large_batch_where_it_outweighs_the_losses(joint):
+def test_accumulated_penalty_equals_that_of_the_large_batch_where_it_outweighs_the_losses():
     accumulated, large, plain = make_trainer(r1_gamma=1e6), make_trainer(r1_gamma=1e6), make_trainer(r1_gamma=0.0)
     for trainer, batches in ((accumulated, micro_batches(3)), (large, joint(large, 3)), (plain, micro_batches(3))):
         trainer._update_discriminator(batches, 0)
@@ -220,9 +173,9 @@ def test_resumed_run_equals_unbroken_run(pictures, tmp_path, unbroken, stop):
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize(("images", "steps"), [(16, 2), (17, 3), (21, 4)])
-def test_max_images_ends_the_training_behind_the_window_that_reaches_it(pictures, tmp_path, images, steps):
-    assert train(pictures, tmp_path / "run", "--num_epoch", "0", "--max_images", str(images)) == 0
+@pytest.mark.parametrize(("bound", "steps"), [(16, 2), (17, 3), (21, 4)])
+def test_max_images_ends_the_training_behind_the_window_that_reaches_it(pictures, tmp_path, bound, steps):
+    assert train(pictures, tmp_path / "run", "--num_epoch", "0", "--max_images", str(bound)) == 0
     assert load_torch(tmp_path / "run" / "content.pth")["step"] == steps
 
 

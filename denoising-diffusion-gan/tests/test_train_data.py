@@ -1,0 +1,114 @@
+"""train_ddgan.py on images in memory and on disk, and compiled."""
+
+import functools
+
+import pytest
+import torch
+import train_ddgan
+from comparison.cli import UserError
+from comparison.runs import load_torch, save_checkpoint
+from ddgan.options import MODEL
+from ddgan.setup import check_compiler
+from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
+from joint_batches import images, make_trainer
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("data") / "pictures", count=20)
+
+
+def train(pictures, folder, *more) -> int:
+    flags = ["--dataset", str(pictures), "--exp", f"{folder}/", *TINY_NETWORK, *TINY_TRAINING, "--num_epoch", "2"]
+    return train_ddgan.main(train_ddgan.parse_args([*flags, *more]))
+
+
+def assert_same_networks(first, second) -> None:
+    for name in ("generator", "discriminator"):
+        a, b = (load_torch(folder / "content.pth")[name] for folder in (first, second))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def from_memory(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory") / "run"
+    assert train(pictures, folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_training_from_disk_equals_training_from_memory(pictures, tmp_path, from_memory, monkeypatch, workers):
+    monkeypatch.setenv("DATA_MEMORY", "0")
+    assert train(pictures, tmp_path / "run", "--num_workers", workers) == 0
+    assert "names_and_sizes" in load_torch(tmp_path / "run" / "content.pth")["data"]
+    assert_same_networks(tmp_path / "run", from_memory)
+
+
+def test_run_from_memory_continues_from_disk_and_back(pictures, tmp_path, from_memory, monkeypatch):
+    for memory, steps in (("8", "1"), ("0", "2"), ("8", "4")):
+        monkeypatch.setenv("DATA_MEMORY", memory)
+        assert train(pictures, tmp_path / "run", "--max_steps", steps, "--num_workers", "0") == 0
+    assert_same_networks(tmp_path / "run", from_memory)
+
+
+@pytest.mark.parametrize("memory", ["0", "8"])
+def test_other_images_are_refused_where_they_can_be_told(tmp_path, monkeypatch, memory):
+    data = make_images(tmp_path / "data")
+    assert train(data, tmp_path / "run", "--max_steps", "1") == 0
+    (data / "000.png").unlink()
+    monkeypatch.setenv("DATA_MEMORY", memory)
+    with pytest.raises(UserError, match="--dataset: the images have changed"):
+        train(data, tmp_path / "run", "--max_steps", "2")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_run_from_before_streaming_continues_with_the_same_images_only(pictures, tmp_path, right):
+    folder = tmp_path / "run"
+    assert train(pictures, folder, "--max_steps", "1") == 0
+    payload = load_torch(folder / "content.pth")
+    fingerprint = payload.pop("data")["fingerprint"]
+    save_checkpoint(folder / "content.pth", {**payload, "data_fingerprint": fingerprint if right else "0"}, model=MODEL)
+    if right:
+        assert train(pictures, folder, "--max_steps", "2") == 0
+    else:
+        with pytest.raises(UserError, match="--dataset: the images have changed"):
+            train(pictures, folder, "--max_steps", "2")
+
+
+def test_run_folder_among_the_images_is_refused(tmp_path):
+    data = make_images(tmp_path / "data")
+    with pytest.raises(UserError, match=r"--exp .*data/run: inside --dataset"):
+        train(data, data / "run")
+    assert len(list(data.iterdir())) == 20
+
+
+def test_run_folder_that_cannot_be_made_is_refused(pictures, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--exp .*file/run: .*file is not a folder"):
+        train(pictures, tmp_path / "file" / "run")
+
+
+def test_fewer_images_than_a_batch_of_all_processes_is_one_sentence(pictures, tmp_path):
+    with pytest.raises(UserError, match="--batch_size 32: pictures holds only 20 images"):
+        train(pictures, tmp_path / "run", "--batch_size", "32")
+    assert not (tmp_path / "run").exists()
+
+
+def test_compiled_networks_train_as_plain_ones(monkeypatch):
+    """Traced whole, but by no compiler."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(real, fullgraph=True))
+    plain, compiled = make_trainer(), make_trainer(compile_backend="eager")
+    losses = [trainer.update(images(0), 1) for trainer in (plain, compiled)]
+    assert losses[0] == losses[1]
+    for name in ("generator", "discriminator"):
+        first, second = (trainer.state_dict()[name] for trainer in (plain, compiled))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"--compile: needs a C\+\+ compiler, g\+\+ or clang\+\+"):
+        check_compiler("cpu")
