@@ -176,8 +176,8 @@ def sentences(study: Study) -> list[str]:
         return [*said, told, *_foresight(study), *_importance_sentence(study)]
     before = f", the base flags' {tables.metric(QUALITY, base['scores'][-1])}" if base else "; the base flags failed"
     said.append(
-        f"Best in the search: trial {best['number']} ({told}{before}), as the best of many a chosen number, and one "
-        "seed each; the intervals are of another draw from the same training."
+        f"Best in the search: trial {best['number']} ({told}{before}), with one seed each: the best of many noisy "
+        "numbers looks better than it is. The intervals are of another draw from the same training."
     )
     return [*said, *_confirmation(study), *_foresight(study), *_importance_sentence(study)]
 
@@ -249,8 +249,8 @@ def _importance_sentence(study: Study) -> list[str]:
     leading = [f"{name} ({100 * share:.0f}%)" for name, share in list(first.items())[:3]]
     rung = study["options"]["rungs"][0]
     return [
-        f"Which flags tell the best tenth of the trials from the rest, by the distance at {rung:,} images: "
-        f"{tables.listed(leading)} first."
+        f"What sets the best tenth of the trials apart, by the distance at {rung:,} images: {tables.listed(leading)} "
+        "before the other flags."
     ]
 
 
@@ -289,7 +289,7 @@ def page(study: Study) -> str:
 
 def _plan(study: Study) -> str:
     rungs = study["options"]["rungs"]
-    space = [f"`{k['name']}` {tables.plain(k['low'], 4)} to {tables.plain(k['high'], 4)}" for k in study["space"]]
+    space = [f"`{k['name']}` {k['low']:g} to {k['high']:g}" for k in study["space"]]
     pruning = "no trial is ended early"
     if rungs[:-1]:
         pruning = (
@@ -333,7 +333,9 @@ def _confirmation_table(study: Study) -> list[str]:
 def _use(study: Study) -> str:
     if not (best := winner(study)):
         return "No trial finished, so there is nothing to use."
-    return f"`best_flags.txt`, for `train_ddgan.py`:\n\n```\n{flag_line(study, best)}\n```"
+    return (
+        f"`best_flags.txt`, the best trial of the search, for `train_ddgan.py`:\n\n```\n{flag_line(study, best)}\n```"
+    )
 
 
 def draw_pictures(study: Study, out: Path) -> None:
@@ -368,10 +370,11 @@ def draw_history(study: Study, path: Path) -> None:
         height = base["scores"][-1]["value"]
         axes.axhline(height, color=INK, linestyle="--", linewidth=1, label="base flags")
     axes.yaxis.set_major_formatter(lambda value, _: tables.plain(value))
-    study_pages._name_minor(axes.yaxis)
+    axes.yaxis.set_minor_formatter(lambda value, _: tables.plain(value) if f"{value:.0e}"[0] in "235" else "")
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("trial")
     axes.set_ylabel("Frechet distance\n(log, lower is better)")
-    axes.legend(frameon=False, fontsize=8.5)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
     tidy(axes)
     save(figure, path)
 
@@ -398,6 +401,6 @@ def draw_importance(study: Study, path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("importance (PED-ANOVA, share)")
-    axes.legend(frameon=False, fontsize=8.5)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8.5)
     tidy(axes, "x")
     save(figure, path)
