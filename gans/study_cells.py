@@ -102,7 +102,7 @@ def all_cells(chosen: Sequence[str], seeds: int) -> dict[Cell, list[str]]:
 
 def by_share(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the parts of study.json that are of last checkpoints, labelled by their share of the images."""
-    words = {True: "with DiffAugment", False: "without"}
+    words = {True: "with DiffAugment", False: "without DiffAugment"}
     last = [part for part in parts if not part["variant"].endswith("-best")]
     return [{**part, "label": f"{part['percent']}% {words[part['augment']]}"} for part in last]
 

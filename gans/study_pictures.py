@@ -130,7 +130,7 @@ def modes(study: Study, out: Path) -> None:
             axes.set_yscale("log")
             _plain_log(axes)
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, max(axes.get_ylim()[1], 5))
         tidy(axes)
     _legend(figure, columns=5)
     save(figure, out / "modes.png")
@@ -143,7 +143,7 @@ def overfitting(study: Study, out: Path) -> None:
         return
     figure = Figure(figsize=(9.6, 7), dpi=DPI, layout="constrained")
     axes = figure.subplots(2, 2).ravel()
-    looks = {True: ("with DiffAugment", SPARE[3], "s"), False: ("without", COLOURS["gans"], "o")}
+    looks = {True: ("with DiffAugment", SPARE[3], "s"), False: ("without DiffAugment", COLOURS["gans"], "o")}
     for augment, (label, colour, mark) in looks.items():
         mine = [row for row in rows if row["augment"] == augment and not row["variant"].endswith("-best")]
         _line(axes[0], [(r["percent"], r["gap"]) for r in mine if r.get("gap")], label, colour, mark)
@@ -160,7 +160,7 @@ def overfitting(study: Study, out: Path) -> None:
     for part, text in zip(axes, words, strict=False):
         _ticks(part, sorted({row["percent"] for row in rows}), "share of the images, % (log)")
         part.set_ylabel(text)
-    axes[1].set_ylim(bottom=0)
+    axes[1].set_ylim(0, max(axes[1].get_ylim()[1], 5))
     axes[3].set_xlabel(f"training images seen, with {PERCENTS[-1]}% of the images")
     axes[3].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g} k")
     axes[3].locator_params(axis="x", nbins=6)

@@ -120,13 +120,17 @@ def scoring(study: Mapping[str, Any]) -> str:
         f"{count} images of each row are scored against as many training images, in features of "
         f"{tables.listed(named)}: relative within one table, not comparable with published figures. 95% intervals: "
     )
-    trainings = {len([c for c in study["cells"] if c["name"] == name]) for name in {c["name"] for c in study["cells"]}}
-    if trainings == {1}:
+    if of_one_seed(study):
         return (
             f"{text}what another draw from the same training would give. One seed per row, so no claim about chance "
             "between trainings."
         )
-    return f"{text}over {max(trainings)} trainings with different seeds (Student's t)."
+    return f"{text}over {study['options']['seeds']} trainings with different seeds (Student's t)."
+
+
+def of_one_seed(study: Mapping[str, Any]) -> bool:
+    """Tell whether every row is of a single training."""
+    return len({cell["name"] for cell in study["cells"]}) == len(study["cells"])
 
 
 def claims(name: str, study: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
@@ -138,7 +142,8 @@ def claims(name: str, study: Mapping[str, Any], rows: Sequence[Row]) -> list[str
         "modes": (rows,),
         "overfitting": (rows,),
     }
-    return study_claims.CLAIMS[name](*arguments[name])
+    said = study_claims.CLAIMS[name](*arguments[name]) or ["Too few of its trainings are there to say."]
+    return [study_claims.of_one_training(line) for line in said] if of_one_seed(study) else said
 
 
 def columns(name: str, rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
