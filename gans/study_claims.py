@@ -188,9 +188,10 @@ def modes(rows: Sequence[Row]) -> list[str]:
 def _early(label: str, row: Row) -> str:
     """Say that a model draws no figures yet."""
     shown = tables.metric("modes_matched", row["metrics"]["modes_matched"])
+    seen = tables.count(row["training"]["images_seen"])
     return (
-        f"{label} shows a mode in {shown} of its images even where there are {MODE_COUNTS[0]}: after "
-        f"{tables.count(row['training']['images_seen'])} training images it is too early to say anything of their number."
+        f"{label} shows a mode in {shown} of its images even where there are {MODE_COUNTS[0]}: after {seen} training "
+        "images it is too early to say anything of their number."
     )
 
 

@@ -1,5 +1,6 @@
 """The studies: plans, cells that are trained once, resuming, pages from study.json, claims that follow intervals."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -16,6 +17,7 @@ import study_claims
 import study_runs
 from comparison import studies
 from comparison.images import load_images
+from gan.options import parse
 from study_cells import MODELS, STUDIES, Cell
 
 GANS = Path(__file__).resolve().parents[1]
@@ -245,6 +247,20 @@ def test_pages_say_what_was_expected_and_found(finished):
         "**Contradicts, in one training each.** Expected: even where the discriminator overfits, samples are not copies"
         in overfitting
     )
+
+
+GAN_CELLS = [cell for cell in study_cells.all_cells(STUDIES, 1) if cell.model == "gans"]
+
+
+@pytest.mark.parametrize("cell", GAN_CELLS, ids=lambda cell: cell.name)
+def test_flags_of_every_gan_are_accepted_by_its_script(cell):
+    args = argparse.Namespace(image_size=32, precision="auto", images=None, seconds=300, num_samples=2000)
+    words = [*study_cells.training_flags(cell, args, 50_000), *study_cells.budget_flags(None, 300)]
+    options = parse(None, words)
+    assert options.max_seconds == 300
+    assert options.limit == (0 if cell.percent == 100 else 500 * cell.percent)
+    assert (options.diffaugment == "none") == (cell.variant == "dcgan" or not cell.augment)
+    assert bool(options.score_every) == cell.scored
 
 
 def test_claim_is_decided_only_by_intervals_that_are_apart():
