@@ -33,7 +33,8 @@ from comparison.cli import UserError
 from comparison.sources import check_source
 from ddgan.options import MODEL, check_architecture
 from ddgan.tuning import SPACE, Knob, Search, make_space, require_optuna
-from ddgan.tuning_page import rewrite_pages, write_study
+from ddgan.tuning_page import rewrite_pages
+from ddgan.tuning_record import write_study
 from ddgan.tuning_trials import Bench, Scorer, confirm, remove_large_files, replace_flags, run_trial
 
 NAMES = [knob.name for knob in SPACE]
