@@ -76,7 +76,7 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     from comparison.batches import BatchStream
     from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
     from comparison.progress import bar
-    from gan.data import load_data
+    from gan.data import load_data, test_split
     from gan.diagnosis import Probe, Scorer
     from gan.distributed import agree, local_device
     from gan.record import Recorder
@@ -108,7 +108,7 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     record.begin(
         f"until {budget.describe()}", data=images.describe(), steps_per_epoch=stream.steps_per_epoch,
         parameters=gan.count_parameters(), device=describe_device(device), precision=precision_name(dtype),
-        held_out=len(held_out),
+        held_out={"images": len(held_out), "from": "test split" if test_split(args.data) else "training images"},
     )  # fmt: skip
 
     clock = Clock(record.wall_seconds)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gan.distributed import agree, average_buffers, average_gradients, in_group, mean_values
-from gan.networks import Discriminator
+from gan.networks import Discriminator, normalise_spectrally
 
 
 def test_alone_nothing_is_exchanged():
@@ -31,7 +31,19 @@ def _pair(rank, port, results):
     norm = torch.nn.BatchNorm1d(1, momentum=1.0)
     norm(torch.full((2, 1), float(rank)) + torch.tensor([[-1.0], [1.0]]))
     average_buffers(norm)
+    discriminator = Discriminator(16, ndf=2, d_norm="spectral")
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    normalise_spectrally(discriminator, 0)
+    start = discriminator.state_dict()["layers.0.parametrizations.weight.0._u"].clone()
+    for _ in range(3):
+        discriminator(torch.full((2, 3, 16, 16), float(rank)))  # other images, the same weights
+        average_buffers(discriminator)
+    vectors = [b.tolist() for b in discriminator.buffers()]
     results[rank] = {
+        "vectors": vectors,
+        "moved": vectors[0] != start.tolist(),
         "gradient": layer.weight.grad.flatten().tolist(),
         "running_mean": norm.running_mean.tolist(),
         "agreed": agree([float(rank), 5.0 - rank]),
@@ -40,7 +52,7 @@ def _pair(rank, port, results):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_compute_the_gradient_of_the_whole_batch():
+def test_two_processes_compute_the_gradient_of_the_whole_batch_and_share_their_spectral_norms():
     port = 29_500 + torch.randint(1000, ()).item()
     with torch.multiprocessing.get_context("spawn").Manager() as manager:
         results = manager.dict()
@@ -51,5 +63,6 @@ def test_two_processes_compute_the_gradient_of_the_whole_batch():
     assert first == second
     assert first["gradient"] == pytest.approx(whole.tolist())
     assert first["running_mean"] == [0.5]
+    assert first["moved"]
     assert first["agreed"] == [1.0, 5.0]
     assert first["mean"] == {"loss": 0.5}

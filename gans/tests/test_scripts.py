@@ -1,108 +1,18 @@
 """The scripts as a user runs them, on tiny networks and a few images."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import cifar_gan
 import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
 from comparison.runs import load_checkpoint, read_progress, save_checkpoint
 from gan.sampling import load_generator, sample_checkpoint
+from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, newest_step, refused, train_here
 from PIL import Image
-
-GANS = Path(__file__).resolve().parents[1]
-
-NETWORKS = ["--image_size", 16, "--ngf", 4, "--ndf", 4, "--nz", 8, "--ema_decay", 0.9, "--flip", "true"]
-TINY = [*NETWORKS, "--batch_size", 8, "--device", "cpu", "--precision", "float32", "--threads", 1, "--log_interval", 2]
-TINY += ["--num_samples", 0, "--max_steps", 100]
-
-
-def command(script, *arguments):
-    return [sys.executable, "-u", str(GANS / script), *map(str, arguments)]
-
-
-def call(script, *arguments, env=None, ok=0):
-    done = subprocess.run(
-        command(script, *arguments), capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})}
-    )
-    assert done.returncode == ok, done.stdout + done.stderr
-    return done
-
-
-def refused(script, *arguments, **options):
-    """Return the one sentence of a refusal."""
-    done = call(script, *arguments, ok=2, **options)
-    assert done.stderr.startswith(f"{script}: error: "), done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
-
-
-def train_here(*arguments):
-    """Run cifar_gan.py in this process, which has torch already."""
-    return cifar_gan.main(cifar_gan.parse_args([str(argument) for argument in arguments]))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{number:02d}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
-    """A run of 100 updates (50 epochs) that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    call("cifar_gan.py", "--data", images, "--run_dir", folder, *TINY)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def no_torch(tmp_path_factory):
-    """An environment in which importing torch fails."""
-    folder = tmp_path_factory.mktemp("stub")
-    (folder / "torch.py").write_text("raise SystemExit('torch was imported')\n")
-    return {"PYTHONPATH": str(folder)}
-
-
-def newest_step(folder):
-    return max(int(path.stem.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_*.pt"))
-
-
-def interrupt(images, folder, number):
-    """Start the run, saving after every update, and send it a signal once a checkpoint is there; return its status."""
-    process = subprocess.Popen(
-        command("cifar_gan.py", "--data", images, "--run_dir", folder, *TINY, "--save_minutes", 1e-9),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not list(folder.glob("checkpoint_*.pt")) and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(number)
-    status = process.wait(timeout=60)
-    assert newest_step(folder) < 100
-    return status
-
-
-def assert_continues_to_the_same_weights(images, folder, finished):
-    call("cifar_gan.py", "--data", images, "--run_dir", folder, *TINY)
-    ours, theirs = (load_checkpoint(f / "checkpoint_000100.pt", model="gans") for f in (folder, finished))
-    for part in ("generator", "discriminator", "ema"):
-        assert ours[part].keys() == theirs[part].keys()
-        for name, value in ours[part].items():
-            assert torch.equal(value, theirs[part][name]), f"{part} {name}"
-    losses = [[{**row, "wall_seconds": 0} for row in read_progress(f / "progress.csv")] for f in (folder, finished)]
-    assert losses[0] == losses[1]
 
 
 def test_run_writes_what_it_promises(finished):
@@ -167,6 +77,11 @@ WRONG = [
     (["--image_siz", "32"], "unrecognized arguments: --image_siz 32"),
     (["--num_epochs", "0"], "argument --num_epochs: 0 needs one of --max_steps, --max_images and --max_seconds"),
     (["--batch_size", "9", "--ngpu", "2"], "argument --batch_size: 9 images do not divide among 2 processes"),
+    (["--diffaugment", "color,noise"], "argument --diffaugment: must be none or a list of color, translation, cutout"),
+    (["--loss", "hinge", "--label_smoothing", "one_sided"], "argument --label_smoothing: the hinge loss has no labels"),
+    (["--keep_best", "true", "--score_every", "0"], "argument --keep_best: needs scores, --score_every above 0"),
+    (["--minibatch_stddev", "5"], "argument --minibatch_stddev: groups of 5 images do not divide the 128 of a process"),
+    (["--preset", "dcgan-minus"], "argument --preset: invalid choice: 'dcgan-minus'"),
     (["--ema_decay", "1"], "argument --ema_decay: must be below 1, or nothing ever moves"),
     (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10"),
 ]
@@ -320,12 +235,3 @@ def test_divergence_is_caught_in_its_step_and_not_saved(images, tmp_path):
     step = int(str(caught.value).split(":")[0].removeprefix("step "))
     for path in tmp_path.glob("checkpoint_*.pt"):
         assert load_checkpoint(path, model="gans")["step"] < step
-
-
-@pytest.mark.slow
-def test_two_processes_train_together_and_resume(images, tmp_path):
-    arguments = ["--data", images, "--run_dir", tmp_path, *TINY, "--ngpu", 2]
-    call("cifar_gan.py", *arguments, "--max_steps", 4)
-    call("cifar_gan.py", *arguments, "--max_steps", 6)
-    payload = load_checkpoint(tmp_path / "checkpoint_000006.pt", model="gans")
-    assert (payload["step"], payload["images_seen"]) == (6, 48)

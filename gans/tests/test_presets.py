@@ -1,0 +1,97 @@
+"""Presets, their switches in a whole run, and diagnosis beside it."""
+
+import json
+import shutil
+import signal
+
+import cifar_gan
+import pytest
+import sample_gan
+import torch
+from comparison.budget import Budget
+from comparison.runs import load_checkpoint, read_progress
+from gan.options import PRESETS
+from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, refused, train_here
+
+NEWER = set(PRESETS["dcgan"]) - {"g_lr", "d_lr", "beta1", "flip", "ema_decay"}
+PLUS = ["--preset", "dcgan-plus", "--max_steps", 40, "--score_every", 40, "--score_images", 10]
+PLUS += ["--r1_gamma", 0.1, "--r1_every", 4, "--minibatch_stddev", 4]
+
+
+def test_killed_run_with_every_switch_on_continues_to_the_same_weights_scores_and_best_checkpoint(images, tmp_path):
+    train_here("--data", images, "--run_dir", tmp_path / "unbroken", *TINY, *PLUS)
+    assert interrupt(images, tmp_path / "run", signal.SIGKILL, *PLUS) == -signal.SIGKILL
+    assert_continues_to_the_same_weights(images, tmp_path / "run", tmp_path / "unbroken", *PLUS)
+    best = [[path.name for path in (tmp_path / name).glob("best_*.pt")] for name in ("run", "unbroken")]
+    assert best[0] == best[1]
+    assert len(best[0]) == 1
+
+
+def test_diagnosis_changes_no_weight(tmp_path):
+    shapes = ["--data", "shapes", *TINY, "--max_steps", 12, "--score_images", 8]
+    for name, diagnosis in (("with", [50, 40]), ("without", [0, 0])):
+        flags = ["--held_out", diagnosis[0], "--score_every", diagnosis[1]]
+        train_here("--run_dir", tmp_path / name, *shapes, *flags)
+    ours, theirs = (load_checkpoint(tmp_path / n / "checkpoint_000012.pt", model="gans") for n in ("with", "without"))
+    for part in ("generator", "discriminator", "ema"):
+        assert all(torch.equal(value, theirs[part][name]) for name, value in ours[part].items()), part
+    rows = [read_progress(tmp_path / name / "progress.csv") for name in ("with", "without")]
+    assert rows[0][-1]["loss_d"] == rows[1][-1]["loss_d"]
+    assert "gap" in rows[0][-1]
+    assert "gap" not in rows[1][-1]
+    assert [row["step"] for row in read_progress(tmp_path / "with" / "scores.csv")] == [5, 10, 12]
+    assert not (tmp_path / "without" / "scores.csv").exists()
+
+
+def test_run_from_before_the_presets_is_recognised(images, finished, tmp_path, no_torch):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    for name in (*NEWER, "preset", "limit", "held_out", "score_every", "score_images"):
+        del config["options"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = ["--data", images, "--run_dir", folder, *TINY]
+    assert "training is finished" in call("cifar_gan.py", *arguments, env=no_torch).stdout
+    message = refused("cifar_gan.py", *arguments, "--loss", "hinge", env=no_torch)
+    assert "loss bce there, hinge here" in message
+
+
+def test_preset_sets_defaults_that_any_flag_overrides():
+    plus = cifar_gan.parse_args(["--preset", "dcgan-plus", "--ema_decay", "0", "--diffaugment", "cutout,color"])
+    assert (plus.loss, plus.d_norm, plus.beta1, plus.beta2, plus.flip) == ("hinge", "spectral", 0.0, 0.9, True)
+    assert (plus.ema_decay, plus.diffaugment) == (0.0, "color,cutout")
+    plain = cifar_gan.parse_args([])
+    assert (plain.g_lr, plain.d_lr, plain.loss, plain.image_size, plain.flip) == (1.6e-4, 1.25e-4, "bce", 64, False)
+
+
+def test_best_checkpoint_is_the_one_that_is_sampled(finished, tmp_path):
+    shutil.copy(finished / "checkpoint_000080.pt", tmp_path / "best_000080.pt")
+    shutil.copy(finished / "checkpoint_000100.pt", tmp_path / "checkpoint_000100.pt")
+    assert sample_gan.find_checkpoint(tmp_path).name == "best_000080.pt"
+
+
+def test_learning_rates_end_with_the_budget(images, tmp_path):
+    train_here("--data", images, "--run_dir", tmp_path, *TINY, "--lr_decay", "linear", "--max_steps", 4)
+    payload = load_checkpoint(tmp_path / "checkpoint_000004.pt", model="gans")
+    assert payload["optimizer_g"]["param_groups"][0]["lr"] == pytest.approx(1.6e-4 / 4)
+    assert payload["optimizer_d"]["param_groups"][0]["lr"] == pytest.approx(1.25e-4 / 4)
+
+
+def test_budget_that_is_left_counts_steps_and_images_before_seconds():
+    left = cifar_gan.share_left
+    assert left(Budget(max_steps=10, max_seconds=4), 5, 40, 3.0) == 0.5
+    assert left(Budget(max_steps=10, max_images=50), 5, 40, 0.0) == pytest.approx(0.2)
+    assert left(Budget(max_seconds=4), 5, 40, 3.0) == 0.25
+    assert left(Budget(max_seconds=4), 5, 40, 5.0) == 0.0
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_resume(images, tmp_path):
+    arguments = ["--data", images, "--run_dir", tmp_path, *TINY, "--ngpu", 2]
+    arguments += ["--preset", "dcgan-plus", "--lr_decay", "none", "--score_every", 16, "--score_images", 10]
+    call("cifar_gan.py", *arguments, "--max_steps", 4)
+    call("cifar_gan.py", *arguments, "--max_steps", 6)
+    payload = load_checkpoint(tmp_path / "checkpoint_000006.pt", model="gans")
+    assert (payload["step"], payload["images_seen"]) == (6, 48)
+    assert [row["step"] for row in read_progress(tmp_path / "scores.csv")] == [2, 4, 6]
+    assert "gap" in read_progress(tmp_path / "progress.csv")[-1]
+    assert len(list(tmp_path.glob("best_*.pt"))) == 1
