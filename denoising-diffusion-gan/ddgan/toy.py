@@ -1,0 +1,207 @@
+"""The 25 Gaussians: a mixture in the plane whose modes can be counted, and networks small enough for it.
+
+Points are images of two channels and one pixel, (N, 2, 1, 1), so that process, losses and training are those of the
+image model. Mixture: Xiao et al. 2022, section 5.3, without its numbers; these are those of Turner et al. 2019
+(Metropolis-Hastings GAN) and Azadi et al. 2019: centres at -2, -1, 0, 1, 2 in both directions, standard deviation
+0.05, high quality within four of them. All is divided by sqrt(2), so that each coordinate has variance 1, which a
+variance-preserving process expects.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comparison import rng
+from comparison.progress import bar
+from torch import Tensor, nn
+
+from ddgan.ema import Ema
+from ddgan.process import DenoisingProcess
+from ddgan.sampling import sample
+from ddgan.training import Trainer
+
+SIDE = 5
+MODES = SIDE**2
+SCALE = math.sqrt(2)
+STD = 0.05 / SCALE
+NEAR = 4.0  # standard deviations within which a sample is of high quality (Azadi et al. 2019)
+FREQUENCIES = (2.0, 4.0, 8.0)  # of the sines and cosines that the networks see, radians per unit
+PER_COORDINATE = 1 + 2 * len(FREQUENCIES)
+LEAST_SHARE = 0.25  # of the 25th part of all samples, that a mode must get to count as covered
+
+
+def centres() -> Tensor:
+    """Return the (25, 2) float32 centres of the modes."""
+    line = (torch.arange(SIDE, dtype=torch.float32) - SIDE // 2) / SCALE
+    return torch.cartesian_prod(line, line)
+
+
+def draw_data(count: int, *key: rng.Key, device: torch.device | str = "cpu") -> Tensor:
+    """Draw (count, 2, 1, 1) float32 points of the mixture, a function of the key."""
+    modes = rng.randint(MODES, (count,), *key, "mode", device=device)
+    points = centres().to(device)[modes] + STD * rng.normal((count, 2), *key, "point", device=device)
+    return points[:, :, None, None]
+
+
+def measure(points: Tensor) -> dict[str, Any]:
+    """Count what samples of the mixture show.
+
+    Args:
+        points: (N, 2) float32.
+
+    Returns:
+        modes: of the 25, those with at least LEAST_SHARE of their equal share of all N samples within NEAR standard
+            deviations; high_quality: share of samples that lie so near to any mode; kl: divergence of the modes'
+            frequencies among these from equal ones, nats, None where there are none.
+    """
+    distance, nearest = torch.cdist(points.cpu(), centres()).min(1)
+    counts = nearest[distance <= NEAR * STD].bincount(minlength=MODES).double()
+    good = int(counts.sum())
+    shares = counts[counts > 0] / good
+    return {
+        "modes": int((counts >= LEAST_SHARE * len(points) / MODES).sum()),
+        "high_quality": good / len(points),
+        "kl": (shares * (shares * MODES).log()).sum().item() if good else None,
+    }
+
+
+def features(x: Tensor) -> Tensor:
+    """Return coordinates with their sines and cosines, (N, 7 C) from (N, C, 1, 1).
+
+    From coordinates alone a small network learns slowly what changes over a fiftieth of their range (Tancik et al.
+    2020).
+    """
+    x = x.flatten(1)
+    angles = torch.cat([frequency * x for frequency in FREQUENCIES], 1)
+    return torch.cat([x, angles.sin(), angles.cos()], 1)
+
+
+class _Layers(nn.Module):
+    """Fully connected layers on a vector, told the time by a learned shift of the first layer."""
+
+    def __init__(self, inputs: int, outputs: int, num_timesteps: int, width: int, depth: int):
+        super().__init__()
+        self.first = nn.Linear(inputs, width)
+        self.time = nn.Embedding(num_timesteps, width)
+        rest: list[nn.Module] = []
+        for _ in range(depth - 1):
+            rest += [nn.Linear(width, width), nn.LeakyReLU(0.2)]
+        self.rest = nn.Sequential(nn.LeakyReLU(0.2), *rest, nn.Linear(width, outputs))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.rest(self.first(x) + self.time(t))
+
+
+class ToyGenerator(nn.Module):
+    """Predicts x_0 from x_{t+1}, t and a latent; unbounded.
+
+    Args:
+        num_timesteps: T.
+        nz: length of the latent.
+        width, depth: features and number of hidden layers.
+    """
+
+    def __init__(self, num_timesteps: int, nz: int, width: int, depth: int = 3):
+        super().__init__()
+        self.nz = nz
+        self.layers = _Layers(2 + nz, 2, num_timesteps, width, depth)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):  # He et al. 2015: the first points spread as widely as the mixture
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x_t_plus_1: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """Return (N, 2, 1, 1) from (N, 2, 1, 1), (N,) int64 in [0, T) and (N, nz)."""
+        return self.layers(torch.cat([x_t_plus_1.flatten(1), z], 1), t)[:, :, None, None]
+
+
+class ToyDiscriminator(nn.Module):
+    """Tells a real x_t from a generated one, given x_{t+1} and t.
+
+    Args:
+        num_timesteps: T.
+        width, depth: features and number of hidden layers.
+    """
+
+    def __init__(self, num_timesteps: int, width: int, depth: int = 3):
+        super().__init__()
+        self.layers = _Layers(4 * PER_COORDINATE, 1, num_timesteps, width, depth)
+
+    def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
+        """Return (N, 1) logits from (N, 2, 1, 1), (N,) and (N, 2, 1, 1).
+
+        `y` and `parts` are those of the image model's discriminator; without classes and statistics of the batch
+        neither changes anything.
+        """
+        return self.layers(torch.cat([features(x_t), features(x_t_plus_1)], 1), t)
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    """How a network of the toy is trained; the names are those of the flags."""
+
+    max_steps: int
+    batch_size: int
+    lr_g: float
+    lr_d: float
+    r1_gamma: float
+    lazy_reg: int
+    ema_decay: float
+    width: int
+    nz: int
+    eval_every: int
+
+
+def train(
+    num_timesteps: int, seed: int, settings: ToySettings, device: torch.device
+) -> tuple[ToyGenerator, DenoisingProcess, list[dict[str, Any]]]:
+    """Train a network for T steps, as the image model is trained, on points that are drawn anew for every update.
+
+    Args:
+        num_timesteps: T.
+        seed: of weights, data and noise.
+        settings: see ToySettings.
+        device: where.
+
+    Returns:
+        the generator with its averaged weights, its process, and `measure` of 2,500 samples of it every
+        `eval_every` updates and at the end, each with its `step`.
+    """
+    rng.seed_default(seed, "weights")
+    generator = ToyGenerator(num_timesteps, settings.nz, settings.width).to(device)
+    discriminator = ToyDiscriminator(num_timesteps, settings.width).to(device)
+    averaged = copy.deepcopy(generator)
+    process = DenoisingProcess(num_timesteps).to(device)
+    trainer = Trainer(
+        generator,
+        discriminator,
+        process,
+        Ema(generator, settings.ema_decay, warm_up=True),
+        seed=seed,
+        nz=settings.nz,
+        lr_g=settings.lr_g,
+        lr_d=settings.lr_d,
+        r1_gamma=settings.r1_gamma,
+        lazy_reg=settings.lazy_reg,
+    )
+    history = []
+    with bar(settings.max_steps, 0, f"T = {num_timesteps}, seed {seed}", "update") as progress:
+        for step in range(settings.max_steps):
+            trainer.set_learning_rates(step, settings.max_steps)
+            trainer.update(draw_data(settings.batch_size, seed, step, "data", device=device), step)
+            progress.update()
+            if (step + 1) % settings.eval_every == 0 or step + 1 == settings.max_steps:
+                averaged.load_state_dict(trainer.generator_weights())
+                history.append({"step": step + 1, **measure(draw_samples(averaged, process, 2500, seed))})
+    return averaged, process, history
+
+
+@torch.inference_mode()
+def draw_samples(generator: ToyGenerator, process: DenoisingProcess, count: int, seed: int) -> Tensor:
+    """Draw (count, 2) float32 points by T steps."""
+    x = sample(
+        generator, process, range(count), seed=seed, nz=generator.nz, shape=(2, 1, 1), device=process.betas.device
+    )
+    return x.flatten(1)

@@ -1,0 +1,167 @@
+"""Page and pictures of the 25 Gaussians, from study.json alone; needs no torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from comparison import study_pages, tables
+from comparison.studies import pool
+
+STUDY = "gaussians"
+MODES = 25
+NEAR, LEAST_SHARE = 4.0, 0.25  # as in ddgan.toy, which imports torch
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
+INK = "#333333"
+
+Study = dict[str, Any]
+Cell = Mapping[str, Any]
+
+
+def by_timesteps(study: Study) -> dict[int, list[Cell]]:
+    """Return T -> its cells, ascending."""
+    every = sorted({cell["timesteps"] for cell in study["cells"]})
+    return {t: [cell for cell in study["cells"] if cell["timesteps"] == t] for t in every}
+
+
+def pooled(cells: Sequence[Cell], name: str) -> dict[str, Any] | None:
+    """Return the mean of a measure over seeds with its interval, None where a seed lacks it."""
+    values = [cell["end"][name] for cell in cells]
+    if any(value is None for value in values):
+        return None
+    return pool([{"value": value, "interval": [value, value]} for value in values])
+
+
+def shown(entry: Mapping[str, Any] | None, scale: float = 1.0) -> str:
+    """Write a pooled entry."""
+    if entry is None:
+        return tables.MISSING
+    half = tables.half_width(entry)
+    value = scale * entry["value"]
+    return tables.with_error(value, scale * half) if half else tables.plain(value)
+
+
+def reached(cell: Cell) -> int | None:
+    """Return the update from which on every count found all modes, None where the last did not."""
+    step = None
+    for row in reversed(cell["history"]):
+        if row["modes"] < MODES:
+            break
+        step = row["step"]
+    return step
+
+
+def sentences(study: Study) -> list[str]:
+    """Return what the numbers say."""
+    said = []
+    found = by_timesteps(study)
+    for t, cells in found.items():
+        modes = [cell["end"]["modes"] for cell in cells]
+        full = sum(count == MODES for count in modes)
+        told = f"T = {t}: all {MODES} modes in {full} of {len(cells)} trainings"
+        if full < len(cells):
+            told += f" ({tables.listed([str(count) for count in modes])})"
+        steps = [step for cell in cells if (step := reached(cell))]
+        if steps:
+            least, most = (f"{edge(steps):,}" for edge in (min, max))
+            told += f", from update {least} on" if least == most else f", from update {least} to {most} on"
+        said.append(f"{told}.")
+    for name, words, best in (("high_quality", "Share of high quality", max), ("kl", "KL of the modes", min)):
+        entries = {t: entry for t, cells in found.items() if (entry := pooled(cells, name))}
+        if len(entries) < 2:
+            continue
+        first = best(entries, key=lambda t: entries[t]["value"])
+        scale, unit = (100, "%") if name == "high_quality" else (1, "")
+        tied = [
+            f"T = {t} ({shown(entry, scale)}{unit})"
+            for t, entry in entries.items()
+            if t != first and not tables.apart(entries[first], entry)
+        ]
+        told = f"{words}: best at T = {first} ({shown(entries[first], scale)}{unit})"
+        if len(study["cells"]) == len(found):
+            told += "; one training each, so no claim about chance"
+        elif tied:
+            told += f"; no significant difference from {tables.listed(tied)}"
+        else:
+            told += ", significantly"
+        said.append(f"{told}.")
+    return said
+
+
+def page(study: Study) -> str:
+    """Return README.md."""
+    options, cells = study["options"], study["cells"]
+    rows = [["the mixture itself", "-", str(study["real"]["end"]["modes"]), *_cells([study["real"]]), "-"]]
+    for t, mine in by_timesteps(study).items():
+        modes = ", ".join(str(cell["end"]["modes"]) for cell in mine)
+        seconds = tables.seconds(sum(cell["seconds"] for cell in mine) / len(mine))
+        rows.append([f"DDGAN, T = {t}", str(t), modes, *_cells(mine), seconds])
+    devices = tables.listed(list(dict.fromkeys(cell["device"] for cell in cells)))
+    torch = tables.listed(list(dict.fromkeys(str(cell["versions"].get("torch")) for cell in cells)))
+    commits = tables.listed(list(dict.fromkeys(str(cell["git_commit"]) for cell in cells)))
+    seeds = f"{options['seeds']} seeds" if options["seeds"] > 1 else "1 seed"
+    return study_pages.join(
+        "# Study: 25 Gaussians",
+        "Does the model cover every mode of a distribution whose modes can be counted, and do more denoising steps "
+        "help? T = 1 is a GAN that makes points from noise.",
+        "25 equally likely Gaussians at -2, -1, 0, 1, 2 in both directions, standard deviation 0.05, all divided by "
+        "the square root of 2 (the toy of [Xiao et al. 2022](https://arxiv.org/abs/2112.07804), section 5.3, which "
+        "gives no numbers; these are those of [Turner et al. 2019](https://arxiv.org/abs/1811.11357)). Process, "
+        "losses, R1 penalty, average and update are "
+        "those of the image model; generator and discriminator have three hidden layers of "
+        f"{options['width']} features, and the discriminator sees sines and cosines of the coordinates.",
+        f"{tables.count(options['max_steps'])} updates of {options['batch_size']} points each; {seeds} for each T. "
+        f"Device: {devices}; torch {torch}; commit {commits} (`+`: with changes).",
+        f"{tables.count(options['num_samples'])} samples of each training are counted. High quality: within "
+        f"{NEAR:g} standard deviations of a centre. Covered: a mode that gets at least {LEAST_SHARE:.0%} of its equal "
+        "share of the samples in high quality. KL: divergence of the modes' frequencies among these samples from "
+        "equal ones, in nats. ±: 95% over the seeds (Student's t).",
+        "## What the numbers say",
+        sentences(study),
+        "![Samples of the mixture and of each model](samples.png)",
+        "![Modes covered and share of high quality against updates](progress.png)",
+        "## Numbers",
+        tables.markdown_table(["", "NFE", "modes, each seed", "high quality", "KL", "training"], rows),
+    )
+
+
+def _cells(cells: Sequence[Cell]) -> list[str]:
+    return [f"{shown(pooled(cells, 'high_quality'), 100)}%", shown(pooled(cells, "kl"))]
+
+
+def draw_pictures(study: Study, out: Path) -> None:
+    """Draw samples.png and progress.png."""
+    from comparison.plots import DPI, save, tidy
+    from matplotlib.figure import Figure
+
+    found = by_timesteps(study)
+    panels = [("the mixture", study["real"]["points"], INK)]
+    for (t, cells), colour in zip(found.items(), _colours(len(found)), strict=True):
+        first = next((cell for cell in cells if cell["points"]), cells[0])
+        panels.append((f"T = {t}: {first['end']['modes']} modes", first["points"], colour))
+    figure = Figure(figsize=(2.9 * len(panels), 3.2), dpi=DPI, layout="constrained")
+    for number, (title, points, colour) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        axes.scatter([x for x, _ in points], [y for _, y in points], s=4, color=colour, alpha=0.5, linewidths=0)
+        axes.set(xlim=(-1.9, 1.9), ylim=(-1.9, 1.9), aspect="equal", title=title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    save(figure, out / "samples.png")
+
+    figure = Figure(figsize=(8.6, 3.4), dpi=DPI, layout="constrained")
+    for number, (name, words) in enumerate((("modes", "modes covered, of 25"), ("high_quality", "high quality"))):
+        axes = figure.add_subplot(1, 2, number + 1)
+        for (t, cells), colour in zip(found.items(), _colours(len(found)), strict=True):
+            for index, cell in enumerate(cells):
+                x, y = ([row[key] for row in cell["history"]] for key in ("step", name))
+                axes.plot(x, y, color=colour, linewidth=1.3, alpha=0.8, label=None if index else f"T = {t}")
+        top = MODES if name == "modes" else 1
+        axes.axhline(study["real"]["end"][name], color=INK, linestyle="--", linewidth=1)
+        axes.set(xlabel="updates", ylabel=words, ylim=(-0.03 * top, 1.06 * top))
+        tidy(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+    save(figure, out / "progress.png")
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]

@@ -1,0 +1,184 @@
+"""The 25 Gaussians: what counts as a mode, the networks, and the script from flags to page."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import toy_gaussians
+from ddgan import toy, toy_page
+from ddgan.process import DenoisingProcess
+from helpers_ddgan import FOLDER
+
+TINY = ("--max_steps", 4, "--eval_every", 2, "--width", 8, "--batch_size", 16, "--num_samples", 1000, "--seeds", 2)
+
+
+def call(folder: Path, *arguments: object) -> None:
+    places = ("--out", folder / "out", "--runs_dir", folder / "runs")
+    toy_gaussians.main(toy_gaussians.parse_args([str(argument) for argument in (*TINY, *places, *arguments)]))
+
+
+def test_mixture_has_unit_variance_and_covers_its_own_modes():
+    points = toy.draw_data(20000, 0, "test").flatten(1)
+    assert points.mean(0).abs().max() < 0.03
+    assert points.var(0).sub(1).abs().max() < 0.03
+    found = toy.measure(points)
+    assert found["modes"] == 25
+    assert found["high_quality"] == pytest.approx(1 - math.exp(-8), abs=0.001)  # Rayleigh, four deviations
+    assert 0 < found["kl"] < 24 / 20000 * 3  # its mean is 24 / 2N
+
+
+def test_points_are_a_function_of_their_key():
+    assert torch.equal(toy.draw_data(8, 1, "a"), toy.draw_data(8, 1, "a"))
+    assert not torch.equal(toy.draw_data(8, 1, "a"), toy.draw_data(8, 2, "a"))
+
+
+def test_collapse_and_noise_are_told_from_covering():
+    one = toy.measure(toy.centres()[:1].repeat(1000, 1))
+    assert (one["modes"], one["high_quality"]) == (1, 1.0)
+    assert one["kl"] == pytest.approx(math.log(25))
+    noise = toy.measure(torch.randn(10000, 2))
+    assert noise["modes"] < 5
+    assert noise["high_quality"] < 0.2
+    away = toy.measure(torch.full((1000, 2), 9.0))
+    assert away == {"modes": 0, "high_quality": 0.0, "kl": None}
+    assert toy.measure(torch.full((1000, 2), math.nan))["modes"] == 0
+
+
+def test_mode_with_less_than_a_quarter_of_its_share_does_not_count():
+    counts = [50] * 23 + [11, 11]  # a quarter of 1172 / 25 is 11.7
+    points = torch.cat([centre.repeat(n, 1) for centre, n in zip(toy.centres(), counts, strict=True)])
+    assert toy.measure(points)["modes"] == 23
+    counts = [50] * 23 + [12, 12]
+    points = torch.cat([centre.repeat(n, 1) for centre, n in zip(toy.centres(), counts, strict=True)])
+    assert toy.measure(points)["modes"] == 25
+
+
+def test_sample_beyond_four_deviations_is_not_of_high_quality():
+    shift = torch.tensor([1.0, 0.0])
+    for deviations, share in ((3.99, 1.0), (4.01, 0.0)):
+        assert toy.measure(toy.centres() + deviations * toy.STD * shift)["high_quality"] == share
+
+
+def test_networks_know_time_latent_and_both_points():
+    torch.manual_seed(0)
+    generator, discriminator = toy.ToyGenerator(3, 4, 16), toy.ToyDiscriminator(3, 16)
+    x, other, z, t = torch.randn(5, 2, 1, 1), torch.randn(5, 2, 1, 1), torch.randn(5, 4), torch.zeros(5).long()
+    made, logits = generator(x, t, z), discriminator(x, t, other)
+    assert made.shape == (5, 2, 1, 1)
+    assert logits.shape == (5, 1)
+    for changed in (generator(other, t, z), generator(x, t + 2, z), generator(x, t, -z)):
+        assert not torch.allclose(made, changed)
+    for changed in (discriminator(other, t, other), discriminator(x, t + 2, other), discriminator(x, t, x)):
+        assert not torch.allclose(logits, changed)
+
+
+def test_perfect_generator_of_one_step_gives_back_the_mixture():
+    data = toy.draw_data(2000, 0, "perfect")
+
+    class Perfect(toy.ToyGenerator):
+        def forward(self, x_t_plus_1, t, z):
+            return data[: len(x_t_plus_1)]
+
+    points = toy.draw_samples(Perfect(4, 4, 8), DenoisingProcess(4), 2000, 0)
+    assert torch.equal(points, data.flatten(1))  # the last step returns the prediction itself
+
+
+def test_training_is_a_function_of_its_seed():
+    settings = toy.ToySettings(3, 16, 1e-3, 1e-3, 0.1, 2, 0.9, 8, 4, 2)
+    device = torch.device("cpu")
+    (first, _, history), (same, *_), (other, *_) = (toy.train(2, seed, settings, device) for seed in (0, 0, 1))
+    states = [torch.cat([value.flatten() for value in net.state_dict().values()]) for net in (first, same, other)]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+    assert [row["step"] for row in history] == [2, 3]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The study of two T and two seeds, tiny."""
+    folder = tmp_path_factory.mktemp("toy")
+    call(folder, "--num_timesteps", 2, 1)
+    return folder
+
+
+def test_study_has_a_training_per_t_and_seed_and_a_page_with_pictures(finished):
+    study = json.loads((finished / "out" / "study.json").read_text())
+    assert [(cell["timesteps"], cell["seed"]) for cell in study["cells"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert study["real"]["end"]["modes"] == 25
+    page = (finished / "out" / "README.md").read_text()
+    assert re.search(r"^\| the mixture itself \| - \| 25 \|", page, re.MULTILINE)
+    assert re.search(r"^\| DDGAN, T = 2 \| 2 \| \d+, \d+ \|", page, re.MULTILINE)
+    for name in re.findall(r"\]\((\w+\.png)\)", page):
+        assert (finished / "out" / name).stat().st_size > 5000
+    assert str(finished) not in page + json.dumps(study)
+
+
+def test_second_call_trains_nothing_and_other_settings_do(finished, monkeypatch):
+    trained = []
+
+    def stop(timesteps, seed, *_):
+        trained.append((timesteps, seed))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy, "train", stop)
+    before = (finished / "out" / "README.md").read_bytes()
+    call(finished, "--num_timesteps", 1, 2)
+    assert (finished / "out" / "README.md").read_bytes() == before
+    assert trained == []
+    with pytest.raises(KeyboardInterrupt):
+        call(finished, "--num_timesteps", 1, "--lr_g", "0.01")
+    assert trained == [(1, 0)]
+
+
+def test_page_is_made_from_study_json_alone(finished, tmp_path):
+    made = {path.name: path.read_bytes() for path in (finished / "out").iterdir()}
+    (tmp_path / "study.json").write_bytes(made["study.json"])
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.path.insert(0, sys.argv[1]); "
+    code += "sys.argv = ['toy_gaussians.py', '--page', '--out', sys.argv[2]]; "
+    code += f"runpy.run_path({str(FOLDER / 'toy_gaussians.py')!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, str(FOLDER), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+
+
+def test_sentences_say_what_covers_and_from_when_on():
+    def cell(t, modes, quality, steps):
+        history = [{"step": step, "modes": count, "high_quality": quality, "kl": 0.1} for step, count in steps]
+        end = {"modes": modes, "high_quality": quality, "kl": 0.1 * t}
+        return {"timesteps": t, "seed": 0, "end": end, "history": history}
+
+    cells = [cell(1, 9, 0.5, [(100, 9), (200, 9)]), cell(1, 25, 0.6, [(100, 24), (200, 25)])]
+    cells += [cell(4, 25, 0.90, [(100, 25), (200, 25)]), cell(4, 25, 0.91, [(100, 25), (200, 25)])]
+    said = toy_page.sentences({"cells": cells})
+    assert said[0] == "T = 1: all 25 modes in 1 of 2 trainings (9 and 25), from update 200 on."
+    assert said[1] == "T = 4: all 25 modes in 2 of 2 trainings, from update 100 on."
+    assert said[2].startswith("Share of high quality: best at T = 4 (90 ± 6%)")
+    one = toy_page.sentences({"cells": [cells[0], cells[2]]})
+    assert one[-1].endswith("one training each, so no claim about chance.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_timesteps", "0"], "--num_timesteps"),
+        (["--num_samples", "10"], "--num_samples: must be at least 1000"),
+        (["--ema_decay", "1"], "--ema_decay"),
+        (["--page", "--out", "{}/none"], "study.json"),
+        (["--out", "{}/file"], "--out"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_torch_is_imported(tmp_path, arguments, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    words = [argument.format(tmp_path) for argument in arguments]
+    command = [sys.executable, str(FOLDER / "toy_gaussians.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
