@@ -205,6 +205,18 @@ def test_damaged_state_is_refused_and_nothing_overwritten(pictures, tmp_path, da
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_diverged_training_is_named_and_leaves_the_earlier_state(pictures, tmp_path):
+    folder = tmp_path / "run"
+    assert train(pictures, folder, "--max_steps", "2") == 0
+    content = load_torch(folder / "content.pth")
+    content["generator"]["conv_in.weight"].fill_(float("nan"))
+    save_checkpoint(folder / "content.pth", content, model=content["model"])
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
+    with pytest.raises(UserError, match=r"the training has diverged by update 4 .*lower --lr_g and --lr_d"):
+        train(pictures, folder, "--max_steps", "6")
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
+
+
 def test_changed_images_are_refused(tmp_path):
     data = make_images(tmp_path / "data")
     assert train(data, tmp_path / "run", "--max_steps", "1") == 0
