@@ -33,6 +33,7 @@ ALL_SCRIPTS = [
     "improved-diffusion/datasets/cifar10.py",
     "denoising-diffusion-gan/loss_graph.py",
     "denoising-diffusion-gan/tune_ddgan.py",
+    "denoising-diffusion-gan/toy_gaussians.py",
     "results/evaluate.py",
     "results/report.py",
     "results/make_stats.py",
@@ -40,6 +41,7 @@ ALL_SCRIPTS = [
     "results/readme.py",
     "results/train_classifier.py",
     "results/studies/steps.py",
+    "results/studies/timesteps.py",
     "results/studies/cost.py",
     "results/studies/data.py",
 ]

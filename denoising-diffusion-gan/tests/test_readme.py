@@ -7,6 +7,7 @@ from pathlib import Path
 import loss_graph
 import pytest
 import test_ddgan as sampling
+import toy_gaussians
 import train_ddgan
 import tune_ddgan
 from comparison import cli
@@ -17,6 +18,7 @@ SCRIPTS = {
     "test_ddgan.py": sampling,
     "loss_graph.py": loss_graph,
     "tune_ddgan.py": tune_ddgan,
+    "toy_gaussians.py": toy_gaussians,
 }
 BLOCKS = re.findall(r"```bash\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
