@@ -165,12 +165,16 @@ def _confirmation(study: Study) -> list[str]:
     if found is None:
         return [line]
     difference, half = found
-    change = f"{tables.with_error(difference, half)} less than the base flags, 95% interval by Student's t"
+    change = f"winner minus base flags {tables.with_error(-difference, half)}, 95% interval by Student's t"
     if difference > half:
         return [line, f"**The winner helps**: {change}."]
     if difference < -half:
         return [line, f"**The winner is worse than the base flags**: {change}."]
-    return [line, f"**Whether the winner helps is not shown**: {change}, which holds 0."]
+    return [
+        line,
+        f"**It is not shown that the winner helps**: {change}, which holds 0. Trials that differ by no more than the "
+        "seeds do cannot be told apart by one seed each.",
+    ]
 
 
 def _mean(role: Row) -> str:

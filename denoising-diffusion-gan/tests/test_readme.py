@@ -26,6 +26,7 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:70])
 def test_command_parses(command):
+    command = re.sub(r"\$\(cat (\S+)\)", lambda found: (FOLDER.parent / found[1]).read_text(), command)
     words = shlex.split(command.split(" > ")[0])
     script = next(word for word in words if word.endswith(".py"))
     SCRIPTS[script.rpartition("/")[2]].parse_args(words[words.index(script) + 1 :])

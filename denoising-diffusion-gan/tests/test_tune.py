@@ -391,11 +391,23 @@ def entries(default: list[float | None], winner: list[float | None]) -> list[dic
 @pytest.mark.parametrize(
     ("default", "winner", "verdict"),
     [
-        ([10.0, 11.0, 12.0], [4.0, 5.0, 6.0], "**The winner helps**: 6.0 ± 2.3 less"),
-        ([10.0, 11.0, 12.0], [9.0, 10.0, 11.0], "**Whether the winner helps is not shown**"),
+        ([10.0, 11.0, 12.0], [4.0, 5.0, 6.0], "**The winner helps**: winner minus base flags -6.0 ± 2.3"),
+        (
+            [10.0, 11.0, 12.0],
+            [9.0, 10.0, 11.0],
+            "**It is not shown that the winner helps**: winner minus base flags -1.0 ± 2.3",
+        ),
         ([4.0, 5.0, 6.0], [10.0, 11.0, 12.0], "**The winner is worse than the base flags**"),
         ([10.0, None, 12.0], [4.0, 5.0, 6.0], "base flags 11.0 ± 1.4 over 2 seeds, 1 diverged"),
     ],
 )
 def test_the_page_says_whether_the_winner_helps(default, winner, verdict):
     assert verdict in " ".join(tuning_page._confirmation(made_study(entries(default, winner))))
+
+
+def test_the_committed_page_is_that_of_its_study(tmp_path):
+    source = FOLDER.parent / "results" / "studies" / "ddgan-tuning"
+    shutil.copy(source / "study.json", tmp_path)
+    tuning_page.rewrite_pages(tmp_path)
+    for name in ("README.md", "trials.csv", "best_flags.txt"):
+        assert (tmp_path / name).read_text() == (source / name).read_text(), name
