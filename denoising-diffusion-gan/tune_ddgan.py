@@ -7,7 +7,7 @@
 Each trial trains as train_ddgan.py does, up to --max_images, draws as test_ddgan.py does, and is scored by the offline
 Frechet distance of results/evaluate.py; the speed of the machine does not matter. Searched are lr_g, lr_d, r1_gamma,
 lazy_reg, ema_decay, num_timesteps and accum_iter, by Optuna's TPE sampler (Bergstra et al. 2011); a trial that is worse
-than the median of the earlier ones after a part of its images ends there. The first trial is the base flags
+than the median of the finished ones after a part of its images ends there. The first trial is the base flags
 themselves: the `quick` ones of flags.sh, or --base, and after them every flag of train_ddgan.py that is given here.
 In the end the winner and the base flags are trained with --confirm other seeds each.
 
