@@ -152,6 +152,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "class_entropy": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,)},
     "memorised": {"copies": (WORSE,), "half": (), "jpeg": _NOT_WORSE, "blur": _NOT_WORSE, "noise": _NOT_WORSE},
     "modes_covered": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,)},
+    "modes_kl": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,)},
     "modes_matched": {"copies": (UNCHANGED,), "half": (UNCHANGED,), "noise": (WORSE,)},
 }
 FURTHER = (("frechet_distance", "noise", "blur"), ("modes_covered", "noise", "half"))  # worse than another control

@@ -17,21 +17,18 @@ from comparison.metrics import (
     frechet_estimate,
     frechet_from,
     frechet_infinite,
-    jackknife,
     moments,
-    share,
-    split_groups,
 )
+from comparison.modes import modes_estimates
 from comparison.neighbours import Nearest, memorised, nearest_training, prdc, radii
 from comparison.reference import PAIRWISE, Embedded, Reference, chosen_images, embed_samples, places, shuffled
 from comparison.runs import read_json, versions, write_json
 from comparison.sliced import SlicedWasserstein
-from comparison.sources import shapes_modes
 from comparison.statistics import Statistics
 from comparison.streams import LoadedSamples, open_samples
 from comparison.streams import fingerprint as stream_fingerprint
 
-SCHEMA = 2  # rises whenever a metric, a control or an expectation changes, so that older files are not reused
+SCHEMA = 3  # rises whenever a metric, a control or an expectation changes, so that older files are not reused
 STRIP = 12  # samples shown beside their nearest training images
 STRIP_FILE = "neighbours.png"
 
@@ -93,7 +90,6 @@ class Evaluator:
         self._kernel_self = kernel_self(self._features)
         self._radii = radii(self._features)
         self._sliced = SlicedWasserstein(self._features)
-        self._modes = shapes_modes(reference.source)
 
     def __call__(self, images: Tensor, made_from: Tensor | None = None, *, desc: str = "embed") -> Entries:
         """Return metric -> entry of metrics.json for (N, 3, S, S) uint8 images in random order."""
@@ -117,22 +113,13 @@ class Evaluator:
         if embedded.classes is not None:
             found["class_entropy"] = class_entropy(embedded.classes)
         found["memorised"] = memorised(nearest)
-        if embedded.modes is not None and self._modes:
-            found |= modes_estimates(embedded.modes, self._modes)
+        counter = self.reference.modes
+        if embedded.modes is not None and counter is not None:
+            found |= modes_estimates(embedded.modes, counter.total)
         entries = {name: estimate.as_json() for name, estimate in found.items()}
-        if "modes_covered" in entries:
-            entries["modes_covered"]["total"] = self._modes
+        if counter is not None and "modes_covered" in entries:
+            entries["modes_covered"]["total"] = counter.total
         return entries, nearest
-
-
-def modes_estimates(found: Tensor, count: int) -> dict[str, Estimate]:
-    """Estimate the covered modes and the share of images that show one from (N,) matched modes, -1 for none."""
-    groups = split_groups(len(found))
-    hits = torch.stack([torch.bincount(found[g][found[g] >= 0], minlength=count) for g in groups])
-    total = hits.sum(0)
-    parts = [float((total > hits[g]).sum()) for g in range(len(groups))]
-    covered = jackknife(float((total > 0).sum()), parts, len(found), low=0, high=count)
-    return {"modes_covered": covered, "modes_matched": share(found >= 0)}
 
 
 # Files

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from comparison import features as feature_sets
-from comparison import shapes
 from comparison.classifier import CLASSES
 from comparison.cli import UserError
 from comparison.features import Extractor, Scale
 from comparison.images import CIFAR10_CLASSES, ImageSet, fingerprint, load_images
 from comparison.metrics import INTERVAL, MIN_IMAGES, GroupMoments, split_groups
+from comparison.modes import ModeCounter, mode_counter
 from comparison.progress import bar
-from comparison.sources import shapes_modes
 from comparison.streams import Samples
 
 MEMORY_POOL = 50_000  # training images among which the nearest is sought
@@ -38,6 +37,7 @@ class Reference:
         total: images of the whole training set, also where `data` is a part of it.
         training: (T, D) float32 z-scored features of the training set, or of MEMORY_POOL of its images.
         extractor: gave the features.
+        modes: counts the modes, where the data have known ones.
     """
 
     source: str
@@ -49,6 +49,7 @@ class Reference:
     scale: Scale = field(repr=False)
     training: Tensor = field(repr=False)
     extractor: Extractor = field(repr=False)
+    modes: ModeCounter | None = field(repr=False)
 
     @classmethod
     def load(
@@ -100,7 +101,9 @@ class Reference:
         )
         chosen, others = order[:num_images], order[num_images:]
         scale = Scale.of(raw[chosen])
-        return cls(source, data, chosen, others, seed, total, scale, scale(raw), extractor)
+        return cls(
+            source, data, chosen, others, seed, total, scale, scale(raw), extractor, mode_counter(source, device)
+        )
 
     @property
     def ten_classes(self) -> bool:
@@ -109,6 +112,7 @@ class Reference:
 
     def describe(self) -> dict[str, Any]:
         """Return what must agree between numbers that are compared."""
+        counted = {"mode_counter": self.modes.facts} if self.modes and self.modes.facts else {}
         return {
             "reference": {
                 "name": self.data.name,
@@ -122,6 +126,7 @@ class Reference:
             "image_size": self.data.images.shape[-1],
             "seed": self.seed,
             "intervals": INTERVAL,
+            **counted,
         }
 
 
@@ -134,7 +139,7 @@ class Embedded:
         features: (min(N, PAIRWISE), D) float32, z-scored, in random order.
         images: (min(N, PAIRWISE), 3, S, S) uint8, the same ones.
         classes: (groups, classes) int64 counts; None for an extractor, or images, without those classes.
-        modes: (N,) int64 matched modes of `shapes`, -1 for none; None for other data.
+        modes: (N,) int64 matched modes, -1 for none; None where they are not known.
     """
 
     moments: GroupMoments
@@ -157,14 +162,14 @@ def embed_samples(
         key: under which the features are cached, None for not at all.
         desc: beside the progress bar.
     """
-    extractor, modes = reference.extractor, shapes_modes(reference.source)
+    extractor, counter = reference.extractor, reference.modes
     groups = split_groups(count)
     group_of = torch.cat([torch.full((g.stop - g.start,), i) for i, g in enumerate(groups)])
     kept = min(count, PAIRWISE)
     found = GroupMoments(len(groups), extractor.dimensions)
     features = torch.empty(kept, extractor.dimensions)
     images = torch.empty((kept, *samples.shape[1:]), dtype=torch.uint8)
-    matched = torch.empty(count, dtype=torch.int64) if modes else None
+    matched = torch.empty(count, dtype=torch.int64) if counter else None
     classes: Tensor | None = None
     cache = None
     if key is not None and count <= CACHED:
@@ -191,8 +196,8 @@ def embed_samples(
                 classes = counts if classes is None else classes + counts
             first = places < kept
             features[places[first]], images[places[first]] = x[first], part[first]
-            if matched is not None:
-                matched[places] = shapes.match_modes(part, modes)
+            if counter is not None and matched is not None:
+                matched[places] = counter.match(part)
             progress.update(len(part) if cache is None else 0)
     return Embedded(found, features, images, classes, matched)
 

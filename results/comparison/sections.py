@@ -29,6 +29,8 @@ _MEANING = {
     "memorised": "**Memorised**: share of samples less than half as far from a training image as that image is from "
     "its nearest other one; `flag` where it exceeds the floor's significantly.",
     "modes_covered": "**Modes** drawn at least once, of those that the data have.",
+    "modes_kl": "**Modes KL**: divergence in nats of the modes' frequencies from uniform, among the images that show "
+    "one; finitely many images raise it, so compare with the floor.",
 }
 
 

@@ -18,6 +18,7 @@ METRICS = {  # key in metrics.json -> heading, better
     "class_entropy": ("classes, bits", "higher"),
     "memorised": ("memorised", "lower"),
     "modes_covered": ("modes", "higher"),
+    "modes_kl": ("modes KL", "lower"),
     "modes_matched": ("show a mode", "higher"),
 }
 STANDARD = {  # key in the section `standard` of metrics.json -> heading

@@ -54,6 +54,7 @@ VERDICTS = {
         "coverage": ".wwww",
         "memorised": "wb.bb",
         "modes_covered": ".ww.w",
+        "modes_kl": ".ww.w",
         "modes_matched": "....w",
     },
     "cifar": {
@@ -67,6 +68,7 @@ VERDICTS = {
         "coverage": "bwwww",
         "memorised": "wb.bb",
         "modes_covered": ".ww.w",
+        "modes_kl": ".ww.w",
         "modes_matched": "....w",
     },
 }

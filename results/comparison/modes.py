@@ -1,0 +1,69 @@
+"""Counting the modes of data sets that have known ones: which images show which, how many, how evenly."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comparison import shapes, stacked_mnist
+from comparison.metrics import Estimate, jackknife, share, split_groups
+from comparison.sources import shapes_modes
+
+
+@dataclass(frozen=True)
+class ModeCounter:
+    """Tells the modes of a data set's images.
+
+    Attributes:
+        total: modes that the data have.
+        match: maps (N, 3, S, S) uint8 images to the (N,) int64 mode that each shows, -1 for none.
+        facts: of the network that tells them, for metrics.json; empty where none is needed.
+    """
+
+    total: int
+    match: Callable[[Tensor], Tensor]
+    facts: dict[str, Any]
+
+
+def mode_counter(source: str, device: torch.device | str = "cpu") -> ModeCounter | None:
+    """Return what counts the modes of a data source, None where they are not known.
+
+    Raises:
+        UserError: the classifier of StackedMNIST must be trained first, and MNIST is missing.
+    """
+    if count := shapes_modes(source):
+        return ModeCounter(count, lambda images: shapes.match_modes(images, count), {})
+    if source != "stackmnist":
+        return None
+    from comparison.digits import load_counter
+
+    digits = load_counter(device)
+    return ModeCounter(stacked_mnist.MODES, digits.modes, digits.facts)
+
+
+def modes_estimates(found: Tensor, count: int) -> dict[str, Estimate]:
+    """Estimate what (N,) matched modes, -1 for none, tell of the images.
+
+    Returns:
+        modes_covered, modes with at least one image; modes_kl, the Kullback-Leibler divergence in nats of the modes'
+        frequencies from uniform (Metz et al. 2017) among the images that show one; modes_matched, the share of these.
+    """
+    groups = split_groups(len(found))
+    hits = torch.stack([torch.bincount(found[g][found[g] >= 0], minlength=count) for g in groups])
+    total = hits.sum(0)
+    parts = [float((total > hits[g]).sum()) for g in range(len(groups))]
+    without = [divergence(total - hits[g]) for g in range(len(groups))]
+    return {
+        "modes_covered": jackknife(float((total > 0).sum()), parts, len(found), low=0, high=count),
+        "modes_kl": jackknife(divergence(total), without, len(found), low=0, high=math.log(count)),
+        "modes_matched": share(found >= 0),
+    }
+
+
+def divergence(frequency: Tensor) -> float:
+    """Return the Kullback-Leibler divergence from uniform, in nats, of (M,) counts; log M, its most, of none at all."""
+    part = frequency[frequency > 0].double() / max(int(frequency.sum()), 1)
+    return math.log(len(frequency)) + float((part * part.log()).sum())
