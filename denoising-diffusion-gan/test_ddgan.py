@@ -103,7 +103,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
     from comparison.device import set_threads
     from ddgan.checkpoints import load_generator
     from ddgan.conditional import find_class
-    from ddgan.distributed import group, worker_device
+    from ddgan.distributed import check_same_flags, group, worker_device
     from ddgan.drawing import ImageSource
 
     given = {n: v for n, v in vars(args).items() if n in ARCHITECTURE and n not in DISCRIMINATOR_ONLY}
@@ -130,6 +130,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
     count = image_count(args)
     labels = source.labels(range(count))
     with group(place, device):
+        check_same_flags(args)
         draw_samples(
             source.draw,
             [generator],

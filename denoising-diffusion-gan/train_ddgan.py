@@ -25,7 +25,7 @@ from comparison.cli import (
 )
 from comparison.runs import Run
 from comparison.sources import KINDS, check_source
-from ddgan.distributed import Place, agree, check_same, find_place, group, worker_device
+from ddgan.distributed import Place, agree, check_same, check_same_flags, find_place, group, worker_device
 from ddgan.files import RunFiles
 from ddgan.launching import launch, run
 from ddgan.options import (
@@ -141,6 +141,7 @@ def train(place: Place, args: argparse.Namespace, record: Run, budget: Budget) -
     device = worker_device(args.device, place)
     set_threads(args.threads, place.local_world_size)
     with group(place, device):
+        check_same_flags(args)
         images = open_data(args, place)
         classes = class_facts(args, images)
         trainer = build_trainer(args, classes, device, place)

@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError
 
+from ddgan.options import PROCESS_OPTIONS
+
 if TYPE_CHECKING:
     import torch
 
 MEETING_TIMEOUT = datetime.timedelta(minutes=5)
 MESSAGE_TIMEOUT = datetime.timedelta(days=1)  # the others wait while the first one draws or saves
 LOOPBACK = "127.0.0.1"
+# What each machine of a job may be told otherwise: who it is, what it computes with, where its files lie.
+OWN_FLAGS = frozenset(
+    {
+        *PROCESS_OPTIONS,
+        *("device", "threads", "num_workers"),
+        *("dataset", "exp", "checkpoint", "out", "png_dir", "contact_sheet", "real_img_dir", "inception_weights"),
+    }
+)
 
 _store: "torch.distributed.Store | None" = None  # in which the processes of the job have met
 
@@ -161,9 +171,20 @@ def _make_store(place: Place) -> "torch.distributed.Store":
 
 
 def _meet(store: "torch.distributed.Store", place: Place, device: "torch.device") -> str:
-    """Tell the others this process's machine and GPU; return the backend, the same for all."""
+    """Tell the others this process's machine and GPU; return the backend, the same for all.
+
+    Raises:
+        UserError: the first process expects another number of them.
+    """
     import torch
 
+    if place.is_first:
+        store.set("world_size", str(place.world_size))
+    if (expected := int(store.get("world_size"))) != place.world_size:
+        raise UserError(
+            f"--num_proc_node and --num_process_per_node: {place.world_size} processes in all here, {expected} for the "
+            "first process"
+        )
     machine, gpu = _machine_name(), ""
     if device.type == "cuda":
         gpu = str(torch.cuda.get_device_properties(device).uuid)
@@ -244,15 +265,33 @@ def check_same(value: Any, words: str) -> None:
     Raises:
         UserError: naming both values.
     """
+    values = _values_of_all(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise UserError(f"{words}: {values[0]} for the first process, {other} for process {rank}")
+
+
+def check_same_flags(args: argparse.Namespace) -> None:
+    """Refuse a job whose machines were given different commands, but for OWN_FLAGS.
+
+    Raises:
+        UserError: naming a flag and both values.
+    """
+    values = _values_of_all({name: value for name, value in vars(args).items() if name not in OWN_FLAGS})
+    for rank, other in enumerate(values):
+        for name, value in values[0].items():
+            if other[name] != value:
+                raise UserError(f"--{name}: {value} for the first process, {other[name]} for process {rank}")
+
+
+def _values_of_all(value: Any) -> list[Any]:
     if not in_group():
-        return
+        return [value]
     import torch
 
     values = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
-    for rank, other in enumerate(values):
-        if other != values[0]:
-            raise UserError(f"{words}: {values[0]} for the first process, {other} for process {rank}")
+    return values
 
 
 def share_gradients(network: "torch.nn.Module", device: "torch.device") -> "torch.nn.Module":

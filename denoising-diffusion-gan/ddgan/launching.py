@@ -102,7 +102,7 @@ def _run_all(worker: Worker, place: Place, arguments: tuple[Any, ...]) -> tuple[
         for process in team:
             process.terminate()
 
-    with _handled(forward):
+    with _handled(forward), _no_orphans(team):
         # A terminal sends Ctrl-C to all its processes: the new ones are born deaf to it, and then leave the terminal.
         with _handled(signal.SIG_IGN, [signal.SIGINT]):
             for local_rank in range(place.local_world_size):
@@ -118,6 +118,18 @@ def _run_all(worker: Worker, place: Place, arguments: tuple[Any, ...]) -> tuple[
         return _wait_for_all(team, pipes, place.rank), bool(stops)
 
 
+@contextmanager
+def _no_orphans(team: list[Any]) -> Iterator[None]:
+    """End what is left of the processes with the block: Python would wait for them where one more cannot start."""
+    try:
+        yield
+    finally:
+        for process in team:
+            process.kill()
+        for process in team:
+            process.join()
+
+
 def _wait_for_all(team: list[Any], pipes: list[Connection], first_rank: int) -> list[Ending]:
     endings: list[Ending] = []
     deadline: float | None = None
@@ -126,11 +138,7 @@ def _wait_for_all(team: list[Any], pipes: list[Connection], first_rank: int) -> 
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready = wait([process.sentinel for process in left.values()], timeout)
         if not ready:
-            for process in left.values():
-                process.kill()
-            for process in left.values():
-                process.join()
-            break
+            break  # what is left is about to be killed
         for number, process in [(n, p) for n, p in left.items() if p.sentinel in ready]:
             process.join()
             endings.append(_ending(first_rank + number, process.exitcode, pipes[number]))

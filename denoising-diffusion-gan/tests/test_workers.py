@@ -3,10 +3,12 @@
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.context import SpawnProcess
 
 import pytest
 import torch
@@ -151,6 +153,21 @@ def test_killed_process_is_named_and_not_the_lost_connections_of_the_others(capf
     assert "error: process 1 was killed (SIGKILL)" in capfd.readouterr().err
 
 
+def test_processes_do_not_outlive_a_failure_to_start_one_more(monkeypatch):
+    real, started = SpawnProcess.start, []
+
+    def start_first_only(process):
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(process)
+        real(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_first_only)
+    with pytest.raises(BlockingIOError):
+        launch(worker_programs.fail, TWO, "user")
+    assert started[0].exitcode == -signal.SIGKILL
+
+
 def test_one_stop_reaches_all_processes(tmp_path):
     def stop():
         while not all((tmp_path / f"ready{rank}").is_file() for rank in range(2)):
@@ -222,6 +239,34 @@ def test_ctrl_c_stops_all_at_one_update_and_the_same_command_continues(pictures,
     assert "stopped at update" in output
     assert train_ddgan.main(train_ddgan.parse_args(flags(pictures, folder, "--num_process_per_node", "2"))) == 0
     assert_same_networks(folder, unbroken)
+
+
+def on_two_machines(pictures, folder, port, changes) -> list[tuple[int, str]]:
+    """Run a job of one process on each of two machines, the second with `changes`; return statuses and errors."""
+    common = [SCRIPT, *flags(pictures, folder, "--num_proc_node", "2", "--master_port", port)]
+    commands = [[*common, "--node_rank", str(node), *(changes if node else ())] for node in range(2)]
+    processes = [start(command, stderr=subprocess.PIPE) for command in commands]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_two_machines_make_the_run_of_one_with_two_processes(pictures, tmp_path, unbroken):
+    endings = on_two_machines(pictures, tmp_path / "run", free_port(), [])
+    assert endings == [(0, ""), (0, "")]
+    assert_same_networks(tmp_path / "run", unbroken)
+
+
+def test_machines_with_other_flags_are_refused(pictures, tmp_path):
+    endings = on_two_machines(pictures, tmp_path / "run", free_port(), ["--lr_g", "1"])
+    told = "train_ddgan.py: error: --lr_g: 0.00015 for the first process, 1.0 for process 1\n"
+    assert endings == [(2, told), (2, told)]
+    assert not (tmp_path / "run").exists()
 
 
 def test_torchrun_leads_to_the_same_result(pictures, tmp_path, unbroken):

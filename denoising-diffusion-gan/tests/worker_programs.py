@@ -3,10 +3,11 @@
 import os
 import signal
 import time
+from argparse import Namespace
 from pathlib import Path
 
 from comparison.cli import UserError
-from ddgan.distributed import Place, agree, check_same, group, mean_over_processes
+from ddgan.distributed import Place, agree, check_same, check_same_flags, group, mean_over_processes
 
 
 def update(place: Place, folder: Path) -> int:
@@ -41,6 +42,9 @@ def update(place: Place, folder: Path) -> int:
         check_same("same", "value")
         with pytest.raises(UserError, match=r"^values: 0 for the first process, 1 for process 1$"):
             check_same(place.rank, "values")
+        check_same_flags(Namespace(lr_g=1.0, node_rank=place.rank, exp=f"/mount{place.rank}/run"))
+        with pytest.raises(UserError, match=r"^--lr_g: 0 for the first process, 1 for process 1$"):
+            check_same_flags(Namespace(lr_g=place.rank))
     return 0
 
 
