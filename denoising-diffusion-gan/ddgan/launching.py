@@ -26,7 +26,7 @@ from ddgan.distributed import Place, fails_first
 GRACE = 2.0  # seconds from the first failure in which the others may end by themselves, and tell theirs
 PATIENCE = 4.0  # seconds in which torchrun ends a process whose error follows from another's
 INTERRUPTED = 130
-LONGEST_TEXT = 20_000  # characters of an error: what a pipe takes in without a reader
+LONGEST_TEXT = 15_000  # characters of an error, 4 bytes at most: a pipe takes in 64 KiB without a reader
 
 Worker = Callable[..., int]
 
@@ -208,7 +208,7 @@ def _attempt(worker: Worker, place: Place, arguments: tuple[Any, ...]) -> Ending
         status, text, by_user = 2, f"{where}{error.strerror or error}", True
     except BaseException:
         status, text = 1, f"in process {place.rank}\n{traceback.format_exc()[-LONGEST_TEXT:].rstrip()}"
-    return Ending(time.monotonic(), place.rank, status, text, by_user)
+    return Ending(time.monotonic(), place.rank, status, text[:LONGEST_TEXT], by_user)
 
 
 def _follow_torchrun(worker: Worker, place: Place, arguments: tuple[Any, ...]) -> int:

@@ -138,6 +138,8 @@ def test_error_of_one_process_ends_all_and_is_told_once(capfd):
         launch(worker_programs.fail, TWO, "user")
     with pytest.raises(UserError, match=r"^images: No such file or directory$"):
         launch(worker_programs.fail, TWO, "file")
+    with pytest.raises(UserError, match=r"^x{15000}$"):  # longer than what fits into the pipe
+        launch(worker_programs.fail, TWO, "long")
     assert launch(worker_programs.fail, TWO, "bug") == 1
     told = capfd.readouterr().err
     assert told.count("ZeroDivisionError: a bug") == 1

@@ -54,6 +54,8 @@ def fail(place: Place, how: str) -> int:
         time.sleep(100)
     if how == "user":
         raise UserError("--flag: wrong")
+    if how == "long":
+        raise UserError("x" * 100_000)
     if how == "file":
         raise FileNotFoundError(2, "No such file or directory", "images")
     if how == "bug":
