@@ -70,8 +70,8 @@ def measure(points: Tensor) -> dict[str, Any]:
 def features(x: Tensor) -> Tensor:
     """Return coordinates with their sines and cosines, (N, 7 C) from (N, C, 1, 1).
 
-    From coordinates alone a small network learns slowly what changes over a fiftieth of their range (Tancik et al.
-    2020).
+    From coordinates alone a small network is slow to learn what changes over a fiftieth of their range (Tancik et al.
+    2020). Higher frequencies than these make modes look alike, and fewer are covered.
     """
     x = x.flatten(1)
     angles = torch.cat([frequency * x for frequency in FREQUENCIES], 1)
@@ -89,6 +89,10 @@ class _Layers(nn.Module):
         for _ in range(depth - 1):
             rest += [nn.Linear(width, width), nn.LeakyReLU(0.2)]
         self.rest = nn.Sequential(nn.LeakyReLU(0.2), *rest, nn.Linear(width, outputs))
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):  # He et al. 2015: the first points spread as widely as the mixture
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.rest(self.first(x) + self.time(t))
@@ -107,10 +111,6 @@ class ToyGenerator(nn.Module):
         super().__init__()
         self.nz = nz
         self.layers = _Layers(2 + nz, 2, num_timesteps, width, depth)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):  # He et al. 2015: the first points spread as widely as the mixture
-                nn.init.kaiming_normal_(layer.weight, a=0.2)
-                nn.init.zeros_(layer.bias)
 
     def forward(self, x_t_plus_1: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Return (N, 2, 1, 1) from (N, 2, 1, 1), (N,) int64 in [0, T) and (N, nz)."""
@@ -127,7 +127,7 @@ class ToyDiscriminator(nn.Module):
 
     def __init__(self, num_timesteps: int, width: int, depth: int = 3):
         super().__init__()
-        self.layers = _Layers(4 * PER_COORDINATE, 1, num_timesteps, width, depth)
+        self.layers = _Layers(2 * PER_COORDINATE + 2, 1, num_timesteps, width, depth)
 
     def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
         """Return (N, 1) logits from (N, 2, 1, 1), (N,) and (N, 2, 1, 1).
@@ -135,7 +135,7 @@ class ToyDiscriminator(nn.Module):
         `y` and `parts` are those of the image model's discriminator; without classes and statistics of the batch
         neither changes anything.
         """
-        return self.layers(torch.cat([features(x_t), features(x_t_plus_1)], 1), t)
+        return self.layers(torch.cat([features(x_t), x_t_plus_1.flatten(1)], 1), t)
 
 
 @dataclass(frozen=True)
