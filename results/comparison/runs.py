@@ -17,6 +17,11 @@ from typing import Any
 
 from comparison.cli import UserError, repo_root
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # Options that may differ when a run is continued: they decide how long and where it runs, not what it computes.
 MAY_CHANGE = frozenset(
     {
@@ -144,6 +149,7 @@ class Run:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: not a folder")
+        _refuse_company(folder, keep=False)
         options = json.loads(json.dumps(options, default=str))
         config = {"model": model, "options": options, "git_commit": git_commit(), "versions": versions()}
         config["created"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -175,7 +181,13 @@ class Run:
         return budget.exhausted(done["steps"], done["images_seen"], done["wall_seconds"])
 
     def start(self, step: int = 0) -> None:
-        """Make the folder ready for training from `step`: old files of a fresh start go, later rows are trimmed."""
+        """Make the folder ready for training from `step`: old files of a fresh start go, later rows are trimmed.
+
+        Raises:
+            UserError: another process is training in it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _refuse_company(self.folder, keep=True)
         for path in self._stale:
             path.unlink(missing_ok=True)
         for name in _SET_FOLDERS if self._stale else ():
@@ -183,7 +195,6 @@ class Run:
                 with contextlib.suppress(OSError):  # a file, or a folder that holds something of the user's
                     path.rmdir()
         self._stale = []
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(".*"):  # temporary names that a killed process left
             if path.suffix[1:].isdigit() and path.is_file():
                 path.unlink(missing_ok=True)
@@ -232,6 +243,7 @@ class Run:
             **facts,
         }
         self._write_config()
+        _let_go(self.folder)
 
     def draw_loss(self) -> None:
         """Draw loss.png from progress.csv."""
@@ -241,6 +253,58 @@ class Run:
 
     def _write_config(self) -> None:
         write_json(self.folder / "config.json", self.config)
+
+
+_held: dict[tuple[int, int], int] = {}  # device and inode of the folders in which this process trains -> its handle
+
+
+def _refuse_company(folder: Path, *, keep: bool) -> None:
+    """Refuse a folder in which another process trains; `keep` holds it for this one until it ends.
+
+    The lock is the system's and lies on the folder itself, so that a killed process leaves none. Looking without
+    `keep` disturbs nobody who looks at the same time, such as the other processes of a job.
+
+    Raises:
+        UserError: so.
+    """
+    if fcntl is None or not folder.is_dir():
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    key = _identity(folder)
+    try:
+        if key in _held:
+            return
+        fcntl.flock(handle, fcntl.LOCK_NB | (fcntl.LOCK_EX if keep else fcntl.LOCK_SH))
+        if keep:
+            _held[key] = handle
+    except BlockingIOError:
+        raise UserError(f"{folder}: another process is training in this folder; wait for it or stop it") from None
+    except OSError:
+        pass  # a file system that knows no locks
+    finally:
+        if _held.get(key) != handle:
+            os.close(handle)
+
+
+def _let_go(folder: Path) -> None:
+    if (handle := _held.pop(_identity(folder), None)) is not None:
+        os.close(handle)
+
+
+def _forget() -> None:
+    """Leave the folders to the process before a fork: its child, which reads data, may outlive it by seconds."""
+    for handle in _held.values():
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 # What a run writes, and --fresh deletes; in these folders lie sample sets of other settings and earlier checkpoints.

@@ -103,6 +103,41 @@ class TestRun:
         assert (tmp_path / "loss.png").stat().st_size > 2000
 
 
+class TestCompany:
+    HOLD = (
+        "import os, sys, time; from pathlib import Path; from comparison.runs import Run; "
+        "Run.open(Path(sys.argv[1]), {'lr': 1}, model='gans').start(); child = os.fork(); print(child, flush=True); "
+        "time.sleep(60)"
+    )
+
+    def test_a_folder_in_which_another_process_trains_is_refused_until_that_is_killed(self, tmp_path):
+        folder = tmp_path / "run"
+        command = [sys.executable, "-c", self.HOLD, str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+            child = int(holder.stdout.readline())
+            try:
+                for fresh in (False, True):
+                    with pytest.raises(UserError, match="another process is training"):
+                        Run.open(folder, {"lr": 1}, model="gans", fresh=fresh)
+                holder.kill()
+                holder.wait()
+                Run.open(folder, {"lr": 1}, model="gans").start()  # though the child is still there
+            finally:
+                holder.kill()
+                os.kill(child, signal.SIGKILL)
+
+    def test_one_process_trains_in_a_folder_again_and_leaves_it_when_it_has_finished(self, tmp_path):
+        run = Run.open(tmp_path, {"lr": 1}, model="gans")
+        run.start()
+        Run.open(tmp_path, {"lr": 1}, model="gans").start()
+        look = "import sys; from pathlib import Path; from comparison.runs import Run; "
+        look += "Run.open(Path(sys.argv[1]), {'lr': 1}, model='gans')"
+        command = [sys.executable, "-c", look, str(tmp_path)]
+        assert subprocess.run(command, capture_output=True).returncode == 1
+        run.finish("max_steps 1", steps=1, images_seen=1, wall_seconds=1.0)
+        assert subprocess.run(command, capture_output=True).returncode == 0
+
+
 class TestCheckpoints:
     def test_damaged_foreign_and_missing_files_are_one_sentence(self, tmp_path):
         path = tmp_path / "checkpoint_000010.pt"
