@@ -206,7 +206,9 @@ def _attempt(worker: Worker, place: Place, arguments: tuple[Any, ...]) -> Ending
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status, text, by_user = 2, f"{where}{error.strerror or error}", True
-    except BaseException:
+    except BaseException as error:
+        if text := cli.memory_words(error):
+            return Ending(time.monotonic(), place.rank, 2, text, True)
         status, text = 1, f"in process {place.rank}\n{traceback.format_exc()[-LONGEST_TEXT:].rstrip()}"
     return Ending(time.monotonic(), place.rank, status, text[:LONGEST_TEXT], by_user)
 

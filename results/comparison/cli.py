@@ -33,8 +33,8 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Call `main` and leave with its status: 2 and one sentence after a UserError or a file that cannot be used, 130
-    after Ctrl-C.
+    """Call `main` and leave with its status: 2 and one sentence after a UserError, a file that cannot be used or memory
+    that does not suffice, 130 after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are not text in the terminal's encoding
@@ -53,7 +53,21 @@ def run(main: Callable[[], Any]) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror or error}", file=sys.stderr)
         status = 2
+    except (MemoryError, RuntimeError) as error:
+        if not (words := memory_words(error)):
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {words}", file=sys.stderr)
+        status = 2
     sys.exit(status or 0)
+
+
+def memory_words(error: BaseException) -> str:
+    """Return a sentence for an error of Python or torch which means that memory is used up, '' for any other."""
+    text = " ".join(str(error).split())
+    of_torch = ("can't allocate memory", "Storage size calculation overflowed", "CUDA out of memory")
+    if not isinstance(error, MemoryError) and not any(words in text for words in of_torch):
+        return ""
+    return f"out of memory ({text[:200] or 'of the machine'}); smaller batches, images or networks need less"
 
 
 def str2bool(text: str | bool) -> bool:
@@ -92,7 +106,9 @@ thread_count = _number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 
 
 
 def local_path(text: str) -> Path:
-    """Read a path on this machine; gs:// and the like would become folders of that name."""
+    """Read a path on this machine; gs:// and the like would become folders of that name, '' the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, not empty")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise argparse.ArgumentTypeError(f"must be a path on this machine, not {text}")
     return Path(text)

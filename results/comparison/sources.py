@@ -144,6 +144,8 @@ def check_source(source: str, flag: str = "data source") -> None:
     Raises:
         UserError: one sentence that names `flag` and what is accepted.
     """
+    if not source:
+        raise UserError(f"{flag}: must name a data source, not be empty")
     if shapes_modes(source, flag):
         return
     path = Path(source)

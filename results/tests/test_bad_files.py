@@ -1,5 +1,6 @@
 """Damaged and unsuitable files: one sentence that names the file or the flag."""
 
+import argparse
 import io
 import json
 import os
@@ -9,12 +10,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from comparison import cli
 from comparison.cli import UserError, check_folder
 from comparison.curves import draw_run_loss
 from comparison.device import set_threads, usable_cores
 from comparison.images import load_images, load_npz
 from comparison.runs import Run, read_config, read_json, read_progress, trained_facts, write_json
 from comparison.sampling import draw_samples
+from comparison.sources import check_source
 from PIL import Image
 
 
@@ -181,3 +184,42 @@ def test_more_steps_than_the_run_has_are_refused_by_their_flag(script, tmp_path)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert "--baseline 250: the run has 100 diffusion steps" in ended.stderr
     assert script(tmp_path, "studies/solvers.py", "--run", tmp_path, "--plan", "--baseline", 100).returncode == 0
+
+
+@pytest.mark.parametrize("source", ["shapes", "set.npz"])
+def test_images_that_no_memory_holds_are_refused_before_they_are_made(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "set.npz", np.zeros((40, 8, 8, 3), np.uint8))
+    monkeypatch.setenv("DATA_MEMORY", "0.0001")
+    with pytest.raises(UserError, match="smaller --image_size"):
+        load_images(source, 64)
+
+
+def test_an_empty_data_source_is_not_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="--data: must name a data source"):
+        check_source("", "--data")
+
+
+def test_an_empty_path_is_not_the_working_folder():
+    with pytest.raises(argparse.ArgumentTypeError, match="not empty"):
+        cli.local_path("")
+
+
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_memory_that_does_not_suffice_is_one_sentence(of_torch, capsys):
+    def main():
+        np.empty(2**60, np.uint8) if not of_torch else torch.empty(2**60, dtype=torch.uint8)
+
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(main)
+    said = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert "out of memory" in said
+    assert said.count("\n") == 1
+
+
+def test_other_errors_of_the_runtime_are_not_taken_for_memory():
+    with pytest.raises(RuntimeError, match="defect"):
+        cli.run(lambda: (_ for _ in ()).throw(RuntimeError("a defect")))
