@@ -13,7 +13,7 @@ from torch import Tensor
 from ddgan.discriminator import Discriminator
 from ddgan.generator import Generator, GeneratorConfig
 from ddgan.nvlabs import looks_like_nvlabs, translate_discriminator, translate_generator
-from ddgan.options import MODEL, check_architecture, defaults
+from ddgan.options import ARCHITECTURE, MODEL, check_architecture, defaults, is_value
 
 if TYPE_CHECKING:
     from ddgan.training import Trainer
@@ -115,16 +115,37 @@ def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dic
     payload = load_checkpoint(path, model=MODEL)
     if payload.get("kind") != "generator":
         raise UserError(f"{path}: holds the state of a training, not a generator; name a netG_<epoch>.pth")
-    config = payload["config"]
+    config = payload.get("config")
+    check_config(path, config)
     refuse_disagreement(path, config, given)
-    generator = make_generator(config)
     try:
+        generator = make_generator(config)
         generator.load_state_dict(payload["generator"])
-    except RuntimeError as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: weights that do not fit the flags beside them ({reason})") from None
-    facts = {"step": payload["step"], "images_seen": payload["images_seen"]}
+    facts = {name: payload.get(name) for name in ("step", "images_seen")}
+    if not all(isinstance(value, int) and value >= 0 for value in facts.values()):
+        raise UserError(f"{path}: damaged, trained for {facts['step']!r} updates on {facts['images_seen']!r} images")
     return generator.eval(), {**config, **facts}
+
+
+def check_config(path: Path, config: Any) -> None:
+    """Refuse a checkpoint whose flags are missing, or none from which its network was built.
+
+    Raises:
+        UserError: naming the file and a flag.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: damaged, holds no flags")
+    for name in ARCHITECTURE:
+        value = config.get(name, False if name == "class_cond" else None)  # which came later than the others
+        if not is_value(name, value):
+            raise UserError(f"{path}: damaged, or not of this project: its --{name} is {value!r}")
+    try:
+        check_architecture(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def refuse_disagreement(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -179,13 +200,19 @@ def load_content(path: Path, trainer: "Trainer", data: Mapping[str, Any]) -> tup
         raise UserError(f"{path}: holds a generator, not the state of a training")
     # Runs from before streaming know the pixels alone.
     known = payload.get("data", {"fingerprint": payload.get("data_fingerprint")})
+    if not isinstance(known, dict):
+        raise UserError(f"{path}: damaged, describes no images")
     if any(known[name] != data[name] for name in known.keys() & data.keys()):
         raise UserError(f"--dataset: the images have changed since {path} was written; use --fresh or another --exp")
     try:
         trainer.load_state_dict(payload)
-        return payload["step"], payload["wall_seconds"]
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: does not fit these networks ({str(error).splitlines()[0]})") from None
+        step, seconds = payload["step"], payload["wall_seconds"]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: does not fit these networks ({reason})") from None
+    if not (isinstance(step, int) and step >= 0 and isinstance(seconds, int | float) and seconds >= 0):
+        raise UserError(f"{path}: damaged, {step!r} updates in {seconds!r} seconds")
+    return step, seconds
 
 
 def seeded_networks(config: Mapping[str, Any], size: str, seed: int) -> tuple[Generator, Discriminator]:

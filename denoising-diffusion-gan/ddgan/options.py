@@ -6,7 +6,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from comparison.cli import UserError, default_run_folder, fraction, non_negative_int, positive_float, positive_int
+from comparison.cli import (
+    UserError,
+    default_run_folder,
+    fraction,
+    non_negative_int,
+    pixels,
+    positive_float,
+    positive_int,
+)
 
 MODEL = "denoising-diffusion-gan"
 
@@ -21,7 +29,7 @@ def below_one(text: str) -> float:
 
 # name -> (type or "switch", published default, help). A switch is False unless given; a "published" one inverts.
 _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
-    "image_size": (positive_int, 32, "height and width, pixels"),
+    "image_size": (pixels, 32, "height and width, pixels"),
     "num_channels": (positive_int, 3, "of an image; images are read as RGB, so 3"),
     "num_channels_dae": (positive_int, 128, "generator's base width, features"),
     "n_mlp": (non_negative_int, 3, "hidden layers of the latent's mapping"),
@@ -54,12 +62,34 @@ _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
 ARCHITECTURE = tuple(_ARCHITECTURE)
 # What sampling does not depend on; a sampling command may repeat it, and nothing is compared.
 DISCRIMINATOR_ONLY = ("t_emb_dim",)
+MOST_PROCESSES = 1024  # more on one machine are a slip of the hand that would bring it down
 LARGE_FROM = 64  # pixels; the large discriminator halves six times
 
 
 def defaults() -> dict[str, Any]:
     """Return the published defaults of all flags that fix networks and process."""
     return {name: default for name, (_, default, _) in _ARCHITECTURE.items()}
+
+
+def is_value(name: str, value: Any) -> bool:
+    """Tell whether a value, such as one in a checkpoint, could have been given to a flag of ARCHITECTURE."""
+    kind = _ARCHITECTURE[name][0]
+    if isinstance(kind, tuple):
+        return value in kind
+    if isinstance(kind, str):
+        return isinstance(value, bool)
+    if isinstance(kind, list):
+        return isinstance(value, list | tuple) and bool(value) and all(_reads(kind[0], part) for part in value)
+    return _reads(kind, value)
+
+
+def _reads(kind: Any, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return kind(str(value)) == value
+    except argparse.ArgumentTypeError:
+        return False
 
 
 def add_architecture_options(parser: argparse.ArgumentParser, *, suppress: bool = False) -> None:
@@ -89,12 +119,12 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     """Add the published flags about several processes; `ddgan.distributed.find_place` judges them."""
     group = parser.add_argument_group("processes")
     words = "processes on this machine, each on its GPU; more than there are GPUs share them, on CPUs the cores"
-    group.add_argument("--num_process_per_node", type=positive_int, default=1, metavar="K", help=words)
-    group.add_argument("--num_proc_node", type=positive_int, default=1, metavar="N", help="machines")
+    group.add_argument("--num_process_per_node", type=process_count, default=1, metavar="K", help=words)
+    group.add_argument("--num_proc_node", type=process_count, default=1, metavar="N", help="machines")
     words = "of this machine, 0 to N - 1; each is given the same command but for this"
     group.add_argument("--node_rank", type=non_negative_int, default=0, metavar="X", help=words)
     words = "of machine 0, for several machines"
-    group.add_argument("--master_address", default="127.0.0.1", metavar="HOST", help=words)
+    group.add_argument("--master_address", type=host_name, default="127.0.0.1", metavar="HOST", help=words)
     words = "at which machine 0 waits for several machines; one finds a free port by itself"
     group.add_argument("--master_port", type=port_number, default=6020, metavar="PORT", help=words)
     words = "accepted and ignored: every process knows its own"
@@ -105,6 +135,21 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
 PROCESS_OPTIONS = (
     *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),
 )
+
+
+def process_count(text: str) -> int:
+    """Read how many processes or machines work together, an argparse type."""
+    value = positive_int(text)
+    if value > MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_PROCESSES}, not {text}")
+    return value
+
+
+def host_name(text: str) -> str:
+    """Read the name or number of a machine, an argparse type."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be the name of a machine, not empty")
+    return text
 
 
 def port_number(text: str) -> int:
@@ -153,7 +198,13 @@ def _widths(mults: Sequence[int], progressive_input: str, combine: str) -> set[i
 
 
 def run_folder(exp: str) -> Path:
-    """Return the run folder that --exp names: below results/runs/, or a path if it has a slash."""
+    """Return the run folder that --exp names: below results/runs/, or a path if it has a slash.
+
+    Raises:
+        UserError: no name, or one that means the folder of all runs.
+    """
+    if exp in ("", ".", ".."):
+        raise UserError(f"--exp {exp!r}: must be the name of a run, or a path with a slash")
     return Path(exp) if "/" in exp else default_run_folder(MODEL, exp)
 
 
