@@ -71,7 +71,7 @@ def features(x: Tensor) -> Tensor:
     """Return coordinates with their sines and cosines, (N, 7 C) from (N, C, 1, 1).
 
     From coordinates alone a small network is slow to learn what changes over a fiftieth of their range (Tancik et al.
-    2020). Higher frequencies than these make modes look alike, and fewer are covered.
+    2020).
     """
     x = x.flatten(1)
     angles = torch.cat([frequency * x for frequency in FREQUENCIES], 1)
