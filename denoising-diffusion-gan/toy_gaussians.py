@@ -4,9 +4,9 @@
     python3 denoising-diffusion-gan/toy_gaussians.py --num_timesteps 1 4 --seeds 1 --max_steps 2000 --out toy
 
 T = 1 is a GAN that makes points from noise. Process, losses, penalty, average and training update are those of the
-image model; the networks are small. One to twelve minutes a training on one CPU thread, by its load. A call that was cut short keeps the trainings
-that ended and goes on when it is repeated. Writes README.md, study.json, samples.png and progress.png into
-results/studies/gaussians/.
+image model; the networks are small. A training takes one to twelve minutes on one CPU thread, by what else the machine
+does. A call that was cut short keeps the trainings that ended and goes on when it is repeated. Writes README.md,
+study.json, samples.png and progress.png into results/studies/gaussians/.
 
 Xiao, Kreis and Vahdat 2022 (https://arxiv.org/abs/2112.07804), section 5.3, show this mixture; the code of it was
 never published.
