@@ -8,8 +8,8 @@ image model; the networks are small. A training takes one to twelve minutes on o
 does. A call that was cut short keeps the trainings that ended and goes on when it is repeated. Writes README.md,
 study.json, samples.png and progress.png into results/studies/gaussians/.
 
-Xiao, Kreis and Vahdat 2022 (https://arxiv.org/abs/2112.07804), section 5.3, show this mixture; the code of it was
-never published.
+Xiao, Kreis and Vahdat 2022 (https://arxiv.org/abs/2112.07804) show such a mixture; the code of it was never
+published.
 """
 
 import argparse

@@ -1,10 +1,9 @@
 """The 25 Gaussians: a mixture in the plane whose modes can be counted, and networks small enough for it.
 
 Points are images of two channels and one pixel, (N, 2, 1, 1), so that process, losses and training are those of the
-image model. Mixture: Xiao et al. 2022, section 5.3, without its numbers; these are those of Turner et al. 2019
-(Metropolis-Hastings GAN) and Azadi et al. 2019: centres at -2, -1, 0, 1, 2 in both directions, standard deviation
-0.05, high quality within four of them. All is divided by sqrt(2), so that each coordinate has variance 1, which a
-variance-preserving process expects.
+image model. The mixture is of the kind that Xiao et al. 2022 show; its numbers are a choice usual for GANs, not known
+to be theirs: centres at -2, -1, 0, 1, 2 in both directions, standard deviation 0.05, high quality within four of them.
+All is divided by sqrt(2), so that each coordinate has variance 1, which a variance-preserving process expects.
 """
 
 import copy
@@ -26,7 +25,7 @@ SIDE = 5
 MODES = SIDE**2
 SCALE = math.sqrt(2)
 STD = 0.05 / SCALE
-NEAR = 4.0  # standard deviations within which a sample is of high quality (Azadi et al. 2019)
+NEAR = 4.0  # standard deviations within which a sample is of high quality
 FREQUENCIES = (2.0, 4.0, 8.0)  # of the sines and cosines that the networks see, radians per unit
 PER_COORDINATE = 1 + 2 * len(FREQUENCIES)
 LEAST_SHARE = 0.25  # of the 25th part of all samples, that a mode must get to count as covered

@@ -104,8 +104,8 @@ def page(study: Study) -> str:
         "Does the model cover every mode of a distribution whose modes can be counted, and do more denoising steps "
         "help? T = 1 is a GAN that makes points from noise.",
         "25 equally likely Gaussians at -2, -1, 0, 1, 2 in both directions, standard deviation 0.05, all divided by "
-        "the square root of 2 (the toy of [Xiao et al. 2022](https://arxiv.org/abs/2112.07804), section 5.3, which "
-        "gives no numbers; these are those of [Turner et al. 2019](https://arxiv.org/abs/1811.11357)). Process, "
+        "the square root of 2: the kind of toy that [Xiao et al. 2022](https://arxiv.org/abs/2112.07804) show, with "
+        "numbers that are usual for it but not known to be theirs. Process, "
         "losses, R1 penalty, average and update are "
         "those of the image model; generator and discriminator have three hidden layers of "
         f"{options['width']} features, and the discriminator sees sines and cosines of the coordinates.",
