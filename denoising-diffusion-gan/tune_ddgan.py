@@ -73,7 +73,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_device_options(parser)
     argv = list(sys.argv[1:] if argv is None else argv)
     args, _ = parser.parse_known_args(argv)
-    base = [] if args.page else quick_flags() if args.base is None else shlex.split(args.base)
+    try:
+        base = [] if args.page else quick_flags() if args.base is None else shlex.split(args.base)
+    except ValueError as error:  # of shlex
+        parser.error(f"--base {args.base}: not readable as flags ({error})")
     args, rest = parser.parse_known_args([*base, *argv])
     args.argv = argv
     args.fix = dict(assignment(parser, "--fix", text) for text in args.fix)
@@ -156,7 +159,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def study_folder(study: str) -> Path:
-    """Return the folder that --study names: below results/studies/, or a path if it has a slash."""
+    """Return the folder that --study names: below results/studies/, or a path if it has a slash.
+
+    Raises:
+        UserError: no name, or one that means the folder of all studies.
+    """
+    if study in ("", ".", ".."):
+        raise UserError(f"--study {study!r}: must be the name of a study, or a path with a slash")
     return Path(study) if "/" in study else cli.repo_root() / "results" / "studies" / study
 
 

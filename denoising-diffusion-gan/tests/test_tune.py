@@ -137,6 +137,8 @@ def test_a_study_refuses_other_settings_by_name(searched, pictures):
         ("--r1_gamma 0", "add --fix r1_gamma=0"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
         ("--rungs 1.5", "--rungs"),
+        ("--base '", "--base ': not readable as flags"),
+        ("--study .", "must be the name of a study"),
     ],
 )
 def test_wrong_flags_are_answered_in_one_sentence(more, message, pictures, tmp_path, capsys):
