@@ -23,7 +23,8 @@ GRID_UPDATES = 500  # at least, between two grids: on a small data set an epoch 
 
 def saved_epochs(folder: Path) -> list[int]:
     """Return the epochs of the folder's netG_<epoch>.pth, ascending."""
-    return sorted(int(p.stem[5:]) for p in folder.glob("netG_*.pth") if p.stem[5:].isdigit())
+    numbers = (int(p.stem[5:]) for p in folder.glob("netG_*.pth") if p.stem[5:].isdecimal())
+    return sorted(number for number in numbers if (folder / f"netG_{number}.pth").is_file())
 
 
 def prune_generators(folder: Path, save_ckpt_every: int, keep: int) -> None:
