@@ -20,14 +20,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     checkpoint_help = "a checkpoint_<step>.pt, or a run folder for its best_<step>.pt or, without one, its newest"
-    add("--checkpoint", type=Path, required=True, help=checkpoint_help)
+    add("--checkpoint", type=cli.local_path, required=True, help=checkpoint_help)
     add("--num_samples", type=cli.positive_int, default=50_000, help="images to draw")
     add("--batch_size", type=cli.positive_int, default=128, help="images drawn at a time")
     add("--seed", type=cli.non_negative_int, default=0, help="of the noise")
     ema_help = "true for the moving average, false for the raw generator; the average where there is one unless given"
     add("--use_ema", type=cli.str2bool, help=ema_help)
-    add("--out", type=Path, help="the .npz to write, samples.npz beside the checkpoint unless given")
-    add("--out_dir", type=Path, help="folder for one PNG per image as well")
+    add("--out", type=cli.local_path, help="the .npz to write, samples.npz beside the checkpoint unless given")
+    add("--out_dir", type=cli.local_path, help="folder for one PNG per image as well")
     cli.add_sampling_extras(parser)
     cli.add_device_options(parser)
     args = parser.parse_args(argv)

@@ -1,11 +1,11 @@
 """The options of cifar_gan.py and its presets; standard library only, so that a wrong flag is answered at once."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from comparison import cli
 
+MOST_PROCESSES = 1024  # more on one machine are a slip of the hand that would bring it down
 AUGMENTATIONS = ("color", "translation", "cutout")
 
 # A preset sets defaults and nothing else: each of these is a flag, and a flag given on the command line wins.
@@ -28,10 +28,18 @@ MAY_CHANGE = ("preset", "num_epochs", "held_out", "score_every", "score_images")
 
 def power_of_two(text: str) -> int:
     """Read --image_size, an argparse type."""
-    size = cli.positive_int(text)
+    size = cli.pixels(text)
     if size < 16 or size & (size - 1):
         raise argparse.ArgumentTypeError(f"must be a power of two of at least 16, not {text}")
     return size
+
+
+def process_count(text: str) -> int:
+    """Read --ngpu, an argparse type."""
+    count = cli.positive_int(text)
+    if count > MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_PROCESSES}, not {text}")
+    return count
 
 
 def decay(text: str) -> float:
@@ -74,7 +82,7 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=sorted(PRESETS), default="dcgan", help="the defaults of all other flags")
     add("--data", default="cifar10", help="shapes, cifar10, a folder of images or an .npz file")
     add("--limit", type=cli.non_negative_int, default=0, help="training images, evenly spread over the data; 0 for all")
-    add("--run_dir", type=Path, help="folder of the run, results/runs/gans/<data>-<image_size> unless given")
+    add("--run_dir", type=cli.local_path, help="folder of the run, results/runs/gans/<data>-<image_size> unless given")
     add("--image_size", type=power_of_two, default=64, help="pixels, a power of two of at least 16")
     add("--nc", type=int, choices=[1, 3], default=3, help="colour channels; 1 trains on grey images")
     add("--nz", type=cli.positive_int, default=100, help="length of the noise vector")
@@ -94,7 +102,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     smoothing_help = "labels of real and fake images under bce: 1 and 0, 0.9 and 0, or 0.9 and 0.1"
     add("--label_smoothing", choices=smoothings, default="none", help=smoothing_help)
     add("--flip", type=cli.str2bool, help="mirror each training image with probability 1/2")
-    add("--ngpu", type=cli.positive_int, default=1, help="processes, each on its GPU, or on the CPU with --device cpu")
+    add("--ngpu", type=process_count, default=1, help="processes, each on its GPU, or on the CPU with --device cpu")
     add("--log_interval", type=cli.positive_int, default=50, help="updates between rows of progress.csv")
     add("--grid_every", type=cli.positive_int, default=5, help="epochs between grids, each with a checkpoint")
     add("--num_samples", type=cli.non_negative_int, default=50_000, help="images drawn after training, 0 for none")

@@ -86,4 +86,4 @@ class Scores:
     @staticmethod
     def _number(path: Path) -> int:
         digits = path.stem.removeprefix(BEST.partition("*")[0])
-        return int(digits) if digits.isdigit() else -1
+        return int(digits) if digits.isdecimal() else -1

@@ -82,6 +82,9 @@ WRONG = [
     (["--keep_best", "true", "--score_every", "0"], "argument --keep_best: needs scores, --score_every above 0"),
     (["--minibatch_stddev", "5"], "argument --minibatch_stddev: groups of 5 images do not divide the 128 of a process"),
     (["--preset", "dcgan-minus"], "argument --preset: invalid choice: 'dcgan-minus'"),
+    (["--ngpu", "999999", "--batch_size", "999999"], "argument --ngpu: must be a whole number from 1 to 1024"),
+    (["--image_size", "1073741824"], "argument --image_size: must be a whole number from 1 to 4096"),
+    (["--run_dir", ""], "argument --run_dir: must be a path, not empty"),
     (["--ema_decay", "1"], "argument --ema_decay: must be below 1, or nothing ever moves"),
     (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10"),
 ]
