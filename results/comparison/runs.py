@@ -341,14 +341,23 @@ def _header(path: Path) -> list[str] | None:
 
 
 def read_progress(path: Path) -> list[dict[str, float]]:
-    """Read progress.csv as one dictionary per row; empty cells are left out, and rows that are damaged."""
+    """Read progress.csv as one dictionary per row; empty cells are left out, and rows that are damaged.
+
+    Raises:
+        UserError: it is no table at all.
+    """
     rows = []
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            with contextlib.suppress(TypeError, ValueError):
-                values = {name: float(value) for name, value in row.items() if value not in ("", None)}
-                if all(math.isfinite(values.get(name, math.nan)) for name in ("step", "images_seen", "wall_seconds")):
-                    rows.append(values)
+        lines = csv.DictReader(file)
+        try:
+            for row in lines:
+                with contextlib.suppress(TypeError, ValueError):
+                    values = {name: float(value) for name, value in row.items() if value not in ("", None)}
+                    counts = (values.get(name, math.nan) for name in ("step", "images_seen", "wall_seconds"))
+                    if all(map(math.isfinite, counts)):
+                        rows.append(values)
+        except csv.Error as error:
+            raise UserError(f"{path}: damaged ({error}); mend or remove it") from None
     return rows
 
 

@@ -223,3 +223,9 @@ def test_memory_that_does_not_suffice_is_one_sentence(of_torch, capsys):
 def test_other_errors_of_the_runtime_are_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="defect"):
         cli.run(lambda: (_ for _ in ()).throw(RuntimeError("a defect")))
+
+
+def test_a_progress_file_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "progress.csv").write_text('"' + "x" * 200_000)
+    with pytest.raises(UserError, match=r"progress\.csv: damaged"):
+        read_progress(tmp_path / "progress.csv")
