@@ -405,6 +405,9 @@ def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
         path: of the file; it appears under this name only when whole.
         payload: plain types and tensors, so that it loads with weights_only=True.
         model: family name; `load_checkpoint` refuses another one.
+
+    Raises:
+        UserError: it could not be written; what was there before stays, and no temporary file.
     """
     import torch
 
@@ -413,8 +416,13 @@ def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
         torch.save({**payload, "model": model}, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: could not be written ({error.strerror or error})") from None
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer of files, which does not say why it stopped
+            raise
+        raise UserError(f"{path}: could not be written whole, perhaps for lack of space on the disk") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_torch(path: Path) -> Any:

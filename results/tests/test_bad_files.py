@@ -15,7 +15,16 @@ from comparison.cli import UserError, check_folder
 from comparison.curves import draw_run_loss
 from comparison.device import set_threads, usable_cores
 from comparison.images import load_images, load_npz
-from comparison.runs import Run, read_config, read_json, read_progress, trained_facts, write_json
+from comparison.runs import (
+    Run,
+    load_checkpoint,
+    read_config,
+    read_json,
+    read_progress,
+    save_checkpoint,
+    trained_facts,
+    write_json,
+)
 from comparison.sampling import draw_samples
 from comparison.sources import check_source
 from PIL import Image
@@ -229,3 +238,18 @@ def test_a_progress_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "progress.csv").write_text('"' + "x" * 200_000)
     with pytest.raises(UserError, match=r"progress\.csv: damaged"):
         read_progress(tmp_path / "progress.csv")
+
+
+def test_a_checkpoint_that_the_disk_does_not_hold_leaves_the_one_before(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "checkpoint_000001.pt"
+    save_checkpoint(path, {"weights": torch.zeros(4)}, model="gans")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="could not be written"):
+            save_checkpoint(path, {"weights": torch.ones(100, 10_000)}, model="gans")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == [path.name]
+    assert torch.equal(load_checkpoint(path, model="gans")["weights"], torch.zeros(4))
