@@ -9,6 +9,7 @@ from pathlib import Path
 import cifar_gan
 import torch
 from comparison.runs import load_checkpoint, newest, read_progress
+from gan.training import build_gan
 
 GANS = Path(__file__).resolve().parents[1]
 
@@ -71,3 +72,17 @@ def assert_continues_to_the_same_weights(images, folder, finished, *more):
     for name in ("progress.csv", "scores.csv"):
         rows = [[{**row, "wall_seconds": 0} for row in read_progress(f / name)] for f in (folder, finished)]
         assert rows[0] == rows[1]
+
+
+def make_gan(options, dtype=None, **more):
+    return build_gan({**options, **more}, "cpu", dtype)
+
+
+def play(gan, first, last):
+    """Let the game go on from update `first` to `last`, on random images; return what each update reports."""
+    rows = []
+    for step in range(first, last):
+        seeds = torch.Generator().manual_seed(100 + step)
+        real = torch.rand(16, 3, 16, 16, generator=seeds) * 2 - 1
+        rows.append(gan.train_step(real, torch.randn(16, 8, generator=seeds), step))
+    return rows

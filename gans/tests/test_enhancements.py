@@ -1,11 +1,11 @@
 """The switches of dcgan-plus, one by one: what each of them is, and that a game with all of them can be resumed."""
 
+import helpers_gans
 import pytest
 import torch
 from gan.losses import hinge_discriminator_loss, hinge_generator_loss, r1_penalty
 from gan.networks import Discriminator, MinibatchStddev, count_parameters, normalise_spectrally
 from gan.options import PRESETS
-from gan.training import build_gan
 from torch.nn.utils import parametrize
 
 OPTIONS = {
@@ -23,16 +23,7 @@ OPTIONS = {
 
 
 def make_gan(dtype=None, **options):
-    return build_gan({**OPTIONS, **options}, "cpu", dtype)
-
-
-def play(gan, first, last):
-    rows = []
-    for step in range(first, last):
-        seeds = torch.Generator().manual_seed(100 + step)
-        real = torch.rand(16, 3, 16, 16, generator=seeds) * 2 - 1
-        rows.append(gan.train_step(real, torch.randn(16, 8, generator=seeds), step))
-    return rows
+    return helpers_gans.make_gan(OPTIONS, dtype, **options)
 
 
 def singular_values(network):
@@ -61,9 +52,9 @@ def test_r1_penalty_of_a_linear_score_is_its_squared_weights():
 
 def test_lazy_penalty_comes_every_so_many_updates():
     penalised, plain = make_gan(minibatch_stddev=0), make_gan(minibatch_stddev=0, r1_gamma=0.0)
-    norms = [[row["grad_norm_d"].item() for row in play(gan, 1, 2)] for gan in (penalised, plain)]
+    norms = [[row["grad_norm_d"].item() for row in helpers_gans.play(gan, 1, 2)] for gan in (penalised, plain)]
     assert norms[0] == norms[1]
-    norms = [[row["grad_norm_d"].item() for row in play(gan, 2, 3)] for gan in (penalised, plain)]
+    norms = [[row["grad_norm_d"].item() for row in helpers_gans.play(gan, 2, 3)] for gan in (penalised, plain)]
     assert norms[0] != norms[1]
 
 
@@ -99,7 +90,7 @@ def test_real_and_fake_images_of_an_update_share_a_power_iteration():
     iterations = []
     layer = gan.discriminator.layers[0]
     layer.parametrizations.weight[0].register_forward_hook(lambda *_: iterations.append(1))
-    play(gan, 0, 1)
+    helpers_gans.play(gan, 0, 1)
     assert len(iterations) == 2  # one for the discriminator's update, one for the generator's
     assert parametrize.is_parametrized(layer)
 
@@ -126,19 +117,19 @@ def test_learning_rates_follow_the_factor():
 
 
 def test_losses_with_every_switch_on_are_the_golden_ones():
-    row = play(make_gan(), 0, 5)[-1]
+    row = helpers_gans.play(make_gan(), 0, 5)[-1]
     golden = {"loss_d": 1.9332055, "loss_g": 0.0085800, "d_real": 0.5070690}
     assert {name: row[name].item() for name in golden} == pytest.approx(golden, rel=1e-4, abs=1e-5)
 
 
 def test_restored_game_with_every_switch_on_goes_on_bit_for_bit():
     unbroken, first = make_gan(), make_gan()
-    play(unbroken, 0, 5)
-    play(first, 0, 3)
+    helpers_gans.play(unbroken, 0, 5)
+    helpers_gans.play(first, 0, 3)
     second = make_gan(seed=1)
     second.augment = first.augment  # whose draws hang on the seed
     second.load_state_dict(first.state_dict())
-    play(second, 3, 5)
+    helpers_gans.play(second, 3, 5)
     pairs = ((getattr(unbroken, n), getattr(second, n)) for n in ("generator", "discriminator"))
     for ours, theirs in (*pairs, (unbroken.ema.network, second.ema.network)):
         assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -150,22 +141,22 @@ def test_restored_game_with_every_switch_on_goes_on_bit_for_bit():
 def test_every_switch_changes_the_game(name):
     off = {**PRESETS["dcgan"], "batch_size": 16, "g_lr": 1e-3, "d_lr": 1e-3}
     on = {**off, name: OPTIONS[name], "r1_every": 1}
-    first, second = (play(make_gan(**options), 0, 3)[-1]["loss_g"].item() for options in (off, on))
+    first, second = (helpers_gans.play(make_gan(**options), 0, 3)[-1]["loss_g"].item() for options in (off, on))
     assert first != second
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
 def test_bfloat16_stays_close_to_float32_with_every_switch_on(norm):
-    exact, rounded = (play(make_gan(dtype, d_norm=norm), 0, 3)[-1] for dtype in (None, torch.bfloat16))
+    exact, rounded = (helpers_gans.play(make_gan(dtype, d_norm=norm), 0, 3)[-1] for dtype in (None, torch.bfloat16))
     assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.1)
     assert rounded["grad_norm_d"].isfinite()
 
 
 def test_first_bad_update_is_remembered_and_the_later_ones_are_not():
     gan = make_gan()
-    play(gan, 0, 2)
+    helpers_gans.play(gan, 0, 2)
     assert gan.first_bad.item() == -1
     with torch.no_grad():
         next(gan.generator.parameters())[0] = float("nan")
-    play(gan, 2, 4)
+    helpers_gans.play(gan, 2, 4)
     assert gan.first_bad.item() == 2

@@ -1,9 +1,10 @@
 import math
 
+import helpers_gans
 import pytest
 import torch
 from gan.losses import bce_discriminator_loss, bce_generator_loss
-from gan.training import build_gan, to_channels
+from gan.training import to_channels
 
 OPTIONS = {
     **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0},
@@ -12,16 +13,7 @@ OPTIONS = {
 
 
 def make_gan(dtype=None, **options):
-    return build_gan({**OPTIONS, **options}, "cpu", dtype)
-
-
-def play(gan, first, last):
-    rows = []
-    for step in range(first, last):
-        seeds = torch.Generator().manual_seed(100 + step)
-        real = torch.rand(16, 3, 16, 16, generator=seeds) * 2 - 1
-        rows.append(gan.train_step(real, torch.randn(16, 8, generator=seeds), step))
-    return rows
+    return helpers_gans.make_gan(OPTIONS, dtype, **options)
 
 
 def test_undecided_discriminator_pays_two_bits():
@@ -50,18 +42,18 @@ def test_unknown_smoothing_is_refused():
 
 
 def test_losses_after_five_steps_are_the_golden_ones():
-    row = play(make_gan(), 0, 5)[-1]
+    row = helpers_gans.play(make_gan(), 0, 5)[-1]
     golden = {"loss_d": 1.3430893, "loss_g": 0.6717107, "d_real": 0.5367140}
     assert {name: row[name].item() for name in golden} == pytest.approx(golden, rel=1e-4)
 
 
 def test_restored_gan_goes_on_bit_for_bit():
     unbroken, first = make_gan(ema_decay=0.9), make_gan(ema_decay=0.9)
-    play(unbroken, 0, 4)
-    play(first, 0, 2)
+    helpers_gans.play(unbroken, 0, 4)
+    helpers_gans.play(first, 0, 2)
     second = make_gan(seed=1, ema_decay=0.9)
     second.load_state_dict(first.state_dict())
-    play(second, 2, 4)
+    helpers_gans.play(second, 2, 4)
     for ours, theirs in ((unbroken.generator, second.generator), (unbroken.ema.network, second.ema.network)):
         for name, value in ours.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[name]), name
@@ -72,15 +64,15 @@ def test_each_player_moves_only_in_its_own_update():
     gan.optimizer_g.param_groups[0]["lr"] = 0.0
     before = [p.clone() for p in gan.generator.parameters()]
     scores = [p.clone() for p in gan.discriminator.parameters()]
-    play(gan, 0, 1)
+    helpers_gans.play(gan, 0, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(scores, gan.discriminator.parameters(), strict=True))
     assert all(p.requires_grad for p in gan.discriminator.parameters())
 
 
 def test_bfloat16_stays_close_to_float32():
-    exact = play(make_gan(), 0, 3)[-1]
-    rounded = play(make_gan(dtype=torch.bfloat16), 0, 3)[-1]
+    exact = helpers_gans.play(make_gan(), 0, 3)[-1]
+    rounded = helpers_gans.play(make_gan(dtype=torch.bfloat16), 0, 3)[-1]
     assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.05)
     assert rounded["loss_d"].dtype == torch.float32
 

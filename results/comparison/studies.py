@@ -333,6 +333,30 @@ def scores(folder: Path) -> dict[str, Entry]:
     return read_json(folder / "metrics.json")["metrics"]
 
 
+def with_scores(
+    cells: list[dict[str, Any]], controls: Mapping[str, Any], data: str, left_out: Sequence[str]
+) -> dict[str, Any]:
+    """Return what study.json says of a study's trained cells and of how they were scored.
+
+    Args:
+        cells: each with `name`, `training` and `folder`, in whose place come its `metrics`.
+        controls: of `evaluate`.
+        data: of the command line.
+        left_out: names of the cells that were not wanted.
+
+    Raises:
+        UserError: a cell was trained on other images than the reference is drawn from.
+    """
+    expected = controls["reference"]["training_fingerprint"]
+    for cell in cells:
+        if cell["training"]["data"]["fingerprint"] != expected:
+            raise UserError(f"{cell['name']}: trained on other images than --data {data}; --fresh starts over")
+        cell["metrics"] = scores(cell.pop("folder"))
+    scoring = {name: controls[name] for name in ("reference", "extractor", "n", "image_size")}
+    missing = [{"name": name, "reason": "not among --cells"} for name in left_out]
+    return {"scoring": scoring, "cells": cells, "left_out": missing}
+
+
 def training_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what study.json says of a training, from its config.json; no path of the machine is in it."""
     done = config["finished"]

@@ -166,21 +166,10 @@ def run_job(lab: Lab, name: str, args: argparse.Namespace, seed: int, given: Pat
 def describe(
     args: argparse.Namespace, cells: list[dict[str, Any]], controls: dict[str, Any], left: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the content of study.json.
-
-    Raises:
-        UserError: a cell was trained on other images than the reference is drawn from.
-    """
-    expected = controls["reference"]["training_fingerprint"]
-    for cell in cells:
-        if cell["training"]["data"]["fingerprint"] != expected:
-            raise UserError(f"{cell['name']}: trained on other images than --data {args.data}")
-        cell["metrics"] = studies.scores(cell.pop("folder"))
-    missing = [{"name": name, "reason": "not among --cells"} for name in left]
+    """Return the content of study.json."""
     options = {name: getattr(args, name) for name in ("seconds", "seeds", "num_samples", "preset", "precision")}
-    score = {name: controls[name] for name in ("reference", "extractor", "n", "image_size")}
     floor = controls["anchors"]["floor"]["metrics"]
-    return {"options": options, "scoring": score, "floor": floor, "cells": cells, "left_out": missing}
+    return {"options": options, "floor": floor, **studies.with_scores(cells, controls, args.data, left)}
 
 
 def by_series(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
