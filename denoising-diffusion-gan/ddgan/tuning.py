@@ -159,13 +159,14 @@ class Search:
         seed: of the sampler.
 
     Raises:
-        UserError: the folder holds a study with other settings.
+        UserError: the folder holds a study with other settings, or a damaged one.
     """
 
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], space: Sequence[Knob], default: Mapping[str, float], seed: int
     ):
         import optuna
+        from sqlalchemy.exc import DatabaseError
 
         self.folder, self.space, self.default, self.seed = folder, list(space), dict(default), seed
         self.locks = folder / "locks"
@@ -174,10 +175,15 @@ class Search:
         self._alive = try_lock(self.locks / self.worker)
         with self._locked():
             url = f"sqlite:///{(folder / 'study.db').resolve()}"
-            storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
-            self.study = optuna.create_study(
-                storage=storage, study_name="ddgan", load_if_exists=True, pruner=make_pruner(), direction="minimize"
-            )
+            try:
+                storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
+                self.study = optuna.create_study(
+                    storage=storage, study_name="ddgan", load_if_exists=True, pruner=make_pruner(), direction="minimize"
+                )
+            except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+                self.close()
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{folder / 'study.db'}: not readable as a study ({reason})") from None
             self._agree(json.loads(json.dumps(settings)))
 
     def _locked(self) -> Any:

@@ -149,6 +149,14 @@ def test_wrong_flags_are_answered_in_one_sentence(more, message, pictures, tmp_p
     assert not (tmp_path / "study").exists()
 
 
+def test_a_damaged_study_is_named_and_kept(pictures, tmp_path):
+    (tmp_path / "study.db").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match=r"study\.db: not readable as a study"):
+        tune(pictures, tmp_path)
+    assert (tmp_path / "study.db").read_bytes() == b"no database" * 100
+    assert [path.name for path in (tmp_path / "locks").iterdir()] == ["study"]
+
+
 def test_a_missing_optuna_is_named_in_one_sentence(monkeypatch, pictures, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match="pip install optuna"):
