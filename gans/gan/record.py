@@ -72,6 +72,9 @@ class Recorder:
             self.wall_seconds = payload["wall_seconds"]
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: does not fit these networks ({str(error).splitlines()[0]})") from None
+        counts = (self.step, self.images_seen, self.wall_seconds)
+        if not all(isinstance(count, int | float) and count >= 0 for count in counts):
+            raise UserError(f"{path}: damaged, step {self.step!r}, {self.images_seen!r} images")
         self._saved_step = self.step
 
     def begin(self, until: str, **facts: Any) -> None:

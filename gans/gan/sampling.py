@@ -90,7 +90,9 @@ def load_generator(path: Path, use_ema: bool | None = None) -> tuple[Generator, 
         use_ema = average is not None if use_ema is None else use_ema
         generator = build_generator(facts["config"])
         generator.load_state_dict(average if use_ema else raw)
-    except (KeyError, RuntimeError, TypeError) as error:
+    except UserError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: does not hold a whole generator ({str(error).splitlines()[0]})") from None
     return generator.eval().requires_grad_(False), use_ema, facts
 

@@ -112,7 +112,7 @@ def test_help_needs_no_torch(no_torch):
     assert "--checkpoint" in call("sample_gan.py", "--help", env=no_torch).stdout
 
 
-@pytest.mark.parametrize("damage", ["truncated", "of another model", "of another shape"])
+@pytest.mark.parametrize("damage", ["truncated", "of another model", "of another shape", "of no step"])
 def test_damaged_checkpoint_stops_the_run_and_nothing_is_overwritten(damage, images, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     checkpoint = folder / "checkpoint_000100.pt"
@@ -122,7 +122,10 @@ def test_damaged_checkpoint_stops_the_run_and_nothing_is_overwritten(damage, ima
         save_checkpoint(checkpoint, {"step": 100}, model="denoising-diffusion-gan")
     else:
         payload = load_checkpoint(checkpoint, model="gans")
-        payload["generator"]["layers.0.weight"] = torch.zeros(3)
+        if damage == "of no step":
+            payload["step"] = "x"
+        else:
+            payload["generator"]["layers.0.weight"] = torch.zeros(3)
         save_checkpoint(checkpoint, payload, model="gans")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     arguments = ["--data", images, "--run_dir", folder, *TINY, "--max_steps", 104]

@@ -380,6 +380,8 @@ def trained_facts(
     at_step = next((row for row in known if step is not None and row["step"] == step), {})
     images_seen = at_step.get("images_seen") if images_seen is None else images_seen
     wall_seconds = at_step.get("wall_seconds") if wall_seconds is None else wall_seconds
+    if not all(isinstance(value, int | float | None) for value in (step, images_seen, wall_seconds)):
+        raise UserError(f"{folder}: a damaged checkpoint, of step {step!r} and {images_seen!r} images")
     return {
         "step": step,
         "images_seen": None if images_seen is None else int(images_seen),

@@ -253,3 +253,9 @@ def test_a_checkpoint_that_the_disk_does_not_hold_leaves_the_one_before(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == [path.name]
     assert torch.equal(load_checkpoint(path, model="gans")["weights"], torch.zeros(4))
+
+
+@pytest.mark.parametrize("facts", [("x", 1, 1.0), (1, "x", 1.0), (1, 1, {})])
+def test_a_checkpoint_with_counts_of_another_kind_is_refused(facts, tmp_path):
+    with pytest.raises(UserError, match="a damaged checkpoint"):
+        trained_facts(tmp_path, *facts)
