@@ -36,14 +36,14 @@ def memory_limit() -> int:
     return int(limit * 2**30)
 
 
-def check_memory(name: str, count: int, image_size: int, advice: str) -> None:
-    """Refuse to hold `count` RGB images of `image_size` pixels where memory_limit() is smaller.
+def check_memory(name: str, count: int, image_size: int, advice: str, least: float = 0) -> None:
+    """Refuse to hold `count` RGB images of `image_size` pixels where memory_limit(), or `least` GiB, is smaller.
 
     Raises:
         UserError: names the set, the memory it needs and the advice.
     """
     needed = count * 3 * image_size**2
-    if needed > memory_limit():
+    if needed > max(memory_limit(), least * 2**30):
         raise UserError(
             f"{name}: {count} images of {image_size} pixels need {needed / 2**30:.0f} GiB; "
             f"{advice}, or let DATA_MEMORY allow so many GiB"

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from comparison import shapes, stacked_mnist
 from comparison.cli import UserError, data_root
-from comparison.files import FileSet, check_memory, fit, memory_limit
+from comparison.files import DATA_MEMORY, FileSet, check_memory, fit, memory_limit
 from comparison.progress import bar
 from comparison.sources import check_source, is_database, shapes_modes, source_name, stored_images
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MAX_CLASSES = 1_000_000
-SMALLER = "choose a smaller --image_size"  # for images that are not read from disk one by one
+SMALLER = "choose a smaller --image_size"  # where nothing can stay on disk, whatever DATA_MEMORY says
 CACHE_FROM = 1000  # images; smaller folders are decoded faster than a cache is worth
 
 
@@ -118,7 +118,7 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     class_names: tuple[str, ...] = ()
     if modes := shapes_modes(source):
         count = shapes.COUNTS[split] if limit is None else min(limit, shapes.COUNTS[split])
-        check_memory(source, count, image_size, SMALLER)
+        check_memory(source, count, image_size, SMALLER, DATA_MEMORY)
         images, labels = shapes.dataset(modes, image_size, split=split, limit=limit)
         class_names = shapes.mode_names(modes)
     elif source == "stackmnist":
@@ -127,13 +127,13 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     elif path.suffix == ".npz":
         images, labels = load_npz(path)
         images, labels = _spread(images, limit), None if labels is None else _spread(labels, limit)
-        check_memory(source, len(images), image_size, SMALLER)
+        check_memory(source, len(images), image_size, SMALLER, DATA_MEMORY)
         images = resize(images, image_size)
         class_names = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
     else:
         images, labels = _read_cifar(None if source == "cifar10" else path, split)
         images, labels = _spread(images, limit), _spread(labels, limit)
-        check_memory(source, len(images), image_size, SMALLER)
+        check_memory(source, len(images), image_size, SMALLER, DATA_MEMORY)
         images, class_names = resize(images, image_size), CIFAR10_CLASSES
     return ImageSet(images, labels, class_names, source_name(source), fingerprint(images))
 

@@ -199,9 +199,10 @@ def test_more_steps_than_the_run_has_are_refused_by_their_flag(script, tmp_path)
 def test_images_that_no_memory_holds_are_refused_before_they_are_made(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "set.npz", np.zeros((40, 8, 8, 3), np.uint8))
-    monkeypatch.setenv("DATA_MEMORY", "0.0001")
+    monkeypatch.setenv("DATA_MEMORY", "0")
+    assert load_images(source, 8, limit=4).images.shape == (4, 3, 8, 8)
     with pytest.raises(UserError, match="smaller --image_size"):
-        load_images(source, 64)
+        load_images(source, 10_000)
 
 
 def test_an_empty_data_source_is_not_the_working_folder(tmp_path, monkeypatch):
