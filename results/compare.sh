@@ -178,7 +178,7 @@ train() { # MODEL FLAG...: train it, or go on
   case "$model" in
     gans)
       "$PYTHON" -u gans/cifar_gan.py --data "$data" --run_dir "$run" $GAN_FLAGS --image_size "$image_size" \
-        --num_samples 0 "${train_flags[@]}" "$@"
+        --num_samples 0 --held_out 0 "${train_flags[@]}" "$@"
       ;;
     improved-diffusion)
       OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_train.py --data_dir "$data" \

@@ -211,7 +211,7 @@ def train(
     kind = family(model)
     source = {"gans": "--data", "improved-diffusion": "--data_dir", "denoising-diffusion-gan": "--dataset"}[kind]
     place = {"gans": "--run_dir", "improved-diffusion": "--run_dir", "denoising-diffusion-gan": "--exp"}[kind]
-    quiet = {"gans": ["--num_samples", "0"], "improved-diffusion": ["--grid_images", "0"]}.get(kind, [])
+    quiet = {"gans": ["--num_samples", "0", "--held_out", "0"], "improved-diffusion": ["--grid_images", "0"]}.get(kind, [])
     command = [TRAIN[model], source, data or lab.data, place, str(folder), *lab.flags(model), *quiet]
     command += [*flags, *budget, *lab.device]
     fresh = lab.fresh and folder not in lab.begun
