@@ -46,6 +46,7 @@ START_SECONDS = 5.0
 EVALUATION_SECONDS = {"gans": 7e-5, "improved-diffusion": 1.6e-3, "denoising-diffusion-gan": 1.2e-3}
 DEFAULT_EVALUATIONS = {"gans": 1, "improved-diffusion": 20, "denoising-diffusion-gan": 4}
 LEAST_SAMPLES = 64
+SHARES = ("precision", "recall", "coverage", "memorised", "modes_matched")  # metrics that lie in [0, 1]
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% quantile at 1 to 9 degrees
 
 Entry = dict[str, Any]
@@ -211,7 +212,9 @@ def train(
     kind = family(model)
     source = {"gans": "--data", "improved-diffusion": "--data_dir", "denoising-diffusion-gan": "--dataset"}[kind]
     place = {"gans": "--run_dir", "improved-diffusion": "--run_dir", "denoising-diffusion-gan": "--exp"}[kind]
-    quiet = {"gans": ["--num_samples", "0", "--held_out", "0"], "improved-diffusion": ["--grid_images", "0"]}.get(kind, [])
+    quiet = {"gans": ["--num_samples", "0", "--held_out", "0"], "improved-diffusion": ["--grid_images", "0"]}.get(
+        kind, []
+    )
     command = [TRAIN[model], source, data or lab.data, place, str(folder), *lab.flags(model), *quiet]
     command += [*flags, *budget, *lab.device]
     fresh = lab.fresh and folder not in lab.begun
@@ -383,6 +386,9 @@ def pool(entries: Sequence[Entry]) -> Entry:
 
 
 def pool_metrics(cells: Sequence[Mapping[str, Any]]) -> dict[str, Entry]:
-    """Return metric -> pooled entry of the trainings of one cell."""
+    """Return metric -> pooled entry of the trainings of one cell; intervals of shares end at 0 and 1."""
     shared = set.intersection(*(set(cell["metrics"]) for cell in cells))
-    return {name: pool([cell["metrics"][name] for cell in cells]) for name in cells[0]["metrics"] if name in shared}
+    pooled = {name: pool([cell["metrics"][name] for cell in cells]) for name in cells[0]["metrics"] if name in shared}
+    for entry in (pooled[name] for name in SHARES if name in pooled):
+        entry["interval"] = [min(1.0, max(0.0, bound)) for bound in entry["interval"]]
+    return pooled

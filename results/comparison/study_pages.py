@@ -24,21 +24,32 @@ EQUAL = 0.1  # relative difference of training times up to which they are called
 def write(lab: Lab, study: Study, page: Callable[[Study], str], draw: Callable[[Study, Path], object]) -> None:
     """Write study.json, the pictures and README.md of a study."""
     lab.out.mkdir(parents=True, exist_ok=True)
-    write_json(lab.out / "study.json", {"schema": SCHEMA, "study": lab.study, **study})
-    rewrite(lab.out, lab.study, page, draw)
+    study = {"schema": SCHEMA, "study": lab.study, **study}
+    write_json(lab.out / "study.json", study)
+    _write_page(lab.out, study, page, draw)
 
 
 def rewrite(out: Path, name: str, page: Callable[[Study], str], draw: Callable[[Study, Path], object]) -> None:
     """Write the pictures and README.md of the study.json in `out`.
 
     Raises:
-        UserError: it is missing, or of another study or schema.
+        UserError: it is missing, damaged, or of another study or schema.
     """
     study = read_json(out / "study.json")
     if study.get("study") != name or study.get("schema") != SCHEMA:
         raise UserError(f"{out / 'study.json'}: not of the study {name}, schema {SCHEMA}; run it anew")
+    try:
+        _write_page(out, study, page, draw)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{out / 'study.json'}: damaged ({type(error).__name__}: {error}); run the study anew"
+        ) from None
+
+
+def _write_page(out: Path, study: Study, page: Callable[[Study], str], draw: Callable[[Study, Path], object]) -> None:
+    text = page(study)
     draw(study, out)
-    write_text(out / "README.md", page(study))
+    write_text(out / "README.md", text)
     print(f"{out / 'README.md'}", flush=True)
 
 

@@ -238,6 +238,23 @@ def test_page_is_made_from_study_json_alone(script, finished, tmp_path, name):
     assert set(shown) <= set(made)
 
 
+def test_page_of_a_damaged_study_is_refused_and_the_old_one_kept(tmp_path, capsys):
+    (tmp_path / "study.json").write_text(json.dumps({"schema": studies.SCHEMA, "study": "steps"}))
+    (tmp_path / "README.md").write_text("old")
+    with pytest.raises(UserError, match=r"study.json: damaged \(KeyError: 'cells'\)"):
+        study_pages.rewrite(tmp_path, "steps", lambda study: str(study["cells"]), lambda study, out: None)
+    assert (tmp_path / "README.md").read_text() == "old"
+
+
+def test_pooled_shares_stay_shares():
+    cells = [
+        {"metrics": {name: entry(value, 0.1) for name in ("precision", "sliced_wasserstein")}} for value in (0.2, 0.9)
+    ]
+    pooled = studies.pool_metrics(cells)
+    assert pooled["precision"]["interval"] == [0, 1]
+    assert pooled["sliced_wasserstein"]["interval"][0] < 0
+
+
 def test_left_out_cells_are_named(finished):
     steps, data = ((finished[name][0] / "out" / "README.md").read_text() for name in ("steps", "data"))
     assert "- ddgan-T8: not among --cells." in steps
