@@ -26,8 +26,8 @@ MODES = SIDE**2
 SCALE = math.sqrt(2)
 STD = 0.05 / SCALE
 NEAR = 4.0  # standard deviations within which a sample is of high quality
-FREQUENCIES = (2.0, 4.0, 8.0)  # of the sines and cosines that the networks see, radians per unit
-PER_COORDINATE = 1 + 2 * len(FREQUENCIES)
+FREQUENCIES = 64  # of the sines and cosines that the discriminator sees
+FREQUENCY_SCALE = 5.0  # their standard deviation in each coordinate, radians per unit
 LEAST_SHARE = 0.25  # of the 25th part of all samples, that a mode must get to count as covered
 
 
@@ -66,15 +66,25 @@ def measure(points: Tensor) -> dict[str, Any]:
     }
 
 
-def features(x: Tensor) -> Tensor:
-    """Return coordinates with their sines and cosines, (N, 7 C) from (N, C, 1, 1).
+class PointFeatures(nn.Module):
+    """Coordinates with sines and cosines of their products with fixed random frequencies (Tancik et al. 2020).
 
-    From coordinates alone a small network is slow to learn what changes over a fiftieth of their range (Tancik et al.
-    2020).
+    From coordinates alone a small network is slow to learn what changes over a fiftieth of their range. Frequencies
+    along the axes alone would favour lines along them.
     """
-    x = x.flatten(1)
-    angles = torch.cat([frequency * x for frequency in FREQUENCIES], 1)
-    return torch.cat([x, angles.sin(), angles.cos()], 1)
+
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        drawn = rng.normal((2, FREQUENCIES), "frequencies of the toy")
+        self.register_buffer("frequencies", FREQUENCY_SCALE * drawn, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, 2 + 2 * FREQUENCIES) for (N, 2, 1, 1)."""
+        points = x.flatten(1)
+        angles = points @ self.frequencies
+        return torch.cat([points, angles.sin(), angles.cos()], 1)
 
 
 class _Layers(nn.Module):
@@ -126,7 +136,8 @@ class ToyDiscriminator(nn.Module):
 
     def __init__(self, num_timesteps: int, width: int, depth: int = 3):
         super().__init__()
-        self.layers = _Layers(2 * PER_COORDINATE + 2, 1, num_timesteps, width, depth)
+        self.features = PointFeatures()
+        self.layers = _Layers(2 + 2 * FREQUENCIES + 2, 1, num_timesteps, width, depth)
 
     def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
         """Return (N, 1) logits from (N, 2, 1, 1), (N,) and (N, 2, 1, 1).
@@ -134,7 +145,7 @@ class ToyDiscriminator(nn.Module):
         `y` and `parts` are those of the image model's discriminator; without classes and statistics of the batch
         neither changes anything.
         """
-        return self.layers(torch.cat([features(x_t), x_t_plus_1.flatten(1)], 1), t)
+        return self.layers(torch.cat([self.features(x_t), x_t_plus_1.flatten(1)], 1), t)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def page(study: Study) -> str:
         "numbers that are usual for it but not known to be theirs. Process, "
         "losses, R1 penalty, average and update are "
         "those of the image model; generator and discriminator have three hidden layers of "
-        f"{options['width']} features, and the discriminator sees sines and cosines of the coordinates.",
+        f"{options['width']} features, and the discriminator sees sines and cosines along random directions beside "
+        "the coordinates.",
         f"{tables.count(options['max_steps'])} updates of {options['batch_size']} points each; {seeds} for each T. "
         f"Device: {devices}; torch {torch}; commit {commits} (`+`: with changes).",
         f"{tables.count(options['num_samples'])} samples of each training are counted. High quality: within "
