@@ -93,9 +93,11 @@ def in_tmux(line, shell, machine, checkout):
 
 @pytest.fixture(scope="module")
 def trained(checkout, machine, module_shell):
-    """The run that the training line leaves."""
+    """The run that the training line leaves; the copy of the repository is left as it was for other tests."""
     in_tmux(f"{TRAIN} {SMALL_TRAIN}", module_shell, machine, checkout)
-    return checkout / RUN
+    yield checkout / RUN
+    shutil.rmtree(checkout / RUN)
+    (checkout / "denoising-diffusion-gan" / "data").unlink()
 
 
 @pytest.fixture(scope="module")

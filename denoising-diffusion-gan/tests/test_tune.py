@@ -365,7 +365,12 @@ def test_a_measured_rung_is_not_trained_again_and_divergence_is_told_apart(tmp_p
 def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):
     folder = tmp_path / "study"
     command = [sys.executable, str(SCRIPT), *flags(pictures, folder, "--workers", "2", "--confirm", "0")]
-    first = subprocess.Popen([*command, "--max_images", "4000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = subprocess.Popen(
+        [*command, "--max_images", "4000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     for _ in range(600):
         if (folder / "trials").is_dir():
             break

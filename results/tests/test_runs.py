@@ -106,8 +106,8 @@ class TestRun:
 class TestCompany:
     HOLD = (
         "import os, sys, time; from pathlib import Path; from comparison.runs import Run; "
-        "Run.open(Path(sys.argv[1]), {'lr': 1}, model='gans').start(); child = os.fork(); print(child, flush=True); "
-        "time.sleep(60)"
+        "Run.open(Path(sys.argv[1]), {'lr': 1}, model='gans').start(); "
+        "os.fork() or print(os.getpid(), flush=True); time.sleep(60)"  # the child tells that it has begun
     )
 
     def test_a_folder_in_which_another_process_trains_is_refused_until_that_is_killed(self, tmp_path):
