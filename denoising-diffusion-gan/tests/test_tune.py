@@ -372,7 +372,7 @@ def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     for _ in range(600):
-        if (folder / "trials").is_dir():
+        if any((folder / "trials").rglob("config.json")):  # a trial has begun, the base flags first
             break
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
