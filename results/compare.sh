@@ -115,7 +115,7 @@ import sys
 
 try:
     from comparison.cli import UserError
-    from comparison.sources import check_source, find_images, is_database, source_name, stored_images
+    from comparison.sources import check_source, find_images, is_database, is_name, source_name, stored_images
 except ImportError:
     sys.exit("compare.sh: error: the package `comparison` is missing: pip install -r requirements.txt")
 data, preset, name = sys.argv[1:]
@@ -123,21 +123,22 @@ try:
     check_source(data, "--data")
 except UserError as error:
     sys.exit(f"compare.sh: error: {error}")
-print(name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source_name(data)}-{preset}").lstrip("-."))
 place = stored_images(data)
+small_batch = "-"
 if place and place.path.is_dir() and not is_database(place.path):
     count = sum(1 for _ in find_images(place.path))
     if count < 16:
         sys.exit(f"compare.sh: error: --data {data}: {count} images; at least 16 are needed")
     if count < 128:  # the largest batch size of the flag sets that are meant for small machines
-        print(2 ** (count.bit_length() - 1))
+        small_batch = str(2 ** (count.bit_length() - 1))
+made = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source_name(data)}-{preset}").lstrip("-.")
+print("name" if is_name(data) else "path", small_batch, name or made)
 CHECK
 ) || exit 2
-read -r -d '' name small_batch <<<"$checked" || true
+read -r -d '' kind small_batch name <<<"$checked" || true
 [[ "$name" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "--name $name: letters, digits, '.', '_' and '-' only"
 
-known=cifar10,stackmnist,lsun,celeba_256
-if [[ ",$known," != *",$data,"* ]] && [ -e "$data" ]; then # from here on as seen from the repository, or whole
+if [ "$kind" = path ]; then # from here on as seen from the repository, or whole
   data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data")
   data=${data#"$root"/}
 fi
@@ -158,7 +159,7 @@ for n in "${steps[@]}"; do
     die "--sweep $n: what the $preset preset draws anyway"
 done
 train_flags=(--seed "$seed" --device "$device")
-[ -z "$small_batch" ] || train_flags+=(--batch_size "$small_batch")
+[ "$small_batch" = - ] || train_flags+=(--batch_size "$small_batch")
 draw_flags=(--num_samples "$num_samples" --seed "$seed" --device "$device")
 benchmark_flags=(--benchmark)
 [ "$preset" != quick ] || benchmark_flags+=(--benchmark_seconds 0.3)

@@ -173,6 +173,7 @@ def test_unusable_paths_are_judged_before_torch_is_imported(line, message, check
         ("--seed", "a value is missing"),
         ("--name a/b", "letters, digits"),
         ("--name ..", "letters, digits"),
+        ("--name 'a b'", "letters, digits"),
         ("--models gans,gans", "name each model once"),
         ("--models ''", "name at least one"),
         ("--image_size 48", "must be 16, 32, 64, 128 or 256"),
