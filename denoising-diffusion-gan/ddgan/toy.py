@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from ddgan.ema import Ema
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample
+from ddgan.toy_page import LEAST_SHARE, MODES, NEAR
 from ddgan.training import Trainer
 
-SIDE = 5
-MODES = SIDE**2
+SIDE = math.isqrt(MODES)
 SCALE = math.sqrt(2)
 STD = 0.05 / SCALE
-NEAR = 4.0  # standard deviations within which a sample is of high quality
 FREQUENCIES = 64  # of the sines and cosines that the discriminator sees
 FREQUENCY_SCALE = 5.0  # their standard deviation in each coordinate, radians per unit
-LEAST_SHARE = 0.25  # of the 25th part of all samples, that a mode must get to count as covered
 
 
 def centres() -> Tensor:

@@ -9,7 +9,8 @@ from comparison.studies import pool
 
 STUDY = "gaussians"
 MODES = 25
-NEAR, LEAST_SHARE = 4.0, 0.25  # as in ddgan.toy, which imports torch
+NEAR = 4.0  # standard deviations within which a sample is of high quality
+LEAST_SHARE = 0.25  # of the 25th part of all samples, that a mode must get to count as covered
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 INK = "#333333"
 
