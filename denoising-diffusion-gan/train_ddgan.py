@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--r1_gamma", type=non_negative_float, default=0.05, help="weight of the R1 penalty, 0 for none")
     group.add_argument("--lazy_reg", type=positive_int, default=1, help="updates from one R1 penalty to the next")
     group.add_argument(
-        "--compile", action="store_true", help="fuse the networks' operations: a minute's wait, then faster GPUs"
+        "--compile", action="store_true", help="fuse the networks' operations, for GPUs; the first update waits"
     )
     add_process_options(parser)
     add_run_options(parser)
