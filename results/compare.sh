@@ -16,8 +16,8 @@ usage: bash results/compare.sh [options]
                      of images, an .npz or a .zip file
   --preset P         quick, cpu, gpu or paper: sizes and settings, flags.sh   (quick)
   --budget B         of training, per model: seconds=N of wall time, images=N,
-                     or recipe (each model's own length; unequal)             (quick seconds=150, cpu seconds=1200,
-                                                                               gpu images=2500000, paper recipe)
+                     or recipe (each model's own length; unequal); for each   (quick seconds=150, cpu seconds=1200,
+                     model another: gans:images=N,improved-diffusion:...       gpu images=2500000, paper recipe)
   --models M,M       which of gans,improved-diffusion,denoising-diffusion-gan (all three)
   --name NAME        of the runs and the report                               (<data>-<preset>)
   --num_samples N    images drawn from and scored for each model              (quick 1000, cpu 2000, else 50000)
@@ -28,6 +28,9 @@ usage: bash results/compare.sh [options]
   --history K        train in K + 1 equal parts and draw samples after each,
                      0 for none                                               (cpu 3, gpu 4, else 0)
   --benchmark B      true measures speed and memory of every sampler          (true)
+  --benchmark_seconds S  spent on each batch size                             (quick 0.3, else 2)
+  --compile B        true fuses the denoising models' networks in training by (false)
+                     torch.compile: a minute's wait, then faster GPUs
   --features F       of the scores: auto, cifar or random, see evaluate.py    (auto)
   --inception_weights FILE   also score with the standard network, see evaluate.py
   --data_note TEXT   a sentence on the data for the report
@@ -43,11 +46,12 @@ die() {
 
 data=shapes preset=quick budget="" models=gans,improved-diffusion,denoising-diffusion-gan name="" num_samples=""
 image_size=32 seed=0 data_note="" device=auto fresh="" benchmark=true features=auto inception_weights=""
+benchmark_seconds="" compile=false
 unset sweep history # '' and 0 differ from not given
 while [ $# -gt 0 ]; do
   case "$1" in
     --data | --preset | --budget | --models | --name | --num_samples | --image_size | --seed | --data_note | --device | \
-      --sweep | --history | --benchmark | --features | --inception_weights)
+      --sweep | --history | --benchmark | --benchmark_seconds | --compile | --features | --inception_weights)
       [ $# -ge 2 ] || die "$1: a value is missing"
       printf -v "${1#--}" %s "$2"
       shift 2
@@ -60,35 +64,26 @@ done
 
 # ---- judge everything before the first second is over
 case "$preset" in
-  quick) : "${budget:=seconds=150}" "${num_samples:=1000}" "${sweep=10}" "${history=0}" ;;
+  quick) : "${budget:=seconds=150}" "${num_samples:=1000}" "${sweep=10}" "${history=0}" "${benchmark_seconds:=0.3}" ;;
   cpu) : "${budget:=seconds=1200}" "${num_samples:=2000}" "${sweep=5,10,50}" "${history=3}" ;;
   gpu) : "${budget:=images=2500000}" "${num_samples:=50000}" "${sweep=10,25,100,250}" "${history=4}" ;;
   paper) : "${budget:=recipe}" "${num_samples:=50000}" "${sweep=10,25,100,250}" "${history=0}" ;;
   *) die "--preset $preset: must be quick, cpu, gpu or paper" ;;
 esac
+: "${benchmark_seconds:=2}"
+[[ "$benchmark_seconds" =~ ^[0-9]*\.?[0-9]+$ && "$benchmark_seconds" =~ [1-9] ]] ||
+  die "--benchmark_seconds $benchmark_seconds: must be a number above 0"
 whole() { [[ "$2" =~ ^[0-9]+$ ]] || die "$1 $2: must be a whole number"; }
 whole --num_samples "$num_samples"
 whole --image_size "$image_size"
 whole --seed "$seed"
 whole --history "$history"
 [ "$num_samples" -ge 64 ] || die "--num_samples $num_samples: at least 64 are needed for a score"
-limit=()
-case "$budget" in
-  seconds=*) whole --budget "${budget#seconds=}" && limit=(--max_seconds "${budget#seconds=}") ;;
-  images=*) whole --budget "${budget#images=}" && limit=(--max_images "${budget#images=}") ;;
-  recipe) [ "$preset" = paper ] || die "--budget recipe: only the paper preset says how long each model trains" ;;
-  *) die "--budget $budget: must be seconds=N, images=N or recipe" ;;
-esac
-[ "${#limit[@]}" = 0 ] || [ "${limit[1]}" -gt 0 ] || die "--budget $budget: must be above 0"
-[ "$history" -lt 100 ] || die "--history $history: must be below 100"
-if [ "$history" -gt 0 ]; then
-  [ "$budget" != recipe ] || die "--history $history: --budget recipe cannot be divided; use seconds=N or images=N"
-  [ "${limit[1]}" -gt "$history" ] || die "--history $history: --budget $budget is too small for $((history + 1)) parts"
-fi
 IFS=, read -r -a steps <<<"$sweep"
 [[ "$sweep" =~ ^([1-9][0-9]*(,[1-9][0-9]*)*)?$ ]] || die "--sweep $sweep: must be numbers of steps like 10,50, or ''"
 [ -z "$(printf '%s\n' "${steps[@]}" | sort | uniq -d)" ] || die "--sweep $sweep: name each number once"
 case "$benchmark" in true | false) ;; *) die "--benchmark $benchmark: must be true or false" ;; esac
+case "$compile" in true | false) ;; *) die "--compile $compile: must be true or false" ;; esac
 case "$features" in auto | cifar | random) ;; *) die "--features $features: must be auto, cifar or random" ;; esac
 [ -z "$inception_weights" ] || [ -f "$inception_weights" ] || die "--inception_weights $inception_weights: no such file"
 case "$image_size" in
@@ -103,6 +98,29 @@ for model in "${chosen[@]}"; do
     gans | improved-diffusion | denoising-diffusion-gan) ;;
     *) die "--models $model: must be among gans,improved-diffusion,denoising-diffusion-gan" ;;
   esac
+done
+limits=() # of the chosen models, in their order: flag and number, "" for its own recipe
+for model in "${chosen[@]}"; do
+  own=$budget
+  if [[ "$budget" == *:* ]]; then
+    own=$(tr , '\n' <<<"$budget" | grep "^$model:") || die "--budget $budget: names no bound for $model"
+    own=${own#"$model:"}
+    [[ "$own" != *$'\n'* ]] || die "--budget $budget: names $model twice"
+  fi
+  case "$own" in
+    seconds=* | images=*) whole --budget "${own#*=}" && limits+=("--max_${own%%=*} ${own#*=}") ;;
+    recipe)
+      [ "$preset" = paper ] || die "--budget recipe: only the paper preset says how long each model trains"
+      limits+=("")
+      ;;
+    *) die "--budget $budget: must be seconds=N, images=N or recipe, or one such for each model as gans:images=N,..." ;;
+  esac
+  bound=${limits[-1]##* }
+  [ -z "$bound" ] || [ "$bound" -gt 0 ] || die "--budget $budget: must be above 0"
+  if [ "$history" -gt 0 ]; then
+    [ -n "$bound" ] || die "--history $history: --budget recipe cannot be divided; use seconds=N or images=N"
+    [ "$bound" -gt "$history" ] || die "--history $history: --budget $budget is too small for $((history + 1)) parts"
+  fi
 done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then
@@ -158,11 +176,12 @@ for n in "${steps[@]}"; do
   [[ "$SAMPLE_FLAGS " != *"ddim$n "* && "$SAMPLE_FLAGS " != *"--num_sampling_steps $n "* ]] ||
     die "--sweep $n: what the $preset preset draws anyway"
 done
+ddgan_compile=--compile # a switch there
+[ "$compile" = true ] || ddgan_compile=""
 train_flags=(--seed "$seed" --device "$device")
 [ "$small_batch" = - ] || train_flags+=(--batch_size "$small_batch")
 draw_flags=(--num_samples "$num_samples" --seed "$seed" --device "$device")
-benchmark_flags=(--benchmark)
-[ "$preset" != quick ] || benchmark_flags+=(--benchmark_seconds 0.3)
+benchmark_flags=(--benchmark --benchmark_seconds "$benchmark_seconds")
 
 say() { printf '\n== %s (%s)\n' "$1" "$(date +%H:%M:%S)"; }
 newest() { # the file with the highest number among those that match
@@ -183,11 +202,12 @@ train() { # MODEL FLAG...: train it, or go on
       ;;
     improved-diffusion)
       OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_train.py --data_dir "$data" \
-        $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --image_size "$image_size" "${train_flags[@]}" "$@"
+        $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --image_size "$image_size" --compile "$compile" \
+        "${train_flags[@]}" "$@"
       ;;
     denoising-diffusion-gan)
       "$PYTHON" -u denoising-diffusion-gan/train_ddgan.py --dataset "$data" --exp "$run" \
-        $DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --image_size "$image_size" "${train_flags[@]}" "$@"
+        $DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --image_size "$image_size" $ddgan_compile "${train_flags[@]}" "$@"
       ;;
   esac
 }
@@ -219,25 +239,27 @@ measure() { # MODEL FOLDER FLAG...: time the sampler
 }
 
 runs=()
-for model in "${chosen[@]}"; do
+for i in "${!chosen[@]}"; do
+  model=${chosen[i]}
   run=results/runs/$model/$name
+  read -r flag bound <<<"${limits[i]}" || true
   runs+=("$run")
   start=$fresh
   for ((part = 1; part <= history; part++)); do
-    bound=$((limit[1] * part / (history + 1))) percent=$(((200 * part + history + 1) / (2 * (history + 1))))
-    say "$model: train, budget ${budget%%=*}=$bound of ${limit[1]}"
-    train "$model" "${limit[0]}" "$bound" $start
+    piece=$((bound * part / (history + 1))) percent=$(((200 * part + history + 1) / (2 * (history + 1))))
+    say "$model: train, ${flag#--max_} $piece of $bound"
+    train "$model" "$flag" "$piece" $start
     start=""
     # on a later call the run may be past this part, and its newest checkpoint with it
-    if grep -q "\"reason\": \"${limit[0]#--} $bound\"" "$run/config.json"; then
+    if grep -q "\"reason\": \"${flag#--} $piece\"" "$run/config.json"; then
       say "$model: sample at $percent%"
       draw "$model" "$run/history/$percent"
     elif [ ! -f "$run/history/$percent/sampling.json" ]; then
       echo "$run: trained past $percent% before; no samples of that stage"
     fi
   done
-  say "$model: train, budget $budget"
-  train "$model" "${limit[@]}" $start
+  say "$model: train, ${flag:+${flag#--max_} }${bound:-its recipe}"
+  train "$model" $flag $bound $start
   say "$model: sample"
   draw "$model" "$run" --interpolation
   measure "$model" "$run"

@@ -25,13 +25,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--anchors", type=Path, required=True, metavar="FILE", help="controls, from evaluate.py")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="other folder than results/reports/NAME")
     parser.add_argument(
-        "--budget", metavar="B", help="what the trainings shared: seconds=N, images=N, or recipe for nothing"
+        "--budget",
+        metavar="B",
+        help="of training: seconds=N, images=N, recipe for the own length of each, or one for each: MODEL:seconds=N,...",
     )
     parser.add_argument("--data_note", metavar="TEXT", help="a sentence on the data, e.g. that it is JPEG CIFAR-10")
     args = parser.parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9._-]+", args.name) or args.name.strip(".") == "":
         parser.error(f"--name {args.name}: letters, digits, '.', '_' and '-' only")
-    if args.budget and not re.fullmatch(r"(seconds|images)=\d+(\.\d+)?|recipe", args.budget):
+    bound = r"((seconds|images)=\d+(\.\d+)?|recipe)"
+    if args.budget and not re.fullmatch(rf"{bound}|[a-z-]+:{bound}(,[a-z-]+:{bound})*", args.budget):
         parser.error(f"--budget {args.budget}: must be seconds=N, images=N or recipe")
     return args
 

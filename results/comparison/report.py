@@ -87,7 +87,7 @@ def make_report(
         folders: of the runs.
         anchors_path: file of evaluate.py --anchors, the pictures beside it.
         out: folder of the report.
-        budget: `seconds=N`, `images=N`, `recipe` or None.
+        budget: `seconds=N`, `images=N`, `recipe`, `MODEL:seconds=N,...` or None.
         data_note: a sentence on the data, or None.
 
     Raises:

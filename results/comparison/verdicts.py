@@ -19,7 +19,7 @@ def verdicts(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None
     Args:
         rows: of `comparison.rows.read_rows`.
         anchors: content of the controls' file.
-        budget: as given to the comparison: `seconds=N`, `images=N`, `recipe`, or None.
+        budget: as given to the comparison: `seconds=N`, `images=N`, `recipe`, `MODEL:seconds=N,...`, or None.
     """
     controls = anchors["anchors"]
     frechet = frechet_name(anchors["extractor"])
@@ -240,8 +240,11 @@ def cost(rows: Sequence[Row], budget: str | None) -> str | None:
         return f"Equal training time, {tables.seconds(float(amount))} each; images seen: {listed(images)}."
     if unit == "images":
         return f"Equal training images, {tables.count(float(amount))} each; training time: {listed(times)}."
+    if ":" in unit:
+        unit = "own"
     first = {
         "recipe": "Unequal budgets, each model's own recipe; images seen",
+        "own": "Unequal budgets, set for each model; images seen",
         "unequal": f"Unequal budgets, not the {budget} that was asked for; images seen",
     }.get(unit, "Images seen")
     return f"{first} in training: {listed(images)}; training time: {listed(times)}."
