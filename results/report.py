@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--budget",
         metavar="B",
-        help="of training: seconds=N, images=N, recipe for the own length of each, or one for each: MODEL:seconds=N,...",
+        help="of training: seconds=N, images=N, recipe for the own length of each, or MODEL:seconds=N,... for each one",
     )
     parser.add_argument("--data_note", metavar="TEXT", help="a sentence on the data, e.g. that it is JPEG CIFAR-10")
     args = parser.parse_args(argv)
