@@ -46,7 +46,7 @@ case "${PRESET:-seed}" in
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --sample_batch_size 500"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
-    DDGAN_TRAIN_FLAGS="--batch_size 128 --num_epoch 0 --ngf 64 --use_ema --ema_decay 0.999 --r1_gamma 0.02"
+    DDGAN_TRAIN_FLAGS="--batch_size 128 --num_epoch 0 --ngf 64 --use_ema --ema_decay 0.999 --ema_warmup --r1_gamma 0.02"
     DDGAN_TRAIN_FLAGS="$DDGAN_TRAIN_FLAGS --lr_d 1.25e-4 --lr_g 1.6e-4 --lazy_reg 15"
     DDGAN_SAMPLE_FLAGS="--batch_size 500"
     ;;

@@ -47,8 +47,13 @@ if TYPE_CHECKING:
     from comparison.streaming import FileStream
     from ddgan.training import Trainer
 
+SPEED_OPTIONS = ("compile", "no_cuda_graph")
 # Besides the run options: where and how often files are written, never what is computed.
-MAY_CHANGE = ("exp", "resume", "save_content", "save_content_every", "save_ckpt_every", "compile", *PROCESS_OPTIONS)
+MAY_CHANGE = (
+    *("exp", "resume", "save_content", "save_content_every", "save_ckpt_every"),
+    *SPEED_OPTIONS,
+    *PROCESS_OPTIONS,
+)
 # What the options of runs that began before these existed mean.
 IMPLIED = {"accum_iter": 1, "processes": 1}
 
@@ -100,6 +105,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--lazy_reg", type=positive_int, default=1, help="updates from one R1 penalty to the next")
     group.add_argument(
         "--compile", action="store_true", help="fuse the networks' operations, for GPUs; the first update waits"
+    )
+    group.add_argument(
+        "--no_cuda_graph",
+        action="store_true",
+        help="on one CUDA GPU: launch every operation anew instead of replaying recorded updates",
     )
     add_process_options(parser)
     add_run_options(parser)

@@ -12,6 +12,7 @@ from ddgan.distributed import Place, local_gradients, share_gradients
 from ddgan.ema import Ema
 from ddgan.losses import fake_loss, r1_penalty, real_loss
 from ddgan.process import DenoisingProcess
+from ddgan.replay import Inputs, Outputs, Recorder, Replay, Work
 
 Network = Callable[..., Tensor]
 ALONE = Place()
@@ -106,6 +107,8 @@ class Trainer:
         autocast_dtype: of the network passes; None for float32.
         place: of this process; several, in a `distributed.group`, make the update of their joint batch.
         compile_backend: of torch.compile, which fuses the networks' operations at their first passes; None for none.
+        record: records the passes of both half-updates, so that later ones replay them, see `replay`; None for none, as
+            is for several processes. Updates with R1 or of several micro-batches stay as they are.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Trainer:
         autocast_dtype: torch.dtype | None = None,
         place: Place = ALONE,
         compile_backend: str | None = None,
+        record: Recorder | None = None,
     ):
         self.generator, self.discriminator, self.process, self.ema = generator, discriminator, process, ema
         self.place = place
@@ -142,6 +146,11 @@ class Trainer:
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         self.optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr_g, betas=(beta1, beta2), **fused)
         self.optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=lr_d, betas=(beta1, beta2), **fused)
+        self._gradient_d: Work | None = None
+        self._gradient_g: Work | None = None
+        if record and place.world_size == 1:
+            self._gradient_d = Replay(self._discriminator_gradient, discriminator.parameters(), record)
+            self._gradient_g = Replay(self._generator_gradient, generator.parameters(), record)
 
     def autocast(self) -> torch.autocast:
         """Return the context of the network passes."""
@@ -184,19 +193,30 @@ class Trainer:
         x_t, x_t_plus_1 = self.process.q_sample_pairs(x_0, noise.t, noise.x_t, noise.x_t_plus_1)
         return noise, x_t, x_t_plus_1
 
-    def _generate(self, call: Network, noise: PairNoise, x_t_plus_1: Tensor, labels: Tensor | None) -> Tensor:
+    def _inputs(self, batch: Batch, half: str) -> Outputs:
+        """Return the pairs (x_t, x_{t+1}) of a half-update, their indices t, and the generator's latents and noise."""
+        noise, x_t, x_t_plus_1 = self._draw(batch, half)
+        drawn = {"t": noise.t, "z": noise.z, "posterior": noise.posterior, "x_t": x_t, "x_t_plus_1": x_t_plus_1}
+        return drawn if batch.labels is None else {**drawn, "labels": batch.labels}
+
+    def _generate(self, call: Network, drawn: Inputs) -> Tensor:
         """Return a generated x_t: the predicted clean image, noised back by the posterior."""
+        t, x_t_plus_1 = drawn["t"], drawn["x_t_plus_1"]
         with self.autocast():
-            x_0_pred = call(x_t_plus_1, noise.t, noise.z, *_given(labels))
-        return self.process.sample_posterior(x_0_pred, x_t_plus_1, noise.t, noise.posterior)
+            x_0_pred = call(x_t_plus_1, t, drawn["z"], *_labels(drawn))
+        return self.process.sample_posterior(x_0_pred, x_t_plus_1, t, drawn["posterior"])
 
     def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
-        self.optimizer_d.zero_grad()
         due = self.r1_gamma > 0 and step % self.lazy_reg == 0
+        if self._gradient_d and not due and len(micro_batches) == 1:
+            losses = self._gradient_d(self._inputs(micro_batches[0], "d"))
+            self.optimizer_d.step()
+            return losses
+        self.optimizer_d.zero_grad()
         reports = []
         for batch in micro_batches:
             with local_gradients(self._shared_d, active=batch is not micro_batches[-1]):
-                losses = self._discriminator_losses(batch, due)
+                losses = self._discriminator_losses(self._inputs(batch, "d"), due)
                 # The mean over the window, penalty included: its gradient must not be divided before it is squared.
                 total = losses["loss_d"] + (self.r1_gamma / 2 * losses["r1"] if due else 0)
                 (total / len(micro_batches)).backward()
@@ -204,21 +224,27 @@ class Trainer:
         self.optimizer_d.step()
         return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
 
-    def _discriminator_losses(self, batch: Batch, due: bool) -> dict[str, Tensor]:
-        noise, x_t, x_t_plus_1 = self._draw(batch, "d")
-        labels = _given(batch.labels)
+    def _discriminator_gradient(self, drawn: Inputs) -> Outputs:
+        """Leave the discriminator's gradient of one micro-batch without R1, and return the losses."""
+        self.optimizer_d.zero_grad()
+        losses = self._discriminator_losses(drawn, due=False)
+        losses["loss_d"].backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _discriminator_losses(self, drawn: Inputs, due: bool) -> Outputs:
+        t, x_t, x_t_plus_1, labels = drawn["t"], drawn["x_t"], drawn["x_t_plus_1"], _labels(drawn)
         with torch.no_grad():
-            x_t_fake = self._generate(self._call_g, noise, x_t_plus_1, batch.labels)
+            x_t_fake = self._generate(self._call_g, drawn)
         losses: dict[str, Tensor] = {}
         if due:
             # Twice differentiated: in float32, as bf16's 8 bits do not carry the second derivative, and not compiled.
             x_t.requires_grad_()
-            logits_real = self._shared_d(x_t, noise.t, x_t_plus_1, *labels)
+            logits_real = self._shared_d(x_t, t, x_t_plus_1, *labels)
             losses["r1"] = r1_penalty(logits_real, x_t)
             with self.autocast():
-                logits_fake = self._call_shared_d(x_t_fake, noise.t, x_t_plus_1, *labels)
+                logits_fake = self._call_shared_d(x_t_fake, t, x_t_plus_1, *labels)
         else:
-            twice = (torch.cat([value, value]) for value in (noise.t, x_t_plus_1, *labels))
+            twice = (torch.cat([value, value]) for value in (t, x_t_plus_1, *labels))
             with self.autocast():
                 logits = self._call_shared_d(torch.cat([x_t, x_t_fake]), *twice, parts=2)
             logits_real, logits_fake = logits.chunk(2)
@@ -227,21 +253,35 @@ class Trainer:
         return losses
 
     def _update_generator(self, micro_batches: Sequence[Batch]) -> Tensor:
+        if self._gradient_g and len(micro_batches) == 1:
+            loss = self._gradient_g(self._inputs(micro_batches[0], "g"))["loss_g"]
+            self.optimizer_g.step()
+            return loss
         self.optimizer_g.zero_grad()
-        self.discriminator.requires_grad_(False)  # its weight gradients would be a third of its backward pass, unused
         reports = []
         for batch in micro_batches:
             with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
-                noise, _, x_t_plus_1 = self._draw(batch, "g")
-                x_t_fake = self._generate(self._call_shared_g, noise, x_t_plus_1, batch.labels)
-                with self.autocast():
-                    logits_fake = self._call_d(x_t_fake, noise.t, x_t_plus_1, *_given(batch.labels))
-                loss_g = real_loss(logits_fake)
+                loss_g = self._generator_loss(self._inputs(batch, "g"))
                 (loss_g / len(micro_batches)).backward()
             reports.append(loss_g.detach())
         self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
         return torch.stack(reports).mean()
+
+    def _generator_gradient(self, drawn: Inputs) -> Outputs:
+        """Leave the generator's gradient of one micro-batch, and return its loss."""
+        self.optimizer_g.zero_grad()
+        loss_g = self._generator_loss(drawn)
+        loss_g.backward()
+        self.discriminator.requires_grad_(True)
+        return {"loss_g": loss_g.detach()}
+
+    def _generator_loss(self, drawn: Inputs) -> Tensor:
+        """Return the loss; the discriminator's weights want no gradient from here on until told otherwise."""
+        self.discriminator.requires_grad_(False)  # its weight gradients would be a third of its backward pass, unused
+        x_t_fake = self._generate(self._call_shared_g, drawn)
+        with self.autocast():
+            return real_loss(self._call_d(x_t_fake, drawn["t"], drawn["x_t_plus_1"], *_labels(drawn)))
 
     def generator_weights(self) -> dict[str, Tensor]:
         """Return the weights to sample with: the average if there is one."""
@@ -265,9 +305,9 @@ class Trainer:
             yield "ema", self.ema
 
 
-def _given(labels: Tensor | None) -> tuple[Tensor, ...]:
+def _labels(drawn: Inputs) -> tuple[Tensor, ...]:
     """Return the labels as what follows a network's other inputs: nothing where there are none."""
-    return () if labels is None else (labels,)
+    return (drawn["labels"],) if "labels" in drawn else ()
 
 
 def _callable(network: nn.Module, compile_backend: str | None) -> Network:

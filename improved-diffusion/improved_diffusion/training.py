@@ -17,6 +17,7 @@ from . import blob
 from .dist_util import get_world_size
 from .gaussian_diffusion import GaussianDiffusion
 from .nn import update_ema, warmed_up_rate
+from .replay import Inputs, Outputs, Recorder, Replay, Work
 
 INITIAL_LOG_LOSS_SCALE = 20.0  # fp16 only
 QUARTILES = 4
@@ -97,6 +98,8 @@ class Trainer:
         autocast_dtype: of the network's passes; None for float32. float16 scales the loss dynamically.
         fp16_scale_growth: growth of the loss scale's base-2 logarithm per update.
         compile_network: fuse its operations by torch.compile, at the first update.
+        record: records the passes of an update, so that later ones replay them, see `replay`; None for none, as is for
+            several processes and for float16.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Trainer:
         autocast_dtype: torch.dtype | None = None,
         fp16_scale_growth: float = 1e-3,
         compile_network: bool = False,
+        record: Recorder | None = None,
     ) -> None:
         self.model = model
         self.diffusion = diffusion
@@ -135,6 +139,9 @@ class Trainer:
             enabled=autocast_dtype == torch.float16,
         )
         self.meter = LossMeter(diffusion.num_timesteps)
+        self._compute: Work = self._gradient
+        if record and get_world_size() == 1 and not self.scaler.is_enabled():
+            self._compute = Replay(self._gradient, model.parameters(), record)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context of the network's passes."""
@@ -176,23 +183,41 @@ class Trainer:
     ) -> Tensor:
         """Compute the gradient of one batch, the first half of `update`; see there."""
         self.model.train()
+        inputs = {"x_start": x_start, "t": t, "noise": noise, **{f"y_{k}": v for k, v in (model_kwargs or {}).items()}}
+        if factors is not None:
+            inputs["factors"] = factors
+        losses = self._compute(inputs)
+        self.meter.add_losses({name: values for name, values in losses.items() if name != "plain"}, t)
+        return losses["plain"]
+
+    def _gradient(self, inputs: Inputs) -> Outputs:
+        """Compute the gradient of a batch; arguments of `accumulate`, those of the network with y_ before their name.
+
+        Returns:
+            The losses of the images, each (N,): by name as the process has them, times their factors, and `plain`, the
+            loss without its factor.
+        """
         self.optimizer.zero_grad(set_to_none=True)
+        x_start, t, noise, factors = (inputs.get(name) for name in ("x_start", "t", "noise", "factors"))
+        assert x_start is not None
+        assert t is not None
+        assert noise is not None
         n = len(x_start)
         size = self.microbatch if self.microbatch > 0 else n
-        found = []
+        found: list[Outputs] = []
         for start in range(0, n, size):
             part = slice(start, start + size)
-            kwargs = {name: value[part] for name, value in (model_kwargs or {}).items()}
+            kwargs = {name[2:]: value[part] for name, value in inputs.items() if name.startswith("y_")}
             with self._no_sync() if start + size < n else nullcontext():
                 losses = self.diffusion.training_losses(self._forward, x_start[part], t[part], kwargs, noise[part])
-                found.append(losses["loss"].detach())
+                plain = losses["loss"].detach()
                 if factors is not None:
                     losses = {name: values * factors[part] for name, values in losses.items()}
                 # Divided by the whole batch, so that the parts' gradients add up to the whole's, uneven parts too;
                 # processes are averaged.
                 self.scaler.scale(losses["loss"].sum() / n).backward()
-            self.meter.add_losses(losses, t[part])
-        return torch.cat(found)
+            found.append({**{name: values.detach() for name, values in losses.items()}, "plain": plain})
+        return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def optimize(self, step: int) -> None:
         """Take a step along the gradient, the second half of `update`.

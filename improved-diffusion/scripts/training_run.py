@@ -115,6 +115,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="fuse the network's operations: a minute's wait, then faster GPUs",
     )
+    add(
+        "--cuda_graph",
+        type=str2bool,
+        default=True,
+        help="on one CUDA GPU: record the passes of an update and replay them, which spares the host's work",
+    )
     add("--fp16_scale_growth", type=positive_float, default=1e-3, help="growth of log2 of fp16's loss scale per update")
     add("--log_interval", type=positive_int, default=10, help="updates between log rows")
     add("--save_interval", type=positive_int, default=10000, help="updates between checkpoints")
@@ -141,6 +147,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
 
     import torch
     from comparison import device as devices
+    from improved_diffusion.replay import cuda_graphs
     from improved_diffusion.training import Trainer
     from training_loop import Loop
 
@@ -163,6 +170,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
         autocast_dtype=dtype,
         fp16_scale_growth=args.fp16_scale_growth,
         compile_network=args.compile,
+        record=cuda_graphs() if args.cuda_graph and device.type == "cuda" and not args.use_checkpoint else None,
     )
     loop = Loop(train_run, trainer, stream, budget, args, task)
     start_from = broadcast_object(newest_model(folder) if train_run.resumed else None)
@@ -209,7 +217,7 @@ def open_run(args: argparse.Namespace, task: Task, data_dir: str) -> Run:
         folder,
         {**vars(args), "data_dir": shown(data_dir)},
         model=task.model,
-        may_change=("resume_checkpoint", "grid_images", "grid_steps", "compile"),
+        may_change=("resume_checkpoint", "grid_images", "grid_steps", "compile", "cuda_graph"),
         fresh=args.fresh,
     )
 

@@ -1,0 +1,101 @@
+"""Recorded updates are the updates that they were recorded from; a CPU's stand-in for CUDA graphs shows it."""
+
+import pytest
+import torch
+from ddgan.replay import Replay, cuda_graphs
+from ddgan.training import Batch, Trainer
+from joint_batches import images, make_trainer
+
+
+class Recorder:
+    """Does recorded work again into the memory of its first results, as a CUDA graph does."""
+
+    def __init__(self) -> None:
+        self.replayed = 0
+        self.trainer: Trainer | None = None
+
+    def __call__(self, work):
+        assert self.trainer is not None
+        optimizers = (self.trainer.optimizer_d, self.trainer.optimizer_g)
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        before = [p.grad for p in parameters]
+        with torch.random.fork_rng(devices=[]):  # recording draws nothing
+            outputs = work()
+        gradients = [(p, p.grad) for p, old in zip(parameters, before, strict=True) if p.grad is not old]
+        assert gradients
+
+        def replay() -> None:
+            again = work()
+            for name, value in outputs.items():
+                value.copy_(again[name])
+            for parameter, gradient in gradients:
+                gradient.copy_(parameter.grad)
+                parameter.grad = None  # the graph's own memory is what must be handed back
+            self.replayed += 1
+
+        return outputs, replay
+
+
+def recorded_trainer(**changes) -> tuple[Trainer, Recorder]:
+    recorder = Recorder()
+    recorder.trainer = make_trainer(record=recorder, **changes)
+    return recorder.trainer, recorder
+
+
+def train(trainer: Trainer, updates: int, parts: int = 1) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    reports = []
+    for step in range(updates):
+        batches = [Batch(images(parts * step + part), None, parts * step + part) for part in range(parts)]
+        reports.append({name: value.item() for name, value in trainer.update(batches, step).items()})
+    assert trainer.ema is not None
+    return torch.cat([value.flatten() for value in trainer.ema.weights.values()]), reports
+
+
+@pytest.mark.parametrize("lazy_reg", [1, 3, 100])
+def test_recorded_updates_are_the_plain_ones(lazy_reg):
+    plain, reports = train(make_trainer(lazy_reg=lazy_reg), 9)
+    trainer, recorder = recorded_trainer(lazy_reg=lazy_reg)
+    recorded, recorded_reports = train(trainer, 9)
+    due = len(range(0, 9, lazy_reg))
+    assert recorder.replayed == 9 - Replay.WARM_UP + max(0, 9 - due - Replay.WARM_UP)
+    torch.testing.assert_close(recorded, plain, rtol=0, atol=0)
+    assert recorded_reports == reports
+
+
+def test_several_micro_batches_are_not_recorded():
+    plain, reports = train(make_trainer(lazy_reg=3), 5, parts=2)
+    trainer, recorder = recorded_trainer(lazy_reg=3)
+    found, found_reports = train(trainer, 5, parts=2)
+    assert recorder.replayed == 0
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
+    assert found_reports == reports
+
+
+def test_failing_to_record_costs_a_warning_only():
+    def refuse(work):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    with pytest.warns(UserWarning, match="costs speed only: operation not permitted when stream is capturing$"):
+        found, _ = train(make_trainer(record=refuse), 5)
+    torch.testing.assert_close(found, train(make_trainer(), 5)[0], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_graphs_compute_the_plain_gradients():
+    trainer = make_trainer()
+    for network in (trainer.generator, trainer.discriminator, trainer.process):
+        network.cuda()
+    for gradient, network in (
+        (trainer._discriminator_gradient, trainer.discriminator),
+        (trainer._generator_gradient, trainer.generator),
+    ):
+        replay = Replay(gradient, network.parameters(), cuda_graphs())
+        for step in range(6):
+            drawn = trainer._inputs(Batch(images(step).cuda(), None, step), "d")
+            found = {name: value.clone() for name, value in replay(drawn).items()}
+            gradients = [p.grad.clone() for p in network.parameters()]
+            expected = gradient(drawn)
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+            for taken, parameter in zip(gradients, network.parameters(), strict=True):
+                torch.testing.assert_close(taken, parameter.grad, rtol=1e-2, atol=1e-3)

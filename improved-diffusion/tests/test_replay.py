@@ -1,0 +1,108 @@
+"""Recorded updates are the updates that they were recorded from; a CPU's stand-in for CUDA graphs shows it."""
+
+import pytest
+import torch
+from improved_diffusion.replay import Replay
+from improved_diffusion.training import Trainer
+from test_training import tiny_batch, tiny_trainer
+
+
+class Recorder:
+    """Does recorded work again into the memory of its first results, as a CUDA graph does."""
+
+    def __init__(self) -> None:
+        self.parameters: list[torch.nn.Parameter] = []
+        self.replayed = 0
+
+    def __call__(self, work):
+        with torch.random.fork_rng(devices=[]):  # recording draws nothing
+            outputs = work()
+        gradients = [parameter.grad for parameter in self.parameters]
+
+        def replay() -> None:
+            again = work()
+            for name, value in outputs.items():
+                value.copy_(again[name])
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                gradient.copy_(parameter.grad)
+                parameter.grad = None  # the graph's own memory is what must be handed back
+            self.replayed += 1
+
+        return outputs, replay
+
+
+def recorded_trainer(**options) -> tuple[Trainer, Recorder]:
+    recorder = Recorder()
+    trainer = tiny_trainer(record=recorder, **options)
+    recorder.parameters = list(trainer.model.parameters())
+    return trainer, recorder
+
+
+def train(trainer: Trainer, updates: int, **extra) -> tuple[torch.Tensor, dict[str, float]]:
+    for step in range(updates):
+        x, t, noise = tiny_batch()
+        torch.manual_seed(step)  # of dropout
+        trainer.update(step, x.roll(step, 0), (t + step) % 100, noise.roll(step, 0), **extra)
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]), trainer.meter.read()
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [
+        ({"dropout": 0.1, "learn_sigma": True}, {}),
+        ({"microbatch": 3}, {"factors": torch.linspace(0.5, 2, 8)}),
+        ({"class_cond": True}, {"model_kwargs": {"y": torch.arange(8)}}),
+    ],
+)
+def test_recorded_updates_are_the_plain_ones(options, extra):
+    plain, means = train(tiny_trainer(**options), 6, **extra)
+    trainer, recorder = recorded_trainer(**options)
+    recorded, recorded_means = train(trainer, 6, **extra)
+    assert recorder.replayed == 6 - Replay.WARM_UP
+    torch.testing.assert_close(recorded, plain, rtol=0, atol=0)
+    assert recorded_means == means
+
+
+def test_batch_of_another_size_is_computed_plainly():
+    trainer, recorder = recorded_trainer()
+    train(trainer, 4)
+    x, t, noise = tiny_batch(5)
+    found = trainer.update(4, x, t, noise)
+    expected, _ = recorded_trainer()
+    train(expected, 4)
+    torch.testing.assert_close(found, expected.accumulate(x, t, noise), rtol=0, atol=0)
+    assert recorder.replayed == 1
+
+
+def test_failing_to_record_costs_a_warning_only():
+    def refuse(work):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    with pytest.warns(UserWarning, match="costs speed only: operation not permitted when stream is capturing$"):
+        found, _ = train(tiny_trainer(record=refuse), 5)
+    plain, _ = train(tiny_trainer(), 5)
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
+
+
+def test_fp16_is_not_recorded():
+    trainer, recorder = recorded_trainer(autocast_dtype=torch.float16)
+    assert trainer.scaler.is_enabled()
+    assert not isinstance(trainer._compute, Replay)
+    assert recorder.replayed == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_graphs_compute_the_plain_gradients():
+    from improved_diffusion.replay import cuda_graphs
+
+    trainer = tiny_trainer()
+    trainer.model.cuda()
+    x, t, noise = (value.cuda() for value in tiny_batch())
+    replay = Replay(trainer._gradient, trainer.model.parameters(), cuda_graphs())
+    for step in range(6):
+        inputs = {"x_start": x.roll(step, 0), "t": t, "noise": noise}
+        found = replay(inputs)["loss"].clone()
+        gradients = [p.grad.clone() for p in trainer.model.parameters()]
+        torch.testing.assert_close(found, trainer._gradient(inputs)["loss"])
+        for gradient, parameter in zip(gradients, trainer.model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
