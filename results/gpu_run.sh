@@ -17,7 +17,8 @@ usage: bash results/gpu_run.sh [options]
                      file with a folder `train` of images, unpacked below data/
   --name NAME        of the runs and the report                                 (<data>-gpu)
   --seconds S        of training, for each of the two denoising models          (600)
-  --gan_images N     of training for DCGAN; 2,500,000 are 50 epochs             (2500000)
+  --gan_budget B     of training for DCGAN, images=N or seconds=N; 2,500,000    (images=2500000)
+                     images are 50 epochs
   --num_samples N    images drawn from each model, of which all, or half as     (50000)
                      many as there are training images, are scored
   --sweep N,N        numbers of steps at which improved DDPM is sampled besides (10)
@@ -44,11 +45,11 @@ die() {
 
 UNFINISHED=75
 asked=("$@")
-data=cifar10 name="" seconds=600 gan_images=2500000 num_samples=50000 sweep=10 benchmark=true benchmark_seconds=1
+data=cifar10 name="" seconds=600 gan_budget=images=2500000 num_samples=50000 sweep=10 benchmark=true benchmark_seconds=1
 compile=auto preset=gpu device=auto data_note="" wait=0 out="" job=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    --data | --name | --seconds | --gan_images | --num_samples | --sweep | --benchmark | --benchmark_seconds | \
+    --data | --name | --seconds | --gan_budget | --num_samples | --sweep | --benchmark | --benchmark_seconds | \
       --compile | --preset | --device | --data_note | --wait | --out)
       [ $# -ge 2 ] || die "$1: a value is missing"
       printf -v "${1#--}" %s "$2"
@@ -62,7 +63,8 @@ done
 
 # ---- judge everything that compare.sh does not
 whole() { [[ "$2" =~ ^[0-9]+$ ]] || die "$1 $2: must be a whole number"; }
-for option in seconds gan_images num_samples wait; do whole "--$option" "${!option}"; done
+for option in seconds num_samples wait; do whole "--$option" "${!option}"; done
+[[ "$gan_budget" =~ ^(images|seconds)=[0-9]+$ ]] || die "--gan_budget $gan_budget: must be images=N or seconds=N"
 case "$benchmark" in true | false) ;; *) die "--benchmark $benchmark: must be true or false" ;; esac
 case "$compile" in true | false | auto) ;; *) die "--compile $compile: must be true, false or auto" ;; esac
 case "$preset" in gpu | quick) ;; *) die "--preset $preset: must be gpu, or quick for a rehearsal" ;; esac
@@ -208,7 +210,7 @@ say "compare"
 bash results/compare.sh --data "$data" --preset "$preset" --name "$name" --num_samples "$num_samples" \
   --models "$(IFS=, && echo "${models[*]}")" --device "$device" --compile "$compile" --history 0 --sweep "$sweep" \
   --benchmark_seconds "$benchmark_seconds" --data_note "$data_note" \
-  --budget "gans:images=$gan_images,denoising-diffusion-gan:seconds=$seconds,improved-diffusion:seconds=$seconds"
+  --budget "gans:$gan_budget,denoising-diffusion-gan:seconds=$seconds,improved-diffusion:seconds=$seconds"
 
 if [ "$benchmark" = true ]; then
   pack # the benchmarks may come to grief

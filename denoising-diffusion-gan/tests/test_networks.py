@@ -87,6 +87,27 @@ def test_strided_fir_convolutions_equal_filtering_then_decimating():
     torch.testing.assert_close(FirUp(3)(x.float()), up.float(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "fir",
+    [FirDown(3), FirUp(3), FirDown(3, stride=1, padding=2), FirUp(3, padding=0), FirUp(3, (1, 2, 3, 3, 2, 1))],
+    ids=["down", "up", "filter", "margin", "six taps"],
+)
+def test_filter_along_the_axes_is_the_depthwise_convolution(fir):
+    x = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        image = x.to(memory_format=layout)
+        expected, found = fir(image), fir._along_axes(image)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        first, second = (torch.autograd.grad(y.square().sum(), x)[0] for y in (expected, found))
+        torch.testing.assert_close(second, first, atol=1e-5, rtol=1e-5)
+    with torch.inference_mode():
+        half = fir._along_axes(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), fir(x.detach()), atol=0.03, rtol=0.02)
+    fir._along_axes(x.bfloat16()).sum().backward()  # by a matrix that was made for inference
+
+
 def test_resampling_with_convolution_acts_on_the_zero_extended_plane():
     x = torch.randn(2, 3, 8, 8)
     up = Resample("up", 3, (1, 3, 3, 1), 5)
