@@ -43,7 +43,7 @@ case "${PRESET:-seed}" in
     DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
     TRAIN_FLAGS="--lr 2e-4 --batch_size 128 --use_fp16 true --ema_rate 0.999 --max_steps 0 --save_interval 5000"
     SAMPLE_FLAGS="--sampler unipc --num_sampling_steps 20 --batch_size 500"
-    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --sample_batch_size 500"
+    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --sample_batch_size 500 --score_every 500000"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
     DDGAN_TRAIN_FLAGS="--batch_size 128 --num_epoch 0 --ngf 64 --use_ema --ema_decay 0.999 --ema_warmup --r1_gamma 0.02"
