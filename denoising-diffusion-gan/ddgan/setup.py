@@ -98,7 +98,7 @@ def build_trainer(
     from ddgan.checkpoints import seeded_networks
     from ddgan.ema import Ema
     from ddgan.process import DenoisingProcess
-    from ddgan.replay import cuda_graphs
+    from ddgan.replay import cuda_graph
     from ddgan.training import Trainer
 
     if args.compile:
@@ -124,7 +124,7 @@ def build_trainer(
         autocast_dtype=autocast_dtype(args.precision, device),
         place=place,
         compile_backend="inductor" if args.compile else None,
-        record=None if args.no_cuda_graph or device.type != "cuda" else cuda_graphs(),
+        record=None if args.no_cuda_graph or device.type != "cuda" else cuda_graph,
     )
 
 

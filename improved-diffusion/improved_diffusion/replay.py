@@ -17,17 +17,12 @@ Work = Callable[[Inputs], Outputs]
 Recorder = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], object]]]
 
 
-def cuda_graphs() -> Recorder:
-    """Return a recorder of CUDA graphs that share their memory: they may be replayed in turn, never at once."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            outputs = work()
-        return outputs, graph.replay
-
-    return record
+def cuda_graph(work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
+    """Record a CUDA graph, in memory of its own: in shared memory another graph's work would overwrite its results."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = work()
+    return outputs, graph.replay
 
 
 class Replay:
@@ -40,7 +35,7 @@ class Replay:
     Args:
         work: the function.
         parameters: whose gradients it leaves.
-        record: such as `cuda_graphs()`.
+        record: such as `cuda_graph`.
     """
 
     WARM_UP = 3  # calls in which libraries choose their algorithms and the optimizer makes its state

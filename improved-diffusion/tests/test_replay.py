@@ -93,12 +93,12 @@ def test_fp16_is_not_recorded():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graphs_compute_the_plain_gradients():
-    from improved_diffusion.replay import cuda_graphs
+    from improved_diffusion.replay import cuda_graph
 
     trainer = tiny_trainer()
     trainer.model.cuda()
     x, t, noise = (value.cuda() for value in tiny_batch())
-    replay = Replay(trainer._gradient, trainer.model.parameters(), cuda_graphs())
+    replay = Replay(trainer._gradient, trainer.model.parameters(), cuda_graph)
     for step in range(6):
         inputs = {"x_start": x.roll(step, 0), "t": t, "noise": noise}
         found = replay(inputs)["loss"].clone()
