@@ -76,6 +76,7 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     from comparison.batches import BatchStream
     from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
     from comparison.progress import bar
+    from comparison.replay import cuda_graph
     from gan.data import load_data, test_split
     from gan.diagnosis import Probe, Scorer
     from gan.distributed import agree, local_device
@@ -95,7 +96,8 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     stream = BatchStream(
         images, args.batch_size, args.seed, flip=args.flip, device=device, rank=rank, world_size=args.ngpu
     )
-    gan = build_gan(vars(args), device, dtype, stream.rows)
+    record = cuda_graph if args.cuda_graph and device.type == "cuda" and args.ngpu == 1 else None
+    gan = build_gan(vars(args), device, dtype, stream.rows, record)
     probe = scorer = None
     if rank == 0 and len(held_out):
         probe = Probe(held_out, args.nc, args.seed, args.minibatch_stddev)

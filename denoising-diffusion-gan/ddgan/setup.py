@@ -94,11 +94,11 @@ def build_trainer(
     """
     import torch
     from comparison.device import autocast_dtype
+    from comparison.replay import cuda_graph
 
     from ddgan.checkpoints import seeded_networks
     from ddgan.ema import Ema
     from ddgan.process import DenoisingProcess
-    from ddgan.replay import cuda_graph
     from ddgan.training import Trainer
 
     if args.compile:

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from comparison import rng
+from comparison.replay import Inputs, Outputs, Recorder, Replay, Work
 from torch import Tensor, nn
 
 from ddgan.distributed import Place, local_gradients, share_gradients
 from ddgan.ema import Ema
 from ddgan.losses import fake_loss, r1_penalty, real_loss
 from ddgan.process import DenoisingProcess
-from ddgan.replay import Inputs, Outputs, Recorder, Replay, Work
 
 Network = Callable[..., Tensor]
 ALONE = Place()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ddgan.replay import Replay, cuda_graph
+from comparison.replay import Replay, cuda_graph
 from ddgan.training import Batch, Trainer, gradient_norm
 from joint_batches import images, make_trainer
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from comparison import rng
+from comparison.replay import Outputs, Recorder, Replay
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm, parametrize
 
@@ -48,6 +49,7 @@ class DCGAN:
         r1_gamma: float = 0.0,
         r1_every: int = 16,
         dtype: torch.dtype | None = None,
+        record: Recorder | None = None,
     ) -> None:
         """Take over two networks that are already on their device.
 
@@ -65,11 +67,18 @@ class DCGAN:
             r1_gamma: weight of the gradient penalty, 0 for none.
             r1_every: updates between penalties, which count so many times.
             dtype: of autocast in the network passes; None computes in float32.
+            record: records an iteration, so that later ones replay it, see `comparison.replay`; None for none, as is
+                with augmentation or the gradient penalty. The learning rates must stay then.
         """
         self.generator, self.discriminator = generator, discriminator
         self.g_lr, self.d_lr = g_lr, d_lr
-        self.optimizer_g = _adam(generator, g_lr, (beta1, beta2))
-        self.optimizer_d = _adam(discriminator, d_lr, (beta1, beta2))
+        recorded = record is not None and augment is None and not r1_gamma
+        self._replay: Replay | None = None
+        if recorded:
+            assert record is not None
+            self._replay = Replay(lambda inputs: self._play(inputs["real"], inputs["z"], 0), [], record)
+        self.optimizer_g = _adam(generator, g_lr, (beta1, beta2), recorded)
+        self.optimizer_d = _adam(discriminator, d_lr, (beta1, beta2), recorded)
         self.ema = EMA(generator, ema_decay) if ema_decay else None
         self.loss, self.label_smoothing, self.augment, self.dtype = loss, label_smoothing, augment, dtype
         self.r1_gamma, self.r1_every = r1_gamma, r1_every
@@ -97,6 +106,15 @@ class DCGAN:
             discriminator gives to real images (d_real), to fakes before its update (d_fake) and after it
             (d_fake_after), and the norms of both gradients (grad_norm_d, grad_norm_g).
         """
+        found = self._replay({"real": real, "z": z}) if self._replay else self._play(real, z, step)
+        if self.ema:
+            self.ema.update(self.generator, step)
+        finite = torch.stack(list(found.values())).isfinite().all()
+        self.first_bad = torch.where(finite | (self.first_bad >= 0), self.first_bad, step)
+        return found
+
+    def _play(self, real: Tensor, z: Tensor, step: int) -> Outputs:
+        """Update both networks; arguments and result of `train_step`."""
         with self._autocast():
             fake = self.generator(z)
         loss_d, penalty, logits_real, logits_fake = self._discriminator_loss(real, fake.detach(), step)
@@ -114,10 +132,7 @@ class DCGAN:
         self.discriminator.requires_grad_(True)
         average_buffers(self.generator)
         average_buffers(self.discriminator)
-
-        if self.ema:
-            self.ema.update(self.generator, step)
-        found = {
+        return {
             "loss_d": loss_d.detach(),
             "loss_g": loss_g.detach(),
             "d_real": mean_probability(logits_real),
@@ -126,9 +141,6 @@ class DCGAN:
             "grad_norm_d": grad_norm_d,
             "grad_norm_g": grad_norm_g,
         }
-        finite = torch.stack(list(found.values())).isfinite().all()
-        self.first_bad = torch.where(finite | (self.first_bad >= 0), self.first_bad, step)
-        return found
 
     def _discriminator_loss(
         self, real: Tensor, fake: Tensor, step: int
@@ -179,8 +191,11 @@ class DCGAN:
         """Take over what `state_dict` returned, other keys ignored."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer_g.load_state_dict(state["optimizer_g"])
-        self.optimizer_d.load_state_dict(state["optimizer_d"])
+        for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+            capturable = [group["capturable"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(state[name])
+            for group, own in zip(optimizer.param_groups, capturable, strict=True):
+                group["capturable"] = own  # of this start, whatever it was when the state was saved
         if self.ema:
             self.ema.network.load_state_dict(state["ema"])
 
@@ -196,7 +211,11 @@ def build_generator(options: Mapping[str, Any]) -> Generator:
 
 
 def build_gan(
-    options: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype | None, rows: slice | None = None
+    options: Mapping[str, Any],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    rows: slice | None = None,
+    record: Recorder | None = None,
 ) -> DCGAN:
     """Build a GAN with the initial weights of its seed, channels last, on the device.
 
@@ -208,6 +227,7 @@ def build_gan(
         device: where the networks go.
         dtype: of autocast; None computes in float32.
         rows: of the global batch that are this process's; None for all.
+        record: as for `DCGAN`; not used where the learning rates fall.
 
     Raises:
         ValueError: image_size is no power of two, or below 16.
@@ -228,7 +248,9 @@ def build_gan(
         augment = DiffAugment(options["diffaugment"], options["seed"], count, rows or slice(0, count))
     names = ("g_lr", "d_lr", "beta1", "beta2", "loss", "label_smoothing", "ema_decay", "r1_gamma", "r1_every")
     flags = {name: options[name] for name in names}
-    return DCGAN(generator, discriminator, augment=augment, dtype=dtype, **flags)
+    if options["lr_decay"] != "none":
+        record = None
+    return DCGAN(generator, discriminator, augment=augment, dtype=dtype, record=record, **flags)
 
 
 def to_channels(images: Tensor, nc: int) -> Tensor:
@@ -244,9 +266,10 @@ def mean_probability(logits: Tensor) -> Tensor:
     return logits.detach().float().sigmoid().mean()
 
 
-def _adam(network: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    device_type = next(network.parameters()).device.type
-    return torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=device_type in ("cpu", "cuda"))
+def _adam(network: nn.Module, lr: float, betas: tuple[float, float], recorded: bool) -> torch.optim.Adam:
+    kind = next(network.parameters()).device.type
+    fused, capturable = kind in ("cpu", "cuda"), recorded and kind == "cuda"
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=fused, capturable=capturable)
 
 
 def _update(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Replay:
         self._gradients: list[Tensor | None] = []
 
     def __call__(self, inputs: Inputs) -> Outputs:
-        """Compute the function; what it returns holds until the next call."""
+        """Compute the function."""
         self._calls += 1
         if self._calls == self.WARM_UP + 1:
             self._start(inputs)
@@ -60,7 +60,7 @@ class Replay:
         self._replay()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        return dict(self._outputs)
+        return {name: value.clone() for name, value in self._outputs.items()}  # the next call writes there
 
     def _start(self, inputs: Inputs) -> None:
         self._inputs = {name: value.clone() for name, value in inputs.items()}
