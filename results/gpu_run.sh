@@ -126,6 +126,12 @@ FIRST
   rm -rf "$packed"
 }
 
+alive() { # whether the session that works is there; one that was killed may stay in the table for a while
+  local pid
+  pid=$(cat "$state/pid" 2>/dev/null) && kill -0 "$pid" 2>/dev/null &&
+    [[ "$(ps -o stat= -p "$pid" 2>/dev/null)" != Z* ]]
+}
+
 # ---- the caller: start the work, or find it, and watch
 if [ -z "$job" ]; then
   mkdir -p "$state"
@@ -134,10 +140,10 @@ if [ -z "$job" ]; then
     exit 0
   fi
   from=1
-  if pid=$(cat "$state/pid" 2>/dev/null) && kill -0 "$pid" 2>/dev/null; then
+  if alive; then
     from=$(($(wc -l <"$log") + 1))
   else
-    rm -f "$state/status"
+    rm -f "$state/status" "$state/pid"
     : >>"$log"
     from=$(($(wc -l <"$log") + 1))
     cd - >/dev/null # relative paths of the options are as seen from there
@@ -149,7 +155,7 @@ if [ -z "$job" ]; then
   trap 'kill "$watcher" 2>/dev/null || true' EXIT
   end=$((SECONDS + wait))
   until [ -f "$state/status" ]; do
-    if pid=$(cat "$state/pid" 2>/dev/null) && ! kill -0 "$pid" 2>/dev/null && [ ! -f "$state/status" ]; then
+    if [ -f "$state/pid" ] && ! alive && [ ! -f "$state/status" ]; then
       rm -f "$state/pid"
       echo "gpu_run.sh: error: the work was killed, see $log; the same call goes on with it" >&2
       exit 1
@@ -170,7 +176,7 @@ fi
 # ---- the session that works
 echo $$ >"$state/pid"
 trap 'exit 143' INT TERM HUP
-trap 'status=$?; rm -f "$state/pid"; echo "$status" >"$state/status"' EXIT
+trap 'echo "$?" >"$state/status"; rm -f "$state/pid"' EXIT
 say() { printf '\n== %s (%s, %d s)\n' "$1" "$(date +%H:%M:%S)" "$SECONDS"; }
 
 say "packages"

@@ -35,6 +35,8 @@ OVERRIDES = {
     "bash results/compare.sh --data cifar10": f"{TINY_COMPARE} --data shapes --budget images=128",
     "bash results/compare.sh --data path/to/images": f"{TINY_COMPARE} --budget images=32 --models gans",
     "bash results/compare.sh": f"{TINY_COMPARE} --data shapes --budget images=128 --name readme",
+    "bash results/gpu_run.sh": "--data shapes --preset quick --device cpu --seconds 2 --gan_budget images=128 "
+    "--num_samples 64 --sweep '' --benchmark false --benchmark_seconds 0.05 --wait 250",
     "python -u gans/cifar_gan.py": f"{TINY_GAN} --max_steps 2 --num_samples 8 --run_dir {GAN_RUN}",
     "python -u gans/sample_gan.py": "--num_samples 4",
     "python gans/sample_gan.py --checkpoint results/runs/gans/cifar10-64 --benchmark": "--benchmark_seconds 0.1",

@@ -166,6 +166,12 @@ def test_unusable_paths_are_judged_before_torch_is_imported(line, message, check
         ("--budget hours=3", "must be seconds=N, images=N or recipe"),
         ("--budget recipe", "only the paper preset"),
         ("--budget seconds=0", "must be above 0"),
+        ("--budget gans:images=5", "names no bound for improved-diffusion"),
+        ("--models gans --budget gans:images=5,gans:images=6", "names gans twice"),
+        ("--models gans --budget gans:hours=5", "or one such for each model"),
+        ("--models gans --budget gans:images=0", "must be above 0"),
+        ("--benchmark_seconds 0", "must be a number above 0"),
+        ("--compile maybe", "must be true or false"),
         ("--models gans,vae", "must be among"),
         ("--data /no/such/folder", "neither shapes, cifar10"),
         ("--num_samples many", "must be a whole number"),
@@ -217,6 +223,28 @@ def test_sweep_takes_the_sampler_of_the_preset(shell, tmp_path, preset, setting,
     assert f"settings/{setting} " in drawn[1]
     assert drawn[1].endswith(flags)
     assert ("--sampler" in drawn[1]) == (preset == "gpu")
+
+
+def test_each_model_may_have_its_own_budget(shell, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(f"""#!/bin/bash
+        [ "$1" != - ] || exec {sys.executable} "$@"
+        echo "$@" >> {tmp_path}/calls
+        case "$*" in
+          *cifar_gan*) mkdir -p results/runs/gans/own && touch results/runs/gans/own/checkpoint_000001.pt ;;
+          *train_ddgan*) run=results/runs/denoising-diffusion-gan/own && mkdir -p $run && touch $run/netG_1.pth ;;
+        esac
+    """)
+    stub.chmod(0o755)
+    options = "--models gans,denoising-diffusion-gan --budget denoising-diffusion-gan:seconds=8,gans:images=32"
+    line = f"bash results/compare.sh --name own {options} --benchmark_seconds 0.7 --compile true"
+    assert (done := shell(line, PYTHON=str(stub))).returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    trainings = [call for call in calls if "cifar_gan.py" in call or "train_ddgan.py" in call]
+    assert [call.split()[-2:] for call in trainings] == [["--max_images", "32"], ["--max_seconds", "8"]]
+    assert [" --compile " in call for call in trainings] == [False, True]
+    assert sum("--benchmark_seconds 0.7" in call for call in calls) == 2
+    assert calls[-1].split("--budget ")[1].split()[0] == "denoising-diffusion-gan:seconds=8,gans:images=32"
 
 
 def test_make_targets_run_the_documented_scripts(shell):

@@ -45,6 +45,7 @@ def test_equal_images_print_the_seconds_and_equal_seconds_the_images():
     assert verdicts.cost(rows, "images=5000") == "Equal training images, 5,000 each; training time: A 10 s."
     assert verdicts.cost(rows, "seconds=10") == "Equal training time, 10 s each; images seen: A 5,000."
     assert "Unequal" in verdicts.cost(rows, "recipe")
+    assert verdicts.cost(rows, "gans:images=5,flow:seconds=9").startswith("Unequal budgets, set for each model;")
 
 
 def test_copies_are_called_memorised():
