@@ -5,7 +5,7 @@ Nothing here waits for the device: statistics stay there until `LossMeter.read`.
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from . import blob
 from .dist_util import get_world_size
 from .gaussian_diffusion import GaussianDiffusion
 from .nn import update_ema, warmed_up_rate
-from .replay import Inputs, Outputs, Recorder, Replay, Work
 
 INITIAL_LOG_LOSS_SCALE = 20.0  # fp16 only
 QUARTILES = 4
+
+Inputs = Mapping[str, Tensor]
+Outputs = dict[str, Tensor]
+Work = Callable[[Inputs], Outputs]  # which also leaves the gradients of some parameters
 
 
 class LossMeter:
@@ -98,8 +101,8 @@ class Trainer:
         autocast_dtype: of the network's passes; None for float32. float16 scales the loss dynamically.
         fp16_scale_growth: growth of the loss scale's base-2 logarithm per update.
         compile_network: fuse its operations by torch.compile, at the first update.
-        record: records the passes of an update, so that later ones replay them, see `replay`; None for none, as is for
-            several processes and for float16.
+        replayed: stands in for the passes of an update, given these and the parameters: what records them as a CUDA
+            graph, say. They wait for nothing. None for none, as is for several processes and for float16.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class Trainer:
         autocast_dtype: torch.dtype | None = None,
         fp16_scale_growth: float = 1e-3,
         compile_network: bool = False,
-        record: Recorder | None = None,
+        replayed: Callable[[Work, Iterable[nn.Parameter]], Work] | None = None,
     ) -> None:
         self.model = model
         self.diffusion = diffusion
@@ -140,8 +143,8 @@ class Trainer:
         )
         self.meter = LossMeter(diffusion.num_timesteps)
         self._compute: Work = self._gradient
-        if record and get_world_size() == 1 and not self.scaler.is_enabled():
-            self._compute = Replay(self._gradient, model.parameters(), record)
+        if replayed and get_world_size() == 1 and not self.scaler.is_enabled():
+            self._compute = replayed(self._gradient, model.parameters())
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context of the network's passes."""

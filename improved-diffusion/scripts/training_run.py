@@ -147,7 +147,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
 
     import torch
     from comparison import device as devices
-    from improved_diffusion.replay import cuda_graph
+    from comparison.replay import by_cuda_graph
     from improved_diffusion.training import Trainer
     from training_loop import Loop
 
@@ -170,7 +170,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
         autocast_dtype=dtype,
         fp16_scale_growth=args.fp16_scale_growth,
         compile_network=args.compile,
-        record=cuda_graph if args.cuda_graph and device.type == "cuda" and not args.use_checkpoint else None,
+        replayed=by_cuda_graph if args.cuda_graph and device.type == "cuda" and not args.use_checkpoint else None,
     )
     loop = Loop(train_run, trainer, stream, budget, args, task)
     start_from = broadcast_object(newest_model(folder) if train_run.resumed else None)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from improved_diffusion.replay import Replay
+from comparison.replay import Replay, by_cuda_graph
 from improved_diffusion.training import Trainer
 from test_training import tiny_batch, tiny_trainer
 
@@ -31,9 +31,13 @@ class Recorder:
         return outputs, replay
 
 
+def by(record):
+    return lambda work, parameters: Replay(work, parameters, record)
+
+
 def recorded_trainer(**options) -> tuple[Trainer, Recorder]:
     recorder = Recorder()
-    trainer = tiny_trainer(record=recorder, **options)
+    trainer = tiny_trainer(replayed=by(recorder), **options)
     recorder.parameters = list(trainer.model.parameters())
     return trainer, recorder
 
@@ -79,7 +83,7 @@ def test_failing_to_record_costs_a_warning_only():
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     with pytest.warns(UserWarning, match="costs speed only: operation not permitted when stream is capturing$"):
-        found, _ = train(tiny_trainer(record=refuse), 5)
+        found, _ = train(tiny_trainer(replayed=by(refuse)), 5)
     plain, _ = train(tiny_trainer(), 5)
     torch.testing.assert_close(found, plain, rtol=0, atol=0)
 
@@ -93,12 +97,10 @@ def test_fp16_is_not_recorded():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graphs_compute_the_plain_gradients():
-    from improved_diffusion.replay import cuda_graph
-
     trainer = tiny_trainer()
     trainer.model.cuda()
     x, t, noise = (value.cuda() for value in tiny_batch())
-    replay = Replay(trainer._gradient, trainer.model.parameters(), cuda_graph)
+    replay = by_cuda_graph(trainer._gradient, trainer.model.parameters())
     for step in range(6):
         inputs = {"x_start": x.roll(step, 0), "t": t, "noise": noise}
         found = replay(inputs)["loss"].clone()

@@ -76,3 +76,8 @@ class Replay:
         return inputs.keys() == self._inputs.keys() and all(
             value.shape == self._inputs[name].shape for name, value in inputs.items()
         )
+
+
+def by_cuda_graph(work: Work, parameters: Iterable[torch.nn.Parameter]) -> Replay:
+    """Return work that leaves the gradients of parameters, recorded as a CUDA graph."""
+    return Replay(work, parameters, cuda_graph)
