@@ -26,8 +26,8 @@ usage: bash results/gpu_run.sh [options]
   --benchmark B      false leaves out results/benchmark.py, the plain against   (true)
                      the fast path of each model; timing.json is always written
   --benchmark_seconds S  for each batch size of timing.json                     (1)
-  --compile B        true or false, as for compare.sh; auto where CUDA, triton  (auto)
-                     and a C compiler are
+  --compile B        as for compare.sh; the compiler takes minutes of the       (false)
+                     training time
   --preset P         gpu; quick rehearses everything on a CPU                   (gpu)
   --device D         auto, cuda, cuda:N, cpu                                    (auto)
   --data_note TEXT   a sentence on the data for the report
@@ -46,7 +46,7 @@ die() {
 UNFINISHED=75
 asked=("$@")
 data=cifar10 name="" seconds=600 gan_budget=images=2500000 num_samples=50000 sweep=10 benchmark=true benchmark_seconds=1
-compile=auto preset=gpu device=auto data_note="" wait=0 out="" job=""
+compile=false preset=gpu device=auto data_note="" wait=0 out="" job=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --data | --name | --seconds | --gan_budget | --num_samples | --sweep | --benchmark | --benchmark_seconds | \
@@ -66,7 +66,7 @@ whole() { [[ "$2" =~ ^[0-9]+$ ]] || die "$1 $2: must be a whole number"; }
 for option in seconds num_samples wait; do whole "--$option" "${!option}"; done
 [[ "$gan_budget" =~ ^(images|seconds)=[0-9]+$ ]] || die "--gan_budget $gan_budget: must be images=N or seconds=N"
 case "$benchmark" in true | false) ;; *) die "--benchmark $benchmark: must be true or false" ;; esac
-case "$compile" in true | false | auto) ;; *) die "--compile $compile: must be true, false or auto" ;; esac
+case "$compile" in true | false) ;; *) die "--compile $compile: must be true or false" ;; esac
 case "$preset" in gpu | quick) ;; *) die "--preset $preset: must be gpu, or quick for a rehearsal" ;; esac
 archive=""
 case "$data" in
@@ -189,13 +189,6 @@ export PYTHON PYTHONUNBUFFERED=1
 export PYTHONPATH=$root/results:$root/improved-diffusion${PYTHONPATH:+:$PYTHONPATH}
 "$PYTHON" -c 'import sys, torch; print(f"Python {sys.version.split()[0]}, torch {torch.__version__}", flush=True)'
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null || true
-if [ "$compile" = auto ]; then
-  compile=false
-  if "$PYTHON" -c 'import sys, torch, triton; sys.exit(not torch.cuda.is_available())' 2>/dev/null &&
-    { command -v gcc || command -v clang || command -v cc; } >/dev/null; then
-    compile=true
-  fi
-fi
 
 if [ -n "$archive" ]; then
   say "unpack"

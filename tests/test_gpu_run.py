@@ -83,7 +83,7 @@ def test_whole_run_ends_with_a_small_archive_and_is_done_once(place):
     bounds = "gans:images=9,denoising-diffusion-gan:seconds=7,improved-diffusion:seconds=7"
     assert f"--budget {bounds}" in line
     assert "--preset gpu" in line
-    assert "--compile false" in line  # no CUDA
+    assert "--compile false" in line
     files = packed(place / "small" / "mine.tar.gz")
     for model in MODELS:
         run = f"results/runs/{model}/mine"
@@ -152,7 +152,7 @@ def test_archive_of_images_is_unpacked_once(place, tmp_path):
         ("--seconds many", "--seconds many: must be a whole number"),
         ("--gan_budget hours=1", "must be images=N or seconds=N"),
         ("--benchmark maybe", "must be true or false"),
-        ("--compile maybe", "must be true, false or auto"),
+        ("--compile maybe", "must be true or false"),
         ("--preset cpu", "must be gpu, or quick"),
         ("--data no/such/folder", "no such file or folder"),
         ("--data missing.tar.xz", "no such file"),
