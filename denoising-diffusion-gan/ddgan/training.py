@@ -1,7 +1,8 @@
 """One training update of both networks, and everything that a resumed run needs to go on with it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -259,26 +260,24 @@ class Trainer:
             return loss
         self.optimizer_g.zero_grad()
         reports = []
-        for batch in micro_batches:
-            with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
-                loss_g = self._generator_loss(self._inputs(batch, "g"))
-                (loss_g / len(micro_batches)).backward()
-            reports.append(loss_g.detach())
-        self.discriminator.requires_grad_(True)
+        with _frozen(self.discriminator):
+            for batch in micro_batches:
+                with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
+                    loss_g = self._generator_loss(self._inputs(batch, "g"))
+                    (loss_g / len(micro_batches)).backward()
+                reports.append(loss_g.detach())
         self.optimizer_g.step()
         return torch.stack(reports).mean()
 
     def _generator_gradient(self, drawn: Inputs) -> Outputs:
         """Leave the generator's gradient of one micro-batch, and return its loss."""
         self.optimizer_g.zero_grad()
-        loss_g = self._generator_loss(drawn)
-        loss_g.backward()
-        self.discriminator.requires_grad_(True)
+        with _frozen(self.discriminator):
+            loss_g = self._generator_loss(drawn)
+            loss_g.backward()
         return {"loss_g": loss_g.detach()}
 
     def _generator_loss(self, drawn: Inputs) -> Tensor:
-        """Return the loss; the discriminator's weights want no gradient from here on until told otherwise."""
-        self.discriminator.requires_grad_(False)  # its weight gradients would be a third of its backward pass, unused
         x_t_fake = self._generate(self._call_shared_g, drawn)
         with self.autocast():
             return real_loss(self._call_d(x_t_fake, drawn["t"], drawn["x_t_plus_1"], *_labels(drawn)))
@@ -303,6 +302,16 @@ class Trainer:
         yield "optimizer_d", self.optimizer_d
         if self.ema is not None:
             yield "ema", self.ema
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Want no gradients of a network's weights: they would be a third of its backward pass, unused."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 def _labels(drawn: Inputs) -> tuple[Tensor, ...]:

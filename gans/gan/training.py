@@ -121,15 +121,17 @@ class DCGAN:
         grad_norm_d = _update(self.discriminator, self.optimizer_d, loss_d + penalty)
 
         self.discriminator.requires_grad_(False)  # its weight gradients are not needed here: a third of the work
-        seen = self.changed(fake, step, "fake for the generator")
-        with self._autocast():
-            logits_fake_after = self.discriminator(seen)
-        if self.loss == "hinge":
-            loss_g = hinge_generator_loss(logits_fake_after)
-        else:
-            loss_g = bce_generator_loss(logits_fake_after, self.label_smoothing)
-        grad_norm_g = _update(self.generator, self.optimizer_g, loss_g)
-        self.discriminator.requires_grad_(True)
+        try:
+            seen = self.changed(fake, step, "fake for the generator")
+            with self._autocast():
+                logits_fake_after = self.discriminator(seen)
+            if self.loss == "hinge":
+                loss_g = hinge_generator_loss(logits_fake_after)
+            else:
+                loss_g = bce_generator_loss(logits_fake_after, self.label_smoothing)
+            grad_norm_g = _update(self.generator, self.optimizer_g, loss_g)
+        finally:
+            self.discriminator.requires_grad_(True)
         average_buffers(self.generator)
         average_buffers(self.discriminator)
         return {

@@ -201,10 +201,7 @@ class Trainer:
             loss without its factor.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        x_start, t, noise, factors = (inputs.get(name) for name in ("x_start", "t", "noise", "factors"))
-        assert x_start is not None
-        assert t is not None
-        assert noise is not None
+        x_start, t, noise, factors = inputs["x_start"], inputs["t"], inputs["noise"], inputs.get("factors")
         n = len(x_start)
         size = self.microbatch if self.microbatch > 0 else n
         found: list[Outputs] = []
