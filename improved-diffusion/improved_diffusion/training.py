@@ -142,9 +142,10 @@ class Trainer:
             enabled=autocast_dtype == torch.float16,
         )
         self.meter = LossMeter(diffusion.num_timesteps)
-        self._compute: Work = self._gradient
+        # Several processes must not hold a cycle: it would keep their connections beyond the end of the group.
+        self._replayed: Work | None = None
         if replayed and get_world_size() == 1 and not self.scaler.is_enabled():
-            self._compute = replayed(self._gradient, model.parameters())
+            self._replayed = replayed(self._gradient, model.parameters())
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context of the network's passes."""
@@ -189,7 +190,7 @@ class Trainer:
         inputs = {"x_start": x_start, "t": t, "noise": noise, **{f"y_{k}": v for k, v in (model_kwargs or {}).items()}}
         if factors is not None:
             inputs["factors"] = factors
-        losses = self._compute(inputs)
+        losses = self._replayed(inputs) if self._replayed else self._gradient(inputs)
         self.meter.add_losses({name: values for name, values in losses.items() if name != "plain"}, t)
         return losses["plain"]
 

@@ -1,5 +1,7 @@
 """Recorded updates are the updates that they were recorded from; a CPU's stand-in for CUDA graphs shows it."""
 
+import weakref
+
 import pytest
 import torch
 from comparison.replay import Replay, by_cuda_graph
@@ -91,8 +93,16 @@ def test_failing_to_record_costs_a_warning_only():
 def test_fp16_is_not_recorded():
     trainer, recorder = recorded_trainer(autocast_dtype=torch.float16)
     assert trainer.scaler.is_enabled()
-    assert not isinstance(trainer._compute, Replay)
+    assert trainer._replayed is None
     assert recorder.replayed == 0
+
+
+def test_trainer_is_gone_with_its_last_reference():
+    trainer = tiny_trainer()
+    train(trainer, 2)
+    gone = weakref.ref(trainer)
+    del trainer
+    assert gone() is None  # not only when cycles are next looked for
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
