@@ -30,7 +30,7 @@ usage: bash results/compare.sh [options]
   --benchmark B      true measures speed and memory of every sampler          (true)
   --benchmark_seconds S  spent on each batch size                             (quick 0.3, else 2)
   --compile B        true fuses the denoising models' networks in training by (false)
-                     torch.compile: a minute's wait, then faster GPUs
+                     torch.compile: minutes of waiting, for GPUs
   --features F       of the scores: auto, cifar or random, see evaluate.py    (auto)
   --inception_weights FILE   also score with the standard network, see evaluate.py
   --data_note TEXT   a sentence on the data for the report
@@ -78,6 +78,7 @@ whole --num_samples "$num_samples"
 whole --image_size "$image_size"
 whole --seed "$seed"
 whole --history "$history"
+[ "$history" -lt 100 ] || die "--history $history: must be below 100"
 [ "$num_samples" -ge 64 ] || die "--num_samples $num_samples: at least 64 are needed for a score"
 IFS=, read -r -a steps <<<"$sweep"
 [[ "$sweep" =~ ^([1-9][0-9]*(,[1-9][0-9]*)*)?$ ]] || die "--sweep $sweep: must be numbers of steps like 10,50, or ''"

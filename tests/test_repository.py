@@ -189,6 +189,7 @@ def test_unusable_paths_are_judged_before_torch_is_imported(line, message, check
         ("--sweep 10,20", "--sweep 20: what the quick preset draws anyway"),
         ("--preset cpu --sweep 2000", "the cpu preset has 1000 steps"),
         ("--history few", "must be a whole number"),
+        ("--history 100", "must be below 100"),
         ("--history 3 --budget images=3", "too small for 4 parts"),
         ("--preset paper --history 2", "cannot be divided"),
         ("--benchmark maybe", "must be true or false"),

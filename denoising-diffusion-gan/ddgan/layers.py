@@ -108,7 +108,7 @@ class FourierFeatures(nn.Module):
 
 
 class FirDown(nn.Module):
-    """Halve height and width behind a FIR low-pass filter, as one strided depthwise convolution.
+    """Halve height and width behind a FIR low-pass filter: a strided depthwise convolution, on CUDA `AlongAxes`.
 
     Args:
         channels: of the input.
@@ -136,7 +136,7 @@ class FirDown(nn.Module):
 
 
 class FirUp(nn.Module):
-    """Double height and width with a FIR interpolation filter, as one depthwise transposed convolution."""
+    """Double height and width with a FIR filter: a transposed depthwise convolution, on CUDA `AlongAxes`."""
 
     weight: Tensor
 

@@ -108,8 +108,8 @@ class Trainer:
         autocast_dtype: of the network passes; None for float32.
         place: of this process; several, in a `distributed.group`, make the update of their joint batch.
         compile_backend: of torch.compile, which fuses the networks' operations at their first passes; None for none.
-        record: records the passes of both half-updates, so that later ones replay them, see `replay`; None for none, as
-            is for several processes. Updates with R1 or of several micro-batches stay as they are.
+        record: records the passes of both half-updates, so that later ones replay them, see `comparison.replay`; None
+            for none, as is for several processes. Updates with R1 or of several micro-batches stay as they are.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class GroupNorm32(nn.GroupNorm):
         if x.dtype == torch.float32 or x.device.type == "cpu":
             # The CPU kernel takes bf16 images with float32 parameters and accumulates in float32.
             return super().forward(x)
-        # So does a GPU's, but with parameters of the input's dtype; autocast would widen the images, at twice the time.
+        # So does a GPU's, but with parameters of the input's dtype; autocast would widen the images.
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)

@@ -113,7 +113,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--compile",
         type=str2bool,
         default=False,
-        help="fuse the network's operations: a minute's wait, then faster GPUs",
+        help="fuse the network's operations, for GPUs; the first update waits for minutes",
     )
     add(
         "--cuda_graph",

@@ -77,7 +77,9 @@ def against_controls(rows: Sequence[Row], controls: Mapping[str, Any]) -> str | 
         else:
             where = "below" if entry["value"] < blur["value"] else "above"
         below_noise = noise["value"] / max(entry["value"], 1e-9)
-        if below_noise >= 1:
+        if not tables.apart(entry, noise):
+            far = "not significantly different from noise"
+        elif below_noise >= 1:
             far = f"{tables.plain(below_noise, 2)} times below noise"
         else:
             far = f"{tables.plain(1 / below_noise, 2)} times above noise"
