@@ -5,7 +5,7 @@
 #   PRESET=paper source flags.sh   # each paper's CIFAR-10 recipe
 #
 # seed: the documented settings. paper: the papers' settings. gpu: the seed's networks, for one
-# modern GPU, drawn in few steps. cpu: reduced widths for two CPU cores, 20 minutes a model. quick: `shapes` in minutes.
+# modern GPU, drawn in few steps. cpu: reduced widths for two CPU cores, 36 minutes a model. quick: `shapes` in minutes.
 # No value holds a space, so unquoted use splits into flags in bash; in zsh write ${=MODEL_FLAGS}.
 
 case "${PRESET:-seed}" in
@@ -51,9 +51,9 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 500"
     ;;
   cpu)
-    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 2 --norm_groups 8 --learn_sigma True"
+    MODEL_FLAGS="--image_size 32 --num_channels 64 --num_res_blocks 2 --norm_groups 16 --learn_sigma True"
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
-    TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --ema_rate 0.999 --max_steps 0 --save_interval 1000 --log_interval 20"
+    TRAIN_FLAGS="--lr 5e-4 --batch_size 32 --ema_rate 0.999 --max_steps 0 --save_interval 1000 --log_interval 20"
     SAMPLE_FLAGS="--use_ddim True --timestep_respacing ddim20 --batch_size 100"
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 32 --num_timesteps 4 --num_res_blocks 1 --nz 100"

@@ -2,7 +2,7 @@
 # The main job: data -> train -> sample -> evaluate -> report, the same budget and protocol for every model.
 #
 #   bash results/compare.sh --data shapes --preset quick --name quick
-#   bash results/compare.sh --data path/to/images --preset cpu --budget seconds=1200 --name mine
+#   bash results/compare.sh --data path/to/images --preset cpu --budget seconds=2160 --name mine
 #
 # Writes results/runs/<model>/<name>/ for each model and results/reports/<name>/. What is finished is reused: call it
 # again after an interruption and it goes on where it stopped; --fresh starts over.
