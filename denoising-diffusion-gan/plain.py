@@ -60,7 +60,7 @@ class PlainFir(nn.Module):
 
 
 class PlainAdaptiveNorm(nn.Module):
-    """`AdaptiveGroupNorm` as a product and a sum."""
+    """`AdaptiveGroupNorm` as a product, a sum and the activation."""
 
     def __init__(self, layer: AdaptiveGroupNorm) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class PlainAdaptiveNorm(nn.Module):
     def forward(self, x: Tensor, z_emb: Tensor) -> Tensor:
         """(N, C, H, W), (N, z_emb_dim) -> (N, C, H, W)."""
         scale, shift = self.style(z_emb)[:, :, None, None].chunk(2, dim=1)
-        return scale * self.norm(x) + shift
+        return F.silu(scale * self.norm(x) + shift)
 
 
 class PlainAttention(nn.Module):

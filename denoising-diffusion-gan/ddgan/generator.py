@@ -114,7 +114,7 @@ class OutputHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        return self.conv(F.silu(self.norm(h)))
+        return self.conv(self.norm.activated(h))
 
 
 class Level(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from comparison.group_norm import group_norm, is_fused
 from torch import Tensor, nn
 
 ROOT_HALF = math.sqrt(0.5)  # a sum of two unit-variance branches keeps unit variance
@@ -67,10 +68,18 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same, in float32 on CPUs, whose bf16 kernel is 3 times slower."""
+        if self.affine and is_fused(x):
+            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps)
         h = x.to(kernel_dtype(x))
         weight, bias = (None if p is None else p.to(h.dtype) for p in (self.weight, self.bias))
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(h, self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+    def activated(self, x: Tensor) -> Tensor:
+        """Return SiLU of the normalised (N, C, H, W)."""
+        if self.affine and is_fused(x):
+            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps, silu=True)
+        return F.silu(self(x))
 
 
 def sinusoids(t: Tensor, channels: int) -> Tensor:
@@ -255,7 +264,7 @@ def _resampling_layers(
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """Group normalisation whose scale and shift come from the latent (Xiao et al. 2022, appendix C)."""
+    """Group normalisation whose scale and shift come from the latent (Xiao et al. 2022, appendix C), then SiLU."""
 
     def __init__(self, channels: int, z_emb_dim: int):
         super().__init__()
@@ -266,12 +275,14 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, z_emb: Tensor) -> Tensor:
         """(N, C, H, W), (N, z_emb_dim) -> (N, C, H, W)."""
-        scale, shift = self.style(z_emb)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, self.norm(x), scale)
+        scale, shift = self.style(z_emb).chunk(2, dim=1)
+        if is_fused(x):
+            return group_norm(x, self.norm.num_groups, scale, shift, eps=self.norm.eps, silu=True)
+        return F.silu(torch.addcmul(shift[:, :, None, None], self.norm(x), scale[:, :, None, None]))
 
 
 class PlainGroupNorm(nn.Module):
-    """Learned group normalisation that takes and ignores the latent, where a block has but one adaptive norm."""
+    """Learned group normalisation and SiLU that ignore the latent, where a block has but one adaptive norm."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -279,7 +290,7 @@ class PlainGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, z_emb: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return self.norm(x)
+        return self.norm.activated(x)
 
 
 class ResidualBlock(nn.Module):
@@ -321,13 +332,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time_emb: Tensor | None, z_emb: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W'); `time_emb` is already activated."""
-        h = F.silu(self.norm_in(x, z_emb))
+        h = self.norm_in(x, z_emb)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv_in(h)
         if self.time is not None and time_emb is not None:
             h = h + self.time(time_emb)[:, :, None, None]
-        h = self.conv_out(self.dropout(F.silu(self.norm_out(h, z_emb))))
+        h = self.conv_out(self.dropout(self.norm_out(h, z_emb)))
         if self.shortcut is not None:
             x = self.shortcut(x)
         return (x + h).mul_(self.gain)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .nn import GroupNorm32, checkpoint, timestep_embedding, timestep_frequencies, zero_module
+from .nn import GroupNorm32, checkpoint, norm_silu, timestep_embedding, timestep_frequencies, zero_module
 
 
 class TimestepEmbedSequential(nn.ModuleList):
@@ -84,15 +84,15 @@ class ResBlock(nn.Module):
         return checkpoint(self._forward, (x, emb), self.use_checkpoint)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x)
-        condition = self.emb_layers(emb).type(h.dtype)[:, :, None, None]
-        norm, activation, dropout, conv = self.out_layers
+        norm, _, conv = self.in_layers
+        h = conv(norm_silu(norm, x))
+        condition = self.emb_layers(emb).type(h.dtype)
+        norm, _, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
-            scale, shift = condition.chunk(2, dim=1)
-            h = (norm(h) * (1 + scale)).add_(shift)  # a CPU's addcmul takes five times as long in bf16
+            h = norm_silu(norm, h, *condition.chunk(2, dim=1))
         else:
-            h = norm(h + condition)
-        return self.skip_connection(x) + conv(dropout(activation(h)))
+            h = norm_silu(norm, h + condition[:, :, None, None])
+        return self.skip_connection(x) + conv(dropout(h))
 
 
 class AttentionBlock(nn.Module):
@@ -111,18 +111,28 @@ class AttentionBlock(nn.Module):
         return checkpoint(self._forward, (x,), self.use_checkpoint)
 
     def _forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return self._by_tokens(x)
         h = self.qkv(self.norm(x).flatten(2))  # (N, 3C, T), channels ordered [head][q, k, v]
         q, k, v = h.unflatten(1, (self.num_heads, 3, -1)).unbind(2)  # each (N, heads, C / heads, T)
         h = self.proj_out(_attend(q, k, v).flatten(1, 2))
         return x + h.view_as(x)
 
+    def _by_tokens(self, x: Tensor) -> Tensor:
+        """Compute the same with channels last throughout, as GPUs keep them: nothing is copied into another order."""
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (N, T, C)
+        h = F.linear(h, self.qkv.weight[:, :, 0], self.qkv.bias).unflatten(2, (self.num_heads, 3, -1))
+        q, k, v = h.permute(3, 0, 2, 1, 4)  # each (N, heads, T, C / heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = F.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q^T k / sqrt(D)) v, each (N, heads, D, T) (Vaswani et al. 2017, Eq. 1)."""
-    if q.device.type != "cpu":
-        q, k, v = (part.transpose(2, 3).contiguous() for part in (q, k, v))  # fused kernels take no other layout
-        return F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
-    # A CPU's fused kernel takes as long as these steps in float32, and two to six times as long in bf16.
+    """Return softmax(q^T k / sqrt(D)) v, each (N, heads, D, T) (Vaswani et al. 2017, Eq. 1).
+
+    A CPU's fused kernel takes as long as these steps in float32, and two to six times as long in bf16.
+    """
     weights = (q * q.shape[2] ** -0.5).transpose(2, 3) @ k  # (N, heads, T, T)
     return v @ weights.softmax(dim=-1).transpose(2, 3)
 
@@ -256,8 +266,10 @@ class UNetModel(nn.Module):
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        norm, _, conv = self.out
         with torch.autocast(x.device.type, enabled=False):
-            return self.out(h.float())
+            out: Tensor = conv(norm_silu(norm, h.float()))
+        return out
 
     @torch.no_grad()
     def get_feature_vectors(
