@@ -121,7 +121,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
         from comparison.timing import write_benchmark
 
         options = {**common, "min_seconds": args.benchmark_seconds}
-        write_benchmark(out.parent / "timing.json", source.draw, [generator], source.evaluate, **options)
+        write_benchmark(out.parent / "timing.json", source.draw, [source.network], source.evaluate, **options)
         return 0
 
     from comparison.runs import trained_facts
@@ -133,7 +133,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
         check_same_flags(args)
         draw_samples(
             source.draw,
-            [generator],
+            [source.network],
             num_samples=count,
             batch_size=min(args.batch_size, count),
             out=out,

@@ -10,6 +10,7 @@ import torch
 from comparison.device import autocast_dtype, precision_name
 from comparison.interpolation import COLUMNS, WalkNoise
 from comparison.progress import bar
+from comparison.replay import ReplayedNetwork
 from comparison.rng import SampleNoise
 from PIL import Image
 from torch import Tensor
@@ -24,10 +25,10 @@ JPEG_QUALITY = 90  # of the contact sheet, which is never scored
 
 
 class ImageSource:
-    """Images of a seed by number.
+    """Images of a seed by number, drawn by its `network`.
 
     Args:
-        generator: moved to the device.
+        generator: in eval mode; moved to the device.
         config: of `ddgan.checkpoints.load_generator`.
         seed: of all noise.
         device: where images are drawn.
@@ -44,7 +45,8 @@ class ImageSource:
         precision: str,
         only_class: int | None = None,
     ):
-        self.generator = generator.to(device).to(memory_format=torch.channels_last)
+        network = generator.to(device).to(memory_format=torch.channels_last)
+        self.network = ReplayedNetwork(network) if device.type == "cuda" else network
         self.config, self.seed, self.device, self.only_class = config, seed, device, only_class
         self.sampler = f"posterior, {config['num_timesteps']} steps"
         self.num_classes = generator.cfg.num_classes
@@ -73,7 +75,7 @@ class ImageSource:
         t = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         condition = (t,) if self.num_classes else ()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.generator(
+            return self.network(
                 noise.normal(self.shape, "x_T"), t, noise.normal((self.config["nz"],), "z 0"), *condition
             )
 
@@ -96,7 +98,7 @@ class ImageSource:
         }
 
     def _draw(self, noise: SampleNoise, labels: Tensor | None) -> Tensor:
-        return sample_from(noise, self.generator, self.process, self.config["nz"], self.shape, self.dtype, labels)
+        return sample_from(noise, self.network, self.process, self.config["nz"], self.shape, self.dtype, labels)
 
 
 def announce(out: Path) -> None:

@@ -144,8 +144,16 @@ def load_trained(
         "precision": precision_name(dtype),
         **({"compiled": True} if args.compile else {}),
     }
-    ready = compiled(network.eval(), device) if args.compile else network.eval()
-    return Trained(ready, diffusion, num_classes, device, dtype, facts)
+    return Trained(quickened(network.eval(), device, args.compile), diffusion, num_classes, device, dtype, facts)
+
+
+def quickened(network: "torch.nn.Module", device: "torch.device", compile_it: bool) -> "torch.nn.Module":
+    """Return a network compiled if wanted, else on CUDA recorded for small batches."""
+    from comparison.replay import ReplayedNetwork
+
+    if compile_it:
+        return compiled(network, device)
+    return ReplayedNetwork(network) if device.type == "cuda" else network
 
 
 def compiled(network: "torch.nn.Module", device: "torch.device") -> "torch.nn.Module":

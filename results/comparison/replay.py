@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Inputs = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
@@ -81,3 +81,50 @@ class Replay:
 def by_cuda_graph(work: Work, parameters: Iterable[torch.nn.Parameter]) -> Replay:
     """Return work that leaves the gradients of parameters, recorded as a CUDA graph."""
     return Replay(work, parameters, cuda_graph)
+
+
+class ReplayedNetwork(nn.Module):
+    """A network in eval mode whose evaluations of small batches, the many of a sampler, are recorded and replayed.
+
+    Large batches keep a GPU at work by themselves, and their recordings would hold much memory. With gradients, the
+    network is called plainly.
+
+    Args:
+        network: in eval mode, on the GPU; its weights must stay where they are.
+        record: such as `cuda_graph`.
+    """
+
+    LARGEST = 256  # images in a batch that is recorded
+    SHAPES = 16  # recordings held at a time, one for each shape of input
+
+    def __init__(self, network: nn.Module, record: Recorder = cuda_graph) -> None:
+        super().__init__()
+        self.network = network
+        self._record = record
+        self._recorded: dict[object, Replay] = {}
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Call the network, whose first argument is the images (N, C, H, W) and which returns one tensor."""
+        if torch.is_grad_enabled() or len(args[0]) > self.LARGEST:
+            output: Tensor = self.network(*args, **kwargs)
+            return output
+        inputs = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+        device = args[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        key = (shapes, autocast, torch.is_inference_mode_enabled())
+        if key not in self._recorded:
+            if len(self._recorded) == self.SHAPES:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[key] = Replay(self._work(len(args), device, autocast), (), self._record)
+        return self._recorded[key](inputs)["output"]
+
+    def _work(self, positional: int, device: str, autocast: torch.dtype | None) -> Work:
+        def work(inputs: Inputs) -> Outputs:
+            values = list(inputs.items())
+            # A weight that autocast cached before the recording would be gone at its replay.
+            with torch.autocast(device, autocast, enabled=autocast is not None, cache_enabled=False):
+                output = self.network(*(value for _, value in values[:positional]), **dict(values[positional:]))
+            return {"output": output}
+
+        return work
