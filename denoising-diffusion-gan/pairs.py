@@ -74,7 +74,8 @@ def trainers(
     common = {"nz": sizes["nz"], "lr_g": lr_g, "lr_d": lr_d, "r1_gamma": 0.02, "lazy_reg": LAZY_REG}
     plain = PlainTrainer(plain_copy(generator), plain_copy(discriminator), process, ema_decay=0.9999, **common)
     ema = Ema(generator, 0.9999)
-    return plain, Trainer(generator, discriminator, process, ema, seed=0, autocast_dtype=settings.dtype, **common)
+    how = {"autocast_dtype": settings.dtype, "record": settings.record}
+    return plain, Trainer(generator, discriminator, process, ema, seed=0, **how, **common)
 
 
 def real_images(sizes: dict[str, Any], device: "torch.device") -> "torch.Tensor":
@@ -123,6 +124,7 @@ def samplers(sizes: dict[str, Any], settings: Settings, stirred: bool = False) -
     generator, _, process = networks(sizes, settings, stirred)
     generator.eval().requires_grad_(False)
     plain, indices = plain_copy(generator), range(sizes["drawn"])
+    generator = settings.replayed(generator)
     shape = (3, sizes["image_size"], sizes["image_size"])
 
     def draw_plain() -> torch.Tensor:

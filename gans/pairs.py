@@ -62,7 +62,7 @@ def both(sizes: dict[str, int], settings: Settings, g_lr: float = 1.6e-4, d_lr: 
     import torch
     from gan.training import build_gan
 
-    fast = build_gan(gan_options(sizes, g_lr, d_lr), settings.device, settings.dtype)
+    fast = build_gan(gan_options(sizes, g_lr, d_lr), settings.device, settings.dtype, record=settings.record)
     networks = (deepcopy(net).to(memory_format=torch.contiguous_format) for net in (fast.generator, fast.discriminator))
     return plain_module().PlainDCGAN(*networks, g_lr=g_lr, d_lr=d_lr, **plain), fast
 

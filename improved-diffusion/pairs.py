@@ -80,13 +80,14 @@ def networks(flags: dict[str, Any], settings: Settings, respacing: str = "", sti
 
 def trainers(flags: dict[str, Any], settings: Settings, lr: float = 1e-4, stirred: bool = False) -> tuple:
     """Build the plain and the fast trainer with the same weights."""
+    from comparison.replay import by_cuda_graph
     from improved_diffusion.training import Trainer
     from plain import PlainDiffusion, PlainTrainer
 
     plain, model, process = networks(flags, settings, stirred=stirred)
-    return PlainTrainer(plain, PlainDiffusion(process), lr), Trainer(
-        model, process, lr=lr, autocast_dtype=settings.dtype
-    )
+    replayed = by_cuda_graph if settings.record else None
+    fast = Trainer(model, process, lr=lr, autocast_dtype=settings.dtype, replayed=replayed)
+    return PlainTrainer(plain, PlainDiffusion(process), lr), fast
 
 
 def real_images(flags: dict[str, Any], sizes: dict[str, int], device: "torch.device") -> "torch.Tensor":
@@ -138,6 +139,7 @@ def samplers(flags: dict[str, Any], sizes: dict[str, int], settings: Settings) -
     plain, model, process = networks(flags, settings, str(sizes["steps"]))
     for network in (plain, model):
         network.eval().requires_grad_(False)
+    model = settings.replayed(model)
     indices, size, device = range(sizes["drawn"]), flags["image_size"], settings.device
 
     def step_noise() -> Any:

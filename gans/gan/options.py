@@ -103,8 +103,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--label_smoothing", choices=smoothings, default="none", help=smoothing_help)
     add("--flip", type=cli.str2bool, help="mirror each training image with probability 1/2")
     add("--ngpu", type=process_count, default=1, help="processes, each on its GPU, or on the CPU with --device cpu")
-    graph_help = "on one CUDA GPU: record an iteration and replay it, to spare the host's work; not tried on a GPU yet"
-    add("--cuda_graph", type=cli.str2bool, default=False, help=graph_help)
+    graph_help = "on one CUDA GPU: record an iteration and replay it, to spare the host's work"
+    add("--cuda_graph", type=cli.str2bool, default=True, help=graph_help)
     add("--log_interval", type=cli.positive_int, default=50, help="updates between rows of progress.csv")
     add("--grid_every", type=cli.positive_int, default=5, help="epochs between grids, each with a checkpoint")
     add("--num_samples", type=cli.non_negative_int, default=50_000, help="images drawn after training, 0 for none")

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from comparison.replay import Recorder
+
 TOLERANCE = 1e-4  # of results in float32 or float64, relative to the largest value
+RECORDED_AFTER = 4  # calls more, after which CUDA graphs are replayed, see `comparison.replay`
 PROTOCOL = (
-    "both paths in one process and in turn, after a warm-up call of each, the order changing from round to round; "
+    "both paths in one process and in turn, after a warm-up call of each (on CUDA five), the order changing from round to round; "
     "device synchronised; seconds of one unit, medians over the rounds; the plain path in float32, on a GPU in TF32"
 )
 
@@ -31,6 +34,19 @@ class Settings:
 
     device: "torch.device"
     dtype: "torch.dtype | None"
+
+    @property
+    def record(self) -> "Recorder | None":
+        """Return what records the work of the fast path, as the scripts do on CUDA."""
+        from comparison.replay import cuda_graph
+
+        return cuda_graph if self.device.type == "cuda" else None
+
+    def replayed(self, network: "nn.Module") -> "nn.Module":
+        """Return a network in eval mode as the scripts sample from it."""
+        from comparison.replay import ReplayedNetwork
+
+        return ReplayedNetwork(network) if self.record else network
 
 
 @dataclass(frozen=True)
@@ -266,6 +282,8 @@ def measure(pair: Pair, settings: Settings, rounds: int, tick: Callable[[], obje
         if pair.counted:
             work[name] = {key: value / pair.units for key, value in count_work(call).items()}
         else:
+            call()
+        for _ in range(RECORDED_AFTER if settings.record else 0):
             call()
     tick()
     times = alternate(sides.plain, sides.fast, rounds, lambda: synchronize(settings.device), tick=tick)
