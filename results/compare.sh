@@ -24,7 +24,7 @@ usage: bash results/compare.sh [options]
   --image_size S     pixels of all models                                     (32)
   --seed S           of training and sampling                                 (0)
   --sweep N,N        numbers of steps at which improved-diffusion is sampled
-                     besides its default; '' for none                         (quick 10, cpu 5,10,50, else 10,25,100,250)
+                     besides its default; '' for none                         (quick and cpu 10, else 10,25,100,250)
   --history K        train in K + 1 equal parts and draw samples after each,
                      0 for none                                               (cpu 3, gpu 4, else 0)
   --benchmark B      true measures speed and memory of every sampler          (true)
@@ -65,7 +65,7 @@ done
 # ---- judge everything before the first second is over
 case "$preset" in
   quick) : "${budget:=seconds=150}" "${num_samples:=1000}" "${sweep=10}" "${history=0}" "${benchmark_seconds:=0.3}" ;;
-  cpu) : "${budget:=seconds=1200}" "${num_samples:=2000}" "${sweep=5,10,50}" "${history=3}" ;;
+  cpu) : "${budget:=seconds=2160}" "${num_samples:=2000}" "${sweep=10}" "${history=3}" ;;
   gpu) : "${budget:=images=2500000}" "${num_samples:=50000}" "${sweep=10,25,100,250}" "${history=4}" ;;
   paper) : "${budget:=recipe}" "${num_samples:=50000}" "${sweep=10,25,100,250}" "${history=0}" ;;
   *) die "--preset $preset: must be quick, cpu, gpu or paper" ;;
