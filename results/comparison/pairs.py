@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of results in float32 or float64, relative to the largest value
 RECORDED_AFTER = 4  # calls more, after which CUDA graphs are replayed, see `comparison.replay`
 PROTOCOL = (
-    "both paths in one process and in turn, after a warm-up call of each (on CUDA five), the order changing from round to "
-    "round; device synchronised; seconds of one unit, medians over the rounds; the plain path in float32, on a GPU in TF32"
+    "both paths in one process and in turn, after a warm-up call of each (on CUDA five), the order changing from round "
+    "to round; device synchronised; seconds of one unit, medians over the rounds; the plain path in float32, on a GPU "
+    "in TF32"
 )
 
 

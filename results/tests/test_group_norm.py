@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison.group_norm import group_norm, is_fused
+from comparison.group_norm import _works, group_norm, is_fused
 from torch import Tensor
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -61,6 +61,12 @@ def test_kernels_are_exact_in_the_interpreter():
 
 def test_cpu_images_are_left_to_pytorch():
     assert not is_fused(torch.zeros(1, 8, 2, 2).to(memory_format=torch.channels_last))
+
+
+def test_kernels_that_do_not_run_cost_a_warning_only():
+    pytest.importorskip("triton")
+    with pytest.warns(UserWarning, match=r"^group normalisation is not fused, which costs speed only: \S"):
+        assert not _works.__wrapped__(torch.device("cpu"))
 
 
 @needs_gpu
