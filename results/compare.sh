@@ -16,7 +16,7 @@ usage: bash results/compare.sh [options]
                      of images, an .npz or a .zip file
   --preset P         quick, cpu, gpu or paper: sizes and settings, flags.sh   (quick)
   --budget B         of training, per model: seconds=N of wall time, images=N,
-                     or recipe (each model's own length; unequal); for each   (quick seconds=150, cpu seconds=1200,
+                     or recipe (each model's own length; unequal); for each   (quick seconds=150, cpu seconds=2160,
                      model another: gans:images=N,improved-diffusion:...       gpu images=2500000, paper recipe)
   --models M,M       which of gans,improved-diffusion,denoising-diffusion-gan (all three)
   --name NAME        of the runs and the report                               (<data>-<preset>)
