@@ -80,6 +80,7 @@ def test_failing_to_record_costs_a_warning_only():
     torch.testing.assert_close(found, train(make_trainer(), 5)[0], rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("error:not recorded")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graphs_give_the_plain_losses_and_gradients():
     trainers = [make_trainer(lazy_reg=3, **recorder) for recorder in ({}, {"record": cuda_graph})]

@@ -68,6 +68,7 @@ def test_what_changes_from_step_to_step_is_not_recorded(changes):
     assert recorder.replayed == 0
 
 
+@pytest.mark.filterwarnings("error:not recorded")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graphs_play_the_plain_iterations():
     _, plain = train(make(device="cuda"), device="cuda")

@@ -123,6 +123,8 @@ class AttentionBlock(nn.Module):
         h = self.norm(x).flatten(2).transpose(1, 2)  # (N, T, C)
         h = F.linear(h, self.qkv.weight[:, :, 0], self.qkv.bias).unflatten(2, (self.num_heads, 3, -1))
         q, k, v = h.permute(3, 0, 2, 1, 4)  # each (N, heads, T, C / heads)
+        if x.device.type == "mps":  # whose attention has had trouble with other layouts
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         h = F.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
         return x + h.transpose(1, 2).unflatten(2, x.shape[2:])

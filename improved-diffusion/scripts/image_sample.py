@@ -199,7 +199,7 @@ class ImageSource:
     def _draw(self, noise: "SampleNoise", labels: "torch.Tensor | None", on_step: Any = None) -> "torch.Tensor":
         condition = {} if labels is None else {"y": labels.to(self._trained.device)}
         shape = (3, self._size, self._size)
-        # Around all steps, so that the weights are cast once, not at every step.
+        # Around all steps, so that the weights are cast once, not at every step, unless evaluations are recorded.
         with self._trained.autocast():
             return self._sampler.draw(self._model, self._trained.diffusion, shape, noise, condition, on_step)
 

@@ -1,5 +1,9 @@
 """The networks' ways on a GPU, channels last and with fused norms, against those on a CPU."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from improved_diffusion import nn as parts
@@ -57,3 +61,20 @@ def test_fused_network_is_the_plain_one(monkeypatch, use_scale_shift_norm):
         for one, other in zip(found, expected, strict=True):
             error = (one.cpu() - other).norm() / other.norm()
             assert error < (0.03 if dtype == torch.bfloat16 else 3e-3)
+
+
+def test_package_works_without_the_kernels():
+    """`improved_diffusion` can be installed by itself."""
+    code = """
+import sys
+sys.modules["comparison"] = None
+from improved_diffusion.nn import GroupNorm32, norm_silu
+import torch
+x = torch.randn(2, 8, 4, 4)
+norm = GroupNorm32(2, 8)
+torch.testing.assert_close(norm_silu(norm, x), torch.nn.functional.silu(norm(x)))
+import improved_diffusion.script_util, improved_diffusion.training, improved_diffusion.samplers
+"""
+    folder = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -105,6 +105,7 @@ def test_trainer_is_gone_with_its_last_reference():
     assert gone() is None  # not only when cycles are next looked for
 
 
+@pytest.mark.filterwarnings("error:not recorded")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graphs_compute_the_plain_gradients():
     trainer = tiny_trainer()

@@ -28,6 +28,8 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+        if device.index is not None:
+            torch.cuda.set_device(device)  # of CUDA graphs, and of what names no device
     return device
 
 

@@ -48,8 +48,9 @@ def group_norm(
     Returns:
         (N, C, H, W) of x's type, channels last.
     """
-    n, c = x.shape[:2]
-    out: Tensor = _GroupNorm.apply(x, scale.expand(n, c), shift.expand(n, c), groups, eps, silu)
+    scale, shift = (part.expand(x.shape[:2]) for part in (scale, shift))
+    scale, shift = (part if part.stride(1) == 1 else part.contiguous() for part in (scale, shift))
+    out: Tensor = _GroupNorm.apply(x, scale, shift, groups, eps, silu)
     return out
 
 
@@ -86,6 +87,7 @@ def _works(device: torch.device) -> bool:
             x = torch.zeros(1, 8, 2, 2, device=device).to(memory_format=torch.channels_last).requires_grad_()
             scale = torch.ones(1, 8, device=device)
             group_norm(x, 2, scale, scale, silu=True).sum().backward()
+            torch.cuda.synchronize(device)
     except Exception as error:  # whatever is amiss with the compiler, the slower way remains
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"group normalisation is not fused, which costs speed only: {reason}", stacklevel=2)

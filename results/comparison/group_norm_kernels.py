@@ -168,10 +168,11 @@ def forward(
     grid, constants = _plan(x, groups)
     y = torch.empty_like(x)
     mean, rstd = torch.empty(2, len(x), groups, dtype=torch.float32, device=x.device)
-    _forward[grid](
-        x, scale, shift, y, mean, rstd, scale.stride(0), shift.stride(0), x.shape[2] * x.shape[3], x.shape[1], groups,
-        eps, SILU=silu, **constants,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton takes the current one
+        _forward[grid](
+            x, scale, shift, y, mean, rstd, scale.stride(0), shift.stride(0), x.shape[2] * x.shape[3], x.shape[1],
+            groups, eps, SILU=silu, **constants,
+        )  # fmt: skip
     return y, mean, rstd
 
 
@@ -183,8 +184,9 @@ def backward(
     grid, constants = _plan(x, groups)
     dx = torch.empty_like(x)
     dscale, dshift = torch.empty(2, *scale.shape, dtype=torch.float32, device=x.device)
-    _backward[grid](
-        dy, x, scale, shift, mean, rstd, dx, dscale, dshift, scale.stride(0), shift.stride(0),
-        x.shape[2] * x.shape[3], x.shape[1], groups, SILU=silu, **constants,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _backward[grid](
+            dy, x, scale, shift, mean, rstd, dx, dscale, dshift, scale.stride(0), shift.stride(0),
+            x.shape[2] * x.shape[3], x.shape[1], groups, SILU=silu, **constants,
+        )  # fmt: skip
     return dx, dscale, dshift

@@ -105,6 +105,8 @@ class ReplayedNetwork(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Call the network, whose first argument is the images (N, C, H, W) and which returns one tensor."""
+        if len(args[0]) > self.LARGEST:
+            self._recorded.clear()  # their memory may be wanted
         if torch.is_grad_enabled() or len(args[0]) > self.LARGEST:
             output: Tensor = self.network(*args, **kwargs)
             return output

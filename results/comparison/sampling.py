@@ -125,10 +125,10 @@ def _draw_rest(
     done, seconds, evaluations = team.agree((part.done, part.seconds, part.evaluations) if part else (0, 0.0, 0))
     try:
         with torch.inference_mode(), bar(num_samples, done, "sample", "images") as progress:
+            reset_peak_memory(device)  # before the warm-up: what is recorded there allocates nothing later
             if warm_up and (indices := team.share(done, batch_size, num_samples)):
                 draw(indices)
             synchronize(device)
-            reset_peak_memory(device)
             while done < num_samples:
                 indices = team.share(done, batch_size, num_samples)
                 counter.images = 0

@@ -16,6 +16,7 @@ from comparison.sampling import EvaluationCounter
 SCHEMA = 1
 BATCH_SIZES = (1, 16, 128)
 LIMIT = 15  # times min_seconds: how long one call may take
+RECORDED_AFTER = 4  # evaluations on CUDA, see `comparison.replay`
 LEAST_RISE = 1.02  # of throughput, for doubling the batch size once more
 
 Attempt = tuple[dict[str, Any] | None, str]  # what was measured, or why nothing
@@ -197,6 +198,7 @@ class _Stopwatch:
 
     def attempt(self, size: int) -> Attempt:
         """Measure a batch size, or say why not."""
+        reset_peak_memory(self._device)  # before any evaluation of this size: what is replayed allocates nothing
         try:
             if reason := self._refuse(size):
                 return None, reason
@@ -225,11 +227,11 @@ class _Stopwatch:
 
     def _expect(self, size: int) -> None:
         """Estimate the seconds of a call by the fastest of a few evaluations, which other work disturbs least."""
-        self._evaluate(size)
+        for _ in range(RECORDED_AFTER if self._device.type == "cuda" else 1):
+            self._evaluate(size)
         self._expected = self.nfe * min(self._time(lambda: self._evaluate(size)) for _ in range(3))
 
     def _measure(self, size: int) -> dict[str, Any]:
-        reset_peak_memory(self._device)
         counter = EvaluationCounter(self._networks)
         try:
             seconds = self._time(lambda: self._draw(range(size)))  # the warm-up

@@ -75,7 +75,7 @@ def against_controls(rows: Sequence[Row], controls: Mapping[str, Any]) -> str | 
         if not tables.apart(entry, blur):
             where = "not significantly different from"
         else:
-            where = "below" if entry["value"] < blur["value"] else "above"
+            where = "better than" if entry["value"] < blur["value"] else "worse than"
         below_noise = noise["value"] / max(entry["value"], 1e-9)
         if not tables.apart(entry, noise):
             far = "not significantly different from noise"
@@ -175,7 +175,9 @@ def pareto(rows: Sequence[Row], frechet: str) -> str | None:
             text += f"; {_name(slow)} is not significantly better than the faster {_name(fast)}"
     beaten = len(known) - len(front)
     if beaten:
-        others = "the other setting" if beaten == 1 else f"each of the other {beaten} settings"
+        others = f"each of the other {beaten} settings"
+        if beaten == 1:
+            others = next(_name(row) for row in known if not any(row is chosen for chosen in front))
         text += f"; for {others} there is a faster and better one"
     return f"{text}."
 

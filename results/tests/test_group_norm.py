@@ -13,7 +13,7 @@ from torch import Tensor
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 # Groups of one lane, of lanes to spare, more groups than a program takes, an image of less than a tile.
-CASES = [((2, 32, 8, 8), 8), ((2, 24, 4, 6), 2), ((1, 48, 3, 5), 4), ((2, 12, 2, 2), 3), ((2, 160, 4, 4), 2)]
+CASES = [((2, 32, 8, 8), 8), ((2, 24, 4, 6), 2), ((2, 48, 3, 5), 4), ((2, 12, 2, 2), 3), ((2, 160, 4, 4), 2)]
 CASES += [((1, 64, 16, 16), 32), ((1, 384, 5, 5), 32)]
 
 
@@ -40,6 +40,8 @@ def assert_kernels_are_exact() -> None:
     for shape, groups in CASES:
         for silu in (True, False):
             x, scale, shift, dy = case(shape)
+            if groups == 4:  # one map for all images, the other a part of something wider
+                scale, shift = scale[:1].expand(len(x), -1), torch.cat([shift, scale], 1)[:, : shape[1]]
             y, mean, rstd = forward(x, scale, shift, groups, 1e-5, silu)
             found = (y, *backward(dy, x, scale, shift, mean, rstd, silu))
             inputs = [part.double().requires_grad_() for part in (x, scale, shift)]
@@ -47,6 +49,9 @@ def assert_kernels_are_exact() -> None:
             gradients = torch.autograd.grad(expected, inputs, dy.double())
             for one, other in zip(found, (expected, *gradients), strict=True):
                 torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+            half = forward(x.bfloat16(), scale.bfloat16(), shift.bfloat16(), groups, 1e-5, silu)[0]
+            assert half.dtype == torch.bfloat16
+            torch.testing.assert_close(half.double(), expected, rtol=0.05, atol=0.05)
             grouped = x.reshape(len(x), groups, -1).double()
             torch.testing.assert_close(mean.double(), grouped.mean(2), rtol=1e-5, atol=1e-5)
     print("exact")

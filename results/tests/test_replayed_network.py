@@ -96,6 +96,16 @@ def test_what_needs_gradients_or_is_large_is_computed_plainly(monkeypatch):
     assert network.network.calls == 12
 
 
+def test_large_batches_let_recordings_go(monkeypatch):
+    monkeypatch.setattr(ReplayedNetwork, "LARGEST", 4)
+    network, recorder = replayed()
+    with torch.no_grad():
+        for size in (2, 2, 2, 2, 5, 2, 2, 2):
+            network(*batch(size, 0)[:2])
+    assert recorder.recorded == 1
+    assert recorder.replayed == 1
+
+
 def test_old_recordings_are_let_go(monkeypatch):
     monkeypatch.setattr(ReplayedNetwork, "SHAPES", 2)
     network, recorder = replayed()
@@ -107,6 +117,7 @@ def test_old_recordings_are_let_go(monkeypatch):
     assert len(network._recorded) == 2
 
 
+@pytest.mark.filterwarnings("error:not recorded")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_cuda_graphs_evaluate_as_the_network_does(autocast):

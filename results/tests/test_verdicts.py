@@ -25,10 +25,10 @@ def test_ranking_says_no_significant_difference_when_there_is_none():
 def test_sentence_tells_the_side_of_blur_and_the_distance_from_noise():
     controls = {n: row(n, v) for n, v in {"floor": 2.0, "blur": 20.0, "noise": 900.0}.items()}
     text = verdicts.against_controls([row("A", 9.0), row("B", 60.0), row("C", 20.5), row("D", 900.5)], controls)
-    assert "A is below the blur control and 100 times below noise, 4.5 times the floor" in text
-    assert "B is above the blur control and 15 times below noise" in text
+    assert "A is better than the blur control and 100 times below noise, 4.5 times the floor" in text
+    assert "B is worse than the blur control and 15 times below noise" in text
     assert "C is not significantly different from the blur control" in text
-    assert "D is above the blur control and not significantly different from noise, 450 times the floor" in text
+    assert "D is worse than the blur control and not significantly different from noise, 450 times the floor" in text
 
 
 def test_speed_on_different_devices_is_said_to_be_so():
@@ -68,7 +68,7 @@ def test_pareto_front_holds_what_no_row_beats_in_both():
     text = verdicts.pareto(rows, "distance")
     assert "both faster and better than A (1 s per image, 9.0 ± 1.0), B (3 s" in text
     assert "D is not significantly better than the faster B" in text
-    assert "for the other setting there is a faster and better one" in text
+    assert "for C there is a faster and better one" in text
 
 
 def test_settings_are_named_without_a_comma_in_sentences():
