@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -253,6 +254,18 @@ def test_make_targets_run_the_documented_scripts(shell):
     assert "--fresh" in shell("make -n compare FRESH=1").stdout
     assert "pytest" in shell("make -n test").stdout
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_first_table_of_the_readme_says_what_the_report_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    report = json.loads((ROOT / "results" / "reports" / "cifar10-jpeg-gpu" / "report.json").read_text())
+    for row in report["models"]:
+        line = next(line for line in text.splitlines() if line.startswith("| ") and f": {row['label']} |" in line)
+        wanted = [f"{row['metrics']['frechet_distance']['value']:.1f}: ", f"{row['training_seconds']:.0f} s, "]
+        wanted.append(f"{1000 * row['latency_seconds']:.2g} ms ")
+        each = row["seconds_per_image"]
+        wanted.append(f"{1000 * each:.2g} ms in" if each > 1e-5 else f"{1e6 * each:.2g} us in")
+        assert all(number in line for number in wanted), (line, wanted)
 
 
 def test_readme_shows_the_committed_reports():
