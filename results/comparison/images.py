@@ -1,10 +1,16 @@
 """Image sets: reading any source into one uint8 tensor, the rounding rule, grids and .npz files."""
 
 import hashlib
+import multiprocessing
 import os
 import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +20,7 @@ from torch import Tensor
 
 from comparison import shapes, stacked_mnist
 from comparison.cli import UserError, data_root
+from comparison.device import usable_cores
 from comparison.files import DATA_MEMORY, FileSet, check_memory, fit, memory_limit
 from comparison.progress import bar
 from comparison.sources import check_source, is_database, shapes_modes, source_name, stored_images
@@ -22,6 +29,10 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 MAX_CLASSES = 1_000_000
 SMALLER = "choose a smaller --image_size"  # where nothing can stay on disk, whatever DATA_MEMORY says
 CACHE_FROM = 1000  # images; smaller folders are decoded faster than a cache is worth
+PROCESSES_FROM = 4096  # images; fewer are decoded before processes would have begun
+AT_ONCE = 256  # images that a worker decodes at a time
+
+_own_files: FileSet | None = None  # of a process that decodes
 
 
 @dataclass(frozen=True)
@@ -212,21 +223,50 @@ def _read_files(files: FileSet) -> ImageSet:
     cache = _cache_file(files)
     images = read_cache(cache, shape) if cache else None
     if images is None:
-        images = decoded = np.empty(shape, np.uint8)
-
-        def read(i: int) -> None:
-            decoded[i] = files.pixels(i)
-
-        with (
-            ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
-            bar(len(files), 0, "read images", "images") as progress,
-        ):
-            for _ in pool.map(read, range(len(files))):
-                progress.update()
+        images = np.empty(shape, np.uint8)
+        step = max(1, min(AT_ONCE, len(files) // 64))
+        spans = [range(start, min(start + step, len(files))) for start in range(0, len(files), step)]
+        with _decoders(files) as decode_all, bar(len(files), 0, "read images", "images") as progress:
+            for span, part in zip(spans, decode_all(spans), strict=True):
+                images[span.start : span.stop] = part
+                progress.update(len(span))
         if cache and len(files) >= CACHE_FROM:
             write_cache(cache, images)
     pixels = torch.from_numpy(images)
     return ImageSet(pixels, files.labels, files.class_names, files.name, fingerprint(pixels))
+
+
+@contextmanager
+def _decoders(files: FileSet) -> Iterator[Callable[[Sequence[range]], Iterable[np.ndarray]]]:
+    """Yield what decodes spans of files, each to (n, 3, S, S) uint8, in their order and all at once.
+
+    By threads, or of many files by processes, which do not wait for the interpreter's lock: 16 cores read 50,000 JPEG
+    files of 32 pixels in 30 s by threads and in 2 s by processes.
+    """
+    cores = min(usable_cores(), 16)
+    forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    if len(files) < PROCESSES_FROM or cores == 1 or not forks:
+        with ThreadPoolExecutor(cores) as threads:
+            yield partial(threads.map, partial(_read_span, files))
+        return
+    with multiprocessing.get_context("fork").Pool(cores, _begin_worker, (files,)) as pool:
+        yield partial(pool.imap, _read_own_span)
+
+
+def _read_span(files: FileSet, span: range) -> np.ndarray:
+    return np.stack([files.pixels(i) for i in span])
+
+
+def _begin_worker(files: FileSet) -> None:
+    """Keep in this process what a task would have to carry, and leave Ctrl-C to the first process."""
+    global _own_files
+    _own_files = files
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read_own_span(span: range) -> np.ndarray:
+    assert _own_files is not None
+    return _read_span(_own_files, span)
 
 
 def _cache_file(files: FileSet) -> Path | None:

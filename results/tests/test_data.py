@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from comparison import images
 from comparison.batches import BatchStream
 from comparison.cli import UserError
 from comparison.images import from_uint8, load_images, load_npz, save_grid, save_npz, to_uint8
@@ -47,6 +48,22 @@ def test_file_name_prefix_labels_a_flat_folder(tmp_path):
     data = load_images(str(tmp_path), 8)
     assert data.class_names == ("cat", "dog")
     assert data.labels.tolist() == [0, 0, 1]
+
+
+def test_processes_read_what_threads_read(folder, monkeypatch):
+    expected = load_images(str(folder), 16)
+    monkeypatch.setattr(images, "PROCESSES_FROM", 2)
+    monkeypatch.setattr(images, "usable_cores", lambda: 3)
+    here = []
+    monkeypatch.setattr(
+        images, "_read_span", lambda files, span, read=images._read_span: here.append(0) or read(files, span)
+    )
+    found = load_images(str(folder), 16)
+    assert torch.equal(found.images, expected.images)
+    assert here == []  # but in other processes
+    (folder / "b" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    with pytest.raises(UserError, match=r"broken\.png: not readable"):
+        load_images(str(folder), 16)
 
 
 def test_corrupt_image_is_named(folder):
