@@ -54,7 +54,7 @@ case "${PRESET:-seed}" in
     MODEL_FLAGS="--image_size 32 --num_channels 64 --num_res_blocks 2 --norm_groups 16 --learn_sigma True"
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
     TRAIN_FLAGS="--lr 5e-4 --batch_size 32 --ema_rate 0.999 --max_steps 0 --save_interval 1000 --log_interval 20"
-    SAMPLE_FLAGS="--sampler dpmpp-sde --sigma_max 10 --num_sampling_steps 20 --batch_size 50"
+    SAMPLE_FLAGS="--sampler dpmpp-sde --sigma_max 10 --num_sampling_steps 15 --batch_size 50"
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 32 --num_timesteps 4 --num_res_blocks 1 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 128 --t_emb_dim 128 --n_mlp 3 --ch_mult 1 2 2"
