@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -9,25 +10,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-try:
-    from comparison.group_norm import group_norm, is_fused
-except ImportError:  # the package by itself: no kernels of its own
-
-    def is_fused(x: Tensor) -> bool:
-        """Say that no kernel takes x."""
-        return False
-
-
 M = TypeVar("M", bound=nn.Module)
 
 
+@dataclass(frozen=True)
+class NormKernel:
+    """A device's own group normalisation with its affine map and activation, for networks that are handed one.
+
+    Attributes:
+        takes: tells whether an image, (N, C, H, W), can be given to `apply`.
+        apply: (x, groups, scale, shift, *, eps, silu) -> scale * normalised x + shift, or with `silu` SiLU of that, in
+            x's dtype; scale and shift are (N, C) or (1, C).
+    """
+
+    takes: Callable[[Tensor], bool]
+    apply: Callable[..., Tensor]
+
+
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation that sums in float32, its result in the input's dtype."""
+    """Group normalisation that sums in float32, its result in the input's dtype; by a `kernel` where it takes x."""
+
+    kernel: NormKernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        if is_fused(x):
-            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps)
+        if self.kernel and self.kernel.takes(x):
+            return self.kernel.apply(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps, silu=False)
         if x.dtype == torch.float32 or x.device.type == "cpu":
             # The CPU kernel takes bf16 images with float32 parameters and accumulates in float32.
             return super().forward(x)
@@ -35,6 +43,13 @@ class GroupNorm32(nn.GroupNorm):
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+def use_norm_kernel(network: nn.Module, kernel: NormKernel | None) -> None:
+    """Hand every `GroupNorm32` of a network a kernel; None takes it away."""
+    for module in network.modules():
+        if isinstance(module, GroupNorm32):
+            module.kernel = kernel
 
 
 def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -46,12 +61,12 @@ def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Te
         scale, shift: (N, C), both or none.
     """
     assert isinstance(norm, GroupNorm32)
-    if is_fused(x):
+    if norm.kernel and norm.kernel.takes(x):
         weight, bias = norm.weight[None], norm.bias[None]
         if scale is not None and shift is not None:
             factor = 1 + scale.float()
             weight, bias = weight * factor, bias * factor + shift.float()
-        return group_norm(x, norm.num_groups, weight, bias, eps=norm.eps, silu=True)
+        return norm.kernel.apply(x, norm.num_groups, weight, bias, eps=norm.eps, silu=True)
     h: Tensor = norm(x)
     if scale is not None and shift is not None:
         # a CPU's addcmul takes five times as long in bf16

@@ -90,12 +90,15 @@ def connect(device_name: str, threads: int) -> "torch.device":
 
 
 def place(model: "torch.nn.Module", device: "torch.device", dtype: "torch.dtype | None") -> None:
-    """Move a network to its device, in the memory format that is fastest there."""
+    """Move a network to its device, in the memory format that is fastest there, with the kernels for it."""
     import torch
+    from comparison.group_norm import group_norm, is_fused
+    from improved_diffusion.nn import NormKernel, use_norm_kernel
 
     # Convolutions prefer channels_last everywhere; a CPU's bf16 GroupNorm loses more in it than they gain.
     slow = device.type == "cpu" and dtype == torch.bfloat16
     model.to(device).to(memory_format=torch.contiguous_format if slow else torch.channels_last)
+    use_norm_kernel(model, NormKernel(is_fused, group_norm) if device.type == "cuda" else None)
 
 
 def load_network(module: "torch.nn.Module", path: Path, state: dict[str, Any] | None = None) -> None:

@@ -1,12 +1,9 @@
 """The networks' ways on a GPU, channels last and with fused norms, against those on a CPU."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from improved_diffusion import nn as parts
+from comparison.group_norm import group_norm, is_fused
+from improved_diffusion.nn import GroupNorm32, NormKernel, norm_silu, use_norm_kernel
 from improved_diffusion.unet import AttentionBlock, UNetModel
 from torch import Tensor
 
@@ -51,30 +48,35 @@ def test_fused_network_is_the_plain_one(monkeypatch, use_scale_shift_norm):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     network.cuda().to(memory_format=torch.channels_last)
     calls = []
-    fused = parts.group_norm
-    monkeypatch.setattr(parts, "group_norm", lambda *args, **kwargs: calls.append(0) or fused(*args, **kwargs))
+    kernel = NormKernel(is_fused, lambda *args, **kwargs: calls.append(0) or group_norm(*args, **kwargs))
+    use_norm_kernel(network, kernel)
     for dtype in (torch.float32, torch.bfloat16):
         del calls[:]
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             found = outputs(network, x.cuda(), dy.cuda())
-        assert len(calls) == sum(isinstance(module, parts.GroupNorm32) for module in network.modules())
+        assert len(calls) == sum(isinstance(module, GroupNorm32) for module in network.modules())
         for one, other in zip(found, expected, strict=True):
             error = (one.cpu() - other).norm() / other.norm()
             assert error < (0.03 if dtype == torch.bfloat16 else 3e-3)
 
 
-def test_package_works_without_the_kernels():
-    """`improved_diffusion` can be installed by itself."""
-    code = """
-import sys
-sys.modules["comparison"] = None
-from improved_diffusion.nn import GroupNorm32, norm_silu
-import torch
-x = torch.randn(2, 8, 4, 4)
-norm = GroupNorm32(2, 8)
-torch.testing.assert_close(norm_silu(norm, x), torch.nn.functional.silu(norm(x)))
-import improved_diffusion.script_util, improved_diffusion.training, improved_diffusion.samplers
-"""
-    folder = str(Path(__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_norms_use_the_kernel_that_they_are_handed():
+    torch.manual_seed(0)
+    x, scale, shift = torch.randn(2, 8, 4, 4), torch.randn(2, 8), torch.randn(2, 8)
+    norm = filled(GroupNorm32(2, 8))
+    expected = [norm(x), norm_silu(norm, x), norm_silu(norm, x, scale, shift)]
+    calls = []
+
+    def apply(x: Tensor, groups: int, scale: Tensor, shift: Tensor, *, eps: float, silu: bool) -> Tensor:
+        calls.append(silu)
+        h = torch.nn.functional.group_norm(x, groups, eps=eps) * scale[..., None, None] + shift[..., None, None]
+        return torch.nn.functional.silu(h) if silu else h
+
+    use_norm_kernel(norm, NormKernel(lambda x: x.shape[0] == 2, apply))
+    found = [norm(x), norm_silu(norm, x), norm_silu(norm, x, scale, shift)]
+    torch.testing.assert_close(found, expected)
+    assert calls == [False, True, True]
+    norm(x[:1])  # which it does not take
+    use_norm_kernel(norm, None)
+    norm_silu(norm, x)
+    assert len(calls) == 3
