@@ -86,7 +86,7 @@ def letters(checks):
     return found
 
 
-# the committed report on JPEG CIFAR-10, 2,000 images, classifier features; JPEG is taken for real and better than real
+# the committed report on JPEG CIFAR-10, 10,000 images, classifier features; JPEG is taken for real and better than real
 # by precision and density, which the report says
 CIFAR_VERDICTS = {
     "frechet_distance": "bwwww",
@@ -97,7 +97,7 @@ CIFAR_VERDICTS = {
     "density": "bb.ww",
     "coverage": "bwwww",
     "class_entropy": ".wwww",
-    "memorised": "w....",
+    "memorised": "wb.bb",
 }
 
 
