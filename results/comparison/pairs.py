@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from comparison.replay import Recorder
 
 TOLERANCE = 1e-4  # of results in float32 or float64, relative to the largest value
-RECORDED_AFTER = 4  # calls more, after which CUDA graphs are replayed, see `comparison.replay`
 PROTOCOL = (
     "both paths in one process and in turn, after a warm-up call of each (on CUDA five), the order changing from round "
     "to round; device synchronised; seconds of one unit, medians over the rounds; the plain path in float32, on a GPU "
@@ -272,6 +271,7 @@ def without_tf32() -> Iterator[None]:
 def measure(pair: Pair, settings: Settings, rounds: int, tick: Callable[[], object]) -> dict[str, Any]:
     """Check, warm up and time a pair; return its entry of benchmark.json."""
     from comparison.device import precision_name, synchronize
+    from comparison.replay import Replay
 
     with without_tf32():
         apart = pair.check(settings.device) if pair.check else None
@@ -284,7 +284,7 @@ def measure(pair: Pair, settings: Settings, rounds: int, tick: Callable[[], obje
             work[name] = {key: value / pair.units for key, value in count_work(call).items()}
         else:
             call()
-        for _ in range(RECORDED_AFTER if settings.record else 0):
+        for _ in range(Replay.WARM_UP + 1 if settings.record else 0):
             call()
     tick()
     times = alternate(sides.plain, sides.fast, rounds, lambda: synchronize(settings.device), tick=tick)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from comparison.cli import UserError
 from comparison.device import describe_device, peak_memory_bytes, reset_peak_memory, synchronize
+from comparison.replay import Replay
 from comparison.runs import agrees, versions, write_json
 from comparison.sampling import EvaluationCounter
 
 SCHEMA = 1
 BATCH_SIZES = (1, 16, 128)
 LIMIT = 15  # times min_seconds: how long one call may take
-RECORDED_AFTER = 4  # evaluations on CUDA, see `comparison.replay`
 LEAST_RISE = 1.02  # of throughput, for doubling the batch size once more
 
 Attempt = tuple[dict[str, Any] | None, str]  # what was measured, or why nothing
@@ -227,7 +227,7 @@ class _Stopwatch:
 
     def _expect(self, size: int) -> None:
         """Estimate the seconds of a call by the fastest of a few evaluations, which other work disturbs least."""
-        for _ in range(RECORDED_AFTER if self._device.type == "cuda" else 1):
+        for _ in range(Replay.WARM_UP + 1 if self._device.type == "cuda" else 1):
             self._evaluate(size)
         self._expected = self.nfe * min(self._time(lambda: self._evaluate(size)) for _ in range(3))
 
