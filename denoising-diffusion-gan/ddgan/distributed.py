@@ -141,13 +141,12 @@ def group(place: Place, device: "torch.device") -> Iterator[None]:
         yield
         return
     import torch.distributed as dist
+    from comparison.process_group import init_process_group
 
     try:
         _store = _make_store(place)
         backend = _meet(_store, place, device)
-        dist.init_process_group(
-            backend, store=_store, rank=place.rank, world_size=place.world_size, timeout=MESSAGE_TIMEOUT
-        )
+        init_process_group(backend, store=_store, rank=place.rank, world_size=place.world_size, timeout=MESSAGE_TIMEOUT)
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -45,6 +45,11 @@ def update(place: Place, folder: Path) -> int:
         check_same_flags(Namespace(lr_g=1.0, node_rank=place.rank, exp=f"/mount{place.rank}/run"))
         with pytest.raises(UserError, match=r"^--lr_g: 0 for the first process, 1 for process 1$"):
             check_same_flags(Namespace(lr_g=place.rank))
+        threads = Path("/proc/self/task")
+        assert any("gloo" in task.read_text() for task in threads.glob("*/comm")) or not threads.exists()
+    del trainer, network
+    # A thread that outlived its group could abort the process at the end of the interpreter.
+    assert not any("gloo" in task.read_text() for task in threads.glob("*/comm"))
     return 0
 
 

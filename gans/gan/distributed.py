@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from comparison.cli import UserError
 from comparison.device import pick_device
+from comparison.process_group import init_process_group
 from torch import Tensor, nn
 
 
@@ -47,7 +48,7 @@ def launch(worker: Callable[..., int], world_size: int, *arguments: Any) -> int:
 def _enter(rank: int, worker: Callable[..., int], world_size: int, port: int, *arguments: Any) -> None:
     # Each backend serves its device's tensors, so that what is agreed on the CPU never waits for a GPU.
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() and torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     try:
         status = worker(rank, *arguments)
     except UserError as error:

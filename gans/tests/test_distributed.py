@@ -1,7 +1,10 @@
 """Two processes are one: what they agree on, and the step they take together."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from comparison.process_group import init_process_group
 from gan.distributed import agree, average_buffers, average_gradients, in_group, mean_values
 from gan.networks import Discriminator, normalise_spectrally
 
@@ -21,7 +24,7 @@ def test_alone_nothing_is_exchanged():
 
 def _pair(rank, port, results):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     layer = torch.nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         layer.weight.fill_(1.0)
@@ -49,7 +52,11 @@ def _pair(rank, port, results):
         "agreed": agree([float(rank), 5.0 - rank]),
         "mean": mean_values({"loss": torch.tensor(float(rank))}),
     }
+    torch.optim.Adam(layer.parameters())  # torch imports much for it, which must not keep the group
+    threads = Path("/proc/self/task")
+    assert any("gloo" in task.read_text() for task in threads.glob("*/comm")) or not threads.exists()
     torch.distributed.destroy_process_group()
+    assert not any("gloo" in task.read_text() for task in threads.glob("*/comm"))
 
 
 def test_two_processes_compute_the_gradient_of_the_whole_batch_and_share_their_spectral_norms():

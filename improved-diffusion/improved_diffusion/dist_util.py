@@ -13,9 +13,10 @@ import socket
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .launch import LaunchError, Place, find_place, machine_name, slurm_master
 from .watch import GRACE, PATIENCE, Hub, Watch, connect, fails_first, leave, local_names
@@ -34,6 +35,14 @@ _place: Place | None = None  # once connected
 _watch: Watch | None = None
 _device: "torch.device | None" = None
 _claimed = False
+_members: "weakref.WeakSet[Member]" = weakref.WeakSet()
+
+
+class Member(Protocol):
+    """What holds the group of processes, and lets go of it at the group's end; see `add_member`."""
+
+    def leave_group(self) -> None:
+        """Hold the group no more."""
 
 
 def setup_dist(device: str | None = None) -> None:
@@ -66,6 +75,10 @@ def setup_dist(device: str | None = None) -> None:
         one_machine = len(set(machines)) == 1
         if one_machine and "lo" in (name for _, name in socket.if_nameindex()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may not resolve
+        # Functions there keep the group of their import as a default argument, and torch imports them by itself: its
+        # threads would outlive it, and one that lets go of a tensor at the interpreter's end aborts the process.
+        import torch.distributed.nn.functional
+
         dist.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world_size, timeout=COLLECTIVE_TIMEOUT
         )
@@ -133,6 +146,12 @@ def load_state_dict(path: str | Path, **kwargs: Any) -> Any:
     with blob.open_file(str(path), "rb") as file:
         content = io.BytesIO(file.read())
     return torch.load(content, **{"weights_only": True, **kwargs})
+
+
+def add_member(member: Member) -> None:
+    """Have a holder of the group leave it before it ends, however long the holder itself is kept."""
+    if get_world_size() > 1:
+        _members.add(member)
 
 
 def sync_params(params: "Iterable[torch.Tensor]") -> None:
@@ -332,6 +351,8 @@ def _close() -> None:
 
     if _watch is not None:
         _watch.goodbye()
+    for member in list(_members):
+        member.leave_group()
     if dist.is_initialized():
         dist.destroy_process_group()
     _place, _watch = None, None

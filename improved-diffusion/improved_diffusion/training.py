@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import blob
-from .dist_util import get_world_size
+from .dist_util import add_member, get_world_size
 from .gaussian_diffusion import GaussianDiffusion
 from .nn import update_ema, warmed_up_rate
 
@@ -130,6 +130,7 @@ class Trainer:
         self._network: nn.Module = model
         if get_world_size() > 1:
             self._network = _distributed(model, self.device)
+            add_member(self)
         self._call_network = torch.compile(self._network) if compile_network else self._network
         self.ema = {rate: copy.deepcopy(model).eval().requires_grad_(False) for rate in ema_rates}
         fused = self.device.type in ("cpu", "cuda")
@@ -244,6 +245,10 @@ class Trainer:
     def _no_sync(self) -> AbstractContextManager[None]:
         network = self._network
         return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def leave_group(self) -> None:
+        """Train alone from here on, as the group of processes ends."""
+        self._network = self._call_network = self.model
 
     def is_finite(self) -> bool:
         """Say whether every weight is finite; waits for the device."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from comparison.cli import UserError
 from comparison.features import Extractor, make_extractor
+from comparison.process_group import init_process_group
 
 _RANKS = (("RANK", "WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 
@@ -49,7 +50,7 @@ class _Torch:
     """torchrun's processes, over gloo."""
 
     def __init__(self) -> None:
-        torch.distributed.init_process_group("gloo")
+        init_process_group("gloo")
         self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def scatter(self, parts: list[Any] | None) -> Any:
