@@ -69,6 +69,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--contact_sheet", type=local_path, default=None, help="JPEG of the first 64 as well, only to be looked at"
     )
+    group.add_argument(
+        "--no_cuda_graph",
+        action="store_true",
+        help="on a CUDA GPU: launch every operation anew instead of replaying recorded evaluations of small batches",
+    )
     group = parser.add_argument_group("score")
     group.add_argument("--compute_fid", action="store_true", help="Frechet Inception distance to --real_img_dir")
     group.add_argument(
@@ -115,7 +120,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
     only = None if label is None else find_class(label, generator.cfg.num_classes, config.get("class_names") or ())
     device = worker_device(args.device, place)
     set_threads(args.threads, place.local_world_size)
-    source = ImageSource(generator, config, args.seed, device, args.precision, only)
+    source = ImageSource(generator, config, args.seed, device, args.precision, only, not args.no_cuda_graph)
     common = {"image_size": config["image_size"], "device": device, "facts": source.describe(path)}
     if args.benchmark:
         from comparison.timing import write_benchmark

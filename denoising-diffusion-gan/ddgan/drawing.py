@@ -10,7 +10,7 @@ import torch
 from comparison.device import autocast_dtype, precision_name
 from comparison.interpolation import COLUMNS, WalkNoise
 from comparison.progress import bar
-from comparison.replay import ReplayedNetwork
+from comparison.replay import for_sampling
 from comparison.rng import SampleNoise
 from PIL import Image
 from torch import Tensor
@@ -34,6 +34,7 @@ class ImageSource:
         device: where images are drawn.
         precision: "auto", "float32" or "bf16", of the network passes.
         only_class: of all images; None takes the classes in turn.
+        record: on a CUDA GPU, record the evaluations of small batches and replay them.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class ImageSource:
         device: torch.device,
         precision: str,
         only_class: int | None = None,
+        record: bool = True,
     ):
         network = generator.to(device).to(memory_format=torch.channels_last)
-        self.network = ReplayedNetwork(network) if device.type == "cuda" else network
+        self.network = for_sampling(network, device, record)
         self.config, self.seed, self.device, self.only_class = config, seed, device, only_class
         self.sampler = f"posterior, {config['num_timesteps']} steps"
         self.num_classes = generator.cfg.num_classes

@@ -76,6 +76,14 @@ def test_grid_of_the_training_shows_what_the_script_draws_from_the_average(run_f
     assert (abs(drawn - grid) <= 1).mean() >= 0.999
 
 
+def test_evaluations_may_be_left_unrecorded(run_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(drawing, "for_sampling", lambda network, device, record: asked.append(record) or network)
+    for flags in ([], ["--no_cuda_graph"]):
+        draw(run_folder, "--num_samples", "1", *flags)
+    assert asked == [True, False]
+
+
 def test_a_benchmark_measures_one_process(run_folder):
     with pytest.raises(UserError, match="--benchmark: measures a single process"):
         draw(run_folder, "--benchmark", "--num_process_per_node", "2")

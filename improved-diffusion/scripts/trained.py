@@ -32,7 +32,7 @@ def add_network_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any])
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --model_path, --out_dir, --compile and --use_fp16."""
+    """Add --model_path, --out_dir, --compile, --cuda_graph and --use_fp16."""
     add = parser.add_argument_group("checkpoint").add_argument
     add("--model_path", type=path_or_url, required=True, help="model<step>.pt or ema_<rate>_<step>.pt")
     add("--out_dir", type=path_or_url, help="output folder; by default OPENAI_LOGDIR, else the model file's folder")
@@ -41,6 +41,12 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
         type=str2bool,
         default=False,
         help="fuse the network's operations: a minute's wait, then faster GPUs",
+    )
+    add(
+        "--cuda_graph",
+        type=str2bool,
+        default=True,
+        help="on a CUDA GPU: record the network's evaluations of small batches and replay them",
     )
     add("--use_fp16", type=str2bool, help="compute in bf16 where the device can, else fp16 on CUDA, else float32")
 
@@ -129,6 +135,7 @@ def load_trained(
         UserError: the file is damaged or does not fit the flags.
     """
     from comparison.device import precision_name
+    from comparison.replay import for_sampling
 
     device = connect(args.device, args.threads)
     dtype = choose_dtype(args.precision, args.use_fp16, device)
@@ -144,16 +151,9 @@ def load_trained(
         "precision": precision_name(dtype),
         **({"compiled": True} if args.compile else {}),
     }
-    return Trained(quickened(network.eval(), device, args.compile), diffusion, num_classes, device, dtype, facts)
-
-
-def quickened(network: "torch.nn.Module", device: "torch.device", compile_it: bool) -> "torch.nn.Module":
-    """Return a network compiled if wanted, else on CUDA recorded for small batches."""
-    from comparison.replay import ReplayedNetwork
-
-    if compile_it:
-        return compiled(network, device)
-    return ReplayedNetwork(network) if device.type == "cuda" else network
+    network.eval()
+    quickened = compiled(network, device) if args.compile else for_sampling(network, device, args.cuda_graph)
+    return Trained(quickened, diffusion, num_classes, device, dtype, facts)
 
 
 def compiled(network: "torch.nn.Module", device: "torch.device") -> "torch.nn.Module":

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from comparison import replay
 from comparison.cli import UserError
 from diffusion_testing import call_script, fill_from_names, run_script, tiny_flags
 from improved_diffusion.script_util import create_model_and_diffusion
@@ -56,6 +57,15 @@ def test_benchmark_writes_timing_instead_of_samples(run_dir):
     assert timing.keys() >= TIMING_KEYS
     assert (timing["sampler"], timing["network"], timing["nfe"]) == ("DDIM, 3 steps, eta 0", "ema", 3)
     assert timing["gflop_per_image"] == pytest.approx(3 * timing["gflop_per_evaluation"], rel=1e-4)
+
+
+def test_evaluations_may_be_left_unrecorded(run_dir, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(replay, "for_sampling", lambda network, device, record: asked.append(record) or network)
+    for name in ("True", "False"):
+        flags = f"--timestep_respacing 1 --num_samples 1 --cuda_graph {name}"
+        assert sample(run_dir, flags, "--out_dir", tmp_path / name) == 0
+    assert asked == [True, False]
 
 
 def test_samples_of_another_setting_lie_in_a_folder_of_their_own(run_dir, capsys):

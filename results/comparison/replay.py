@@ -83,6 +83,11 @@ def by_cuda_graph(work: Work, parameters: Iterable[torch.nn.Parameter]) -> Repla
     return Replay(work, parameters, cuda_graph)
 
 
+def for_sampling(network: nn.Module, device: torch.device, record: bool = True) -> nn.Module:
+    """Return a network in eval mode, on a CUDA GPU a `ReplayedNetwork` of it unless it shall not be recorded."""
+    return ReplayedNetwork(network) if record and device.type == "cuda" else network
+
+
 class ReplayedNetwork(nn.Module):
     """A network in eval mode whose evaluations of small batches, the many of a sampler, are recorded and replayed.
 

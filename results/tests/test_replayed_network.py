@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison.replay import Replay, ReplayedNetwork
+from comparison.replay import Replay, ReplayedNetwork, for_sampling
 from comparison.sampling import EvaluationCounter
 from torch import Tensor, nn
 
@@ -46,6 +46,13 @@ def replayed() -> tuple[ReplayedNetwork, Recorder]:
     torch.manual_seed(0)
     recorder = Recorder()
     return ReplayedNetwork(Network().eval(), recorder), recorder
+
+
+def test_networks_are_recorded_on_cuda_unless_told_not_to_be():
+    network = Network().eval()
+    assert isinstance(for_sampling(network, torch.device("cuda")), ReplayedNetwork)
+    assert for_sampling(network, torch.device("cuda"), record=False) is network
+    assert for_sampling(network, torch.device("cpu")) is network
 
 
 @pytest.mark.parametrize("autocast", [False, True])
