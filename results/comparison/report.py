@@ -240,17 +240,20 @@ def _provenance(report: Report) -> str:
     lines = [
         f"- Training data {reference['name']}: `{reference['training_fingerprint']}`, reference set "
         f"`{reference['fingerprint']}`, extractor `{anchors['extractor']['fingerprint']}` (SHA-256, first 16 digits)",
-        f"- Scored with {_versions(anchors.get('versions'))}",
     ]
-    for row in report.rows:
+    scored_with = anchors.get("versions")
+    elsewhere = [row["scored_with"] not in (None, scored_with) for row in report.rows]
+    lines.append(f"- {'Controls scored' if any(elsewhere) else 'Scored'} with {_versions(scored_with)}")
+    for row, other in zip(report.rows, elsewhere, strict=True):
         main = row["setting"] is None
         facts = [f"run `{row['model']}/{row['run']}`"] if main else []
         if row["checkpoint"]:
             facts.append(f"checkpoint `{row['checkpoint']}`")
         if row["samples"]:
             facts.append(f"samples `{row['samples']['fingerprint']}`")
+        scored = [f"scored with {_versions(row['scored_with'])}"] if other else []
         if not main:
-            lines += [f"- {row['label']}: {', '.join(facts)}"] if facts else []
+            lines += [f"- {row['label']}: {', '.join(facts + scored)}"] if facts else []
             continue
         if row["git_commit"]:
             facts.append(f"commit `{row['git_commit']}`")
@@ -258,7 +261,7 @@ def _provenance(report: Report) -> str:
             facts.append(f"ended by {row['finished']} after {row['steps']:,} steps")
         if row["versions"]:
             facts.append(_versions(row["versions"]))
-        lines.append(f"- {row['label']}: {', '.join(facts)}")
+        lines.append(f"- {row['label']}: {', '.join(facts + scored)}")
     return "\n".join(lines)
 
 

@@ -118,6 +118,7 @@ def _scores(folder: Path, anchors: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": metrics.get("metrics", {}),
         "standard": metrics.get("standard"),
         "samples": metrics.get("samples"),
+        "scored_with": metrics.get("versions"),
     }
 
 

@@ -89,6 +89,20 @@ def test_report_has_sentences_tables_pictures_and_provenance(place, report):
     assert set(content["pictures"]) == {"samples.png", "controls.png"} | charts | strips
 
 
+def test_provenance_says_what_scored_the_models_where_it_is_not_what_scored_the_controls(place, report, no_pictures):
+    path = place / "report/anchors.json"
+    anchors = {**json.loads(path.read_text()), "versions": {"torch": "1.0"}}
+    path.write_text(json.dumps(anchors))
+    for run, version in zip(RUNS[:2], ("1.0", "2.0"), strict=True):
+        metrics = place / run / "metrics.json"
+        metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "versions": {"torch": version}}))
+    for runs, controls in ((RUNS[:1], "Scored"), (RUNS[:2], "Controls scored")):
+        assert report(*runs).returncode == 0
+        text = (place / "report/REPORT.md").read_text()
+        assert f"- {controls} with torch 1.0" in text
+        assert text.count("scored with torch 2.0") == len(runs) - 1
+
+
 def test_reports_never_use_the_name_of_the_standard_score(place, report, no_pictures):
     done = report(*RUNS)
     assert done.returncode == 0, done.stderr
