@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .losses import discretized_gaussian_log_likelihood, normal_kl
-from .process import Denoise, DiffusionProcess, LossType, Model, ModelMeanType, ModelVarType
+from .process import Denoise, DiffusionProcess, LossType, LossWeighting, Model, ModelMeanType, ModelVarType
 from .schedules import betas_for_alpha_bar, ddim_std, ddim_weights, get_named_beta_schedule
 
 __all__ = [
     "GaussianDiffusion",
     "LossType",
+    "LossWeighting",
     "ModelMeanType",
     "ModelVarType",
     "betas_for_alpha_bar",
@@ -239,7 +240,8 @@ class GaussianDiffusion(DiffusionProcess):
             noise: standard normal like x_start; drawn where None.
 
         Returns:
-            'loss', and its parts 'mse' and 'vb' where it has them; each (N,) float32.
+            'loss', and its parts 'mse', without the weight that it has in the loss, and 'vb' where it has them; each
+            (N,) float32.
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self.q_sample(x_start, t, noise)
@@ -253,9 +255,13 @@ class GaussianDiffusion(DiffusionProcess):
             ModelMeanType.PREVIOUS_X: lambda: self.q_posterior_mean_variance(x_start, x_t, t)[0],
             ModelMeanType.START_X: lambda: x_start,
             ModelMeanType.EPSILON: lambda: noise,
+            ModelMeanType.VELOCITY: lambda: self.velocity(x_start, noise, t),
         }
         terms = {"mse": _mean_flat((targets[self.model_mean_type]() - prediction) ** 2)}
-        terms["loss"] = terms["mse"]
+        weighted = terms["mse"]
+        if self.loss_weights is not None:
+            weighted = weighted * self._at("loss_weights", t, x_start).flatten()
+        terms["loss"] = weighted
         if self.learns_variance:
             # The bound teaches the variance only: its gradient to the mean would drown that of the MSE.
             values = output[:, prediction.shape[1] :]
@@ -264,7 +270,7 @@ class GaussianDiffusion(DiffusionProcess):
             if self.loss_type == LossType.RESCALED_MSE:
                 vb = vb * (self.num_timesteps / 1000.0)  # lambda = 0.001 of L_hybrid for the sum over T steps
             terms["vb"] = vb
-            terms["loss"] = terms["mse"] + vb
+            terms["loss"] = weighted + vb
         return terms
 
     # Likelihood

@@ -25,6 +25,7 @@ class ModelMeanType(Enum):
     PREVIOUS_X = auto()  # the mean of x_{t-1}
     START_X = auto()  # x_0
     EPSILON = auto()  # the noise in x_t
+    VELOCITY = auto()  # sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022, section 4)
 
 
 class ModelVarType(Enum):
@@ -49,6 +50,13 @@ class LossType(Enum):
         return self in (LossType.KL, LossType.RESCALED_KL)
 
 
+class LossWeighting(Enum):
+    """How much a timestep's squared error counts in training, in terms of SNR = alpha_bar / (1 - alpha_bar)."""
+
+    UNIFORM = auto()  # 1, whatever the network predicts
+    MIN_SNR = auto()  # min(SNR, gamma) on the error of x_0 (Hang et al. 2023, section 3.4)
+
+
 class DiffusionProcess:
     """T steps of Gaussian noise and their reversal, given the variances.
 
@@ -61,9 +69,11 @@ class DiffusionProcess:
         model_var_type: where variances come from.
         loss_type: what `training_losses` returns.
         rescale_timesteps: hand t * 1000 / T to the network, so that it sees the same range for every T.
+        loss_weighting: of the squared errors; the terms of the bound are not weighted.
+        snr_gamma: gamma of MIN_SNR, above 0.
 
     Raises:
-        ValueError: betas are not (T,) in (0, 1].
+        ValueError: betas are not (T,) in (0, 1], or the weighting does not fit what the network predicts.
     """
 
     def __init__(
@@ -74,6 +84,8 @@ class DiffusionProcess:
         model_var_type: ModelVarType,
         loss_type: LossType,
         rescale_timesteps: bool = False,
+        loss_weighting: LossWeighting = LossWeighting.UNIFORM,
+        snr_gamma: float = 5.0,
     ) -> None:
         self.model_mean_type = model_mean_type
         self.model_var_type = model_var_type
@@ -108,8 +120,28 @@ class DiffusionProcess:
         # FIXED_LARGE: beta, but the posterior's value at t = 0 gives a better likelihood of the pixels.
         self.fixed_large_variance = np.append(first, betas[1:])
         self.fixed_large_log_variance = np.log(self.fixed_large_variance)
+        self.loss_weights = self._loss_weights(loss_weighting, snr_gamma)
         self.learns_variance = model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    def _loss_weights(self, weighting: LossWeighting, gamma: float) -> np.ndarray | None:
+        """Return the (T,) weights of the squared errors of the network's prediction, None for ones.
+
+        An error of x_0 is sqrt(SNR) times smaller than the same error of the noise, and sqrt(SNR + 1) times smaller
+        than that of the velocity.
+        """
+        if weighting == LossWeighting.UNIFORM:
+            return None
+        if self.model_mean_type == ModelMeanType.PREVIOUS_X:
+            raise ValueError("min-SNR weights are defined for predictions of x_0, noise or velocity")
+        if not 0 < gamma < np.inf:
+            raise ValueError(f"snr_gamma must be above 0 and finite, not {gamma!r}")
+        noise = 1.0 - self.alphas_cumprod
+        if self.model_mean_type == ModelMeanType.EPSILON:
+            with np.errstate(divide="ignore"):  # no signal is left after a beta of 1
+                return np.minimum(1.0, gamma * noise / self.alphas_cumprod)
+        of_velocity = np.minimum(self.alphas_cumprod, gamma * noise)
+        return of_velocity if self.model_mean_type == ModelMeanType.VELOCITY else of_velocity / noise
 
     @overload
     def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor: ...
@@ -166,6 +198,20 @@ class DiffusionProcess:
             raise ValueError(f"noise is {tuple(noise.shape)}, x_start {tuple(x_start.shape)}")
         mean, _, _ = self.q_mean_variance(x_start, t)
         return mean + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+
+    def velocity(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Compute sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022, section 4).
+
+        Args:
+            x_start: (N, C, H, W), clean images in [-1, 1].
+            noise: (N, C, H, W), standard normal.
+            t: (N,) int64 in [0, T).
+
+        Returns:
+            Like x_start, unbounded.
+        """
+        of_x_start = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
+        return self._at("sqrt_alphas_cumprod", t, x_start) * noise - of_x_start * x_start
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, Eqs. 6, 7).
@@ -250,6 +296,9 @@ class DiffusionProcess:
         if self.model_mean_type == ModelMeanType.EPSILON:  # Ho et al. 2020, Eq. 4, solved for x_0
             of_x = self._at("sqrt_recip_alphas_cumprod", t, x_t)
             prediction = of_x * x_t - self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * prediction
+        elif self.model_mean_type == ModelMeanType.VELOCITY:  # Salimans & Ho 2022, appendix D
+            of_x = self._at("sqrt_alphas_cumprod", t, x_t)
+            prediction = of_x * x_t - self._at("sqrt_one_minus_alphas_cumprod", t, x_t) * prediction
         elif self.model_mean_type == ModelMeanType.PREVIOUS_X:  # Ho et al. 2020, Eq. 7, solved for x_0
             of_x = self._at("posterior_mean_coef2", t, x_t)
             prediction = (prediction - of_x * x_t) / self._at("posterior_mean_coef1", t, x_t)

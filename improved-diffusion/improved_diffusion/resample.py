@@ -12,16 +12,18 @@ from .gaussian_diffusion import GaussianDiffusion
 
 
 def create_named_schedule_sampler(name: str, diffusion: GaussianDiffusion) -> "ScheduleSampler":
-    """Make a timestep sampler: 'uniform' or 'loss-second-moment'.
+    """Make a timestep sampler: 'uniform', 'stratified' or 'loss-second-moment'.
 
     Raises:
         ValueError: unknown name.
     """
     if name == "uniform":
         return UniformSampler(diffusion)
+    if name == "stratified":
+        return StratifiedSampler(diffusion)
     if name == "loss-second-moment":
         return LossSecondMomentResampler(diffusion)
-    raise ValueError(f"schedule_sampler must be 'uniform' or 'loss-second-moment', not {name!r}")
+    raise ValueError(f"schedule_sampler must be 'uniform', 'stratified' or 'loss-second-moment', not {name!r}")
 
 
 class ScheduleSampler(ABC):
@@ -59,6 +61,22 @@ class UniformSampler(ScheduleSampler):
 
     def weights(self) -> np.ndarray:
         return self._weights
+
+
+class StratifiedSampler(UniformSampler):
+    """Draw every timestep equally often, and each batch evenly: one timestep from each N-th of [0, T).
+
+    The batch's mean loss then varies less, since its share of noisy and of clean images does not. Kingma et al. 2021,
+    appendix I.1, in random order.
+    """
+
+    def sample(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        stratum = torch.randperm(batch_size, generator=generator)
+        position = (stratum + torch.rand(batch_size, generator=generator, dtype=torch.float64)) / batch_size
+        t = (position * len(self._weights)).long().clamp(max=len(self._weights) - 1)
+        return t.to(device, non_blocking=True), torch.ones(batch_size).to(device, non_blocking=True)
 
 
 class LossAwareSampler(ScheduleSampler):

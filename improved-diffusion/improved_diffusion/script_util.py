@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .unet import SuperResModel, UNetModel
 
 NUM_CLASSES = 1000  # of class-conditional models unless the data says otherwise
+PREDICTIONS = ("epsilon", "x_start", "velocity")
+LOSS_WEIGHTINGS = ("uniform", "min-snr")
 MAX_STEPS, MAX_CHANNELS, MAX_BLOCKS = 1_000_000, 4096, 128
 CHANNEL_MULT = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 
@@ -28,7 +30,7 @@ FLAG_HELP = {
     "num_res_blocks": "residual blocks per level",
     "num_heads": "attention heads",
     "num_heads_upsample": "attention heads on the way up, -1 for the same",
-    "attention_resolutions": "image sizes in pixels that have attention, separated by commas",
+    "attention_resolutions": "grid sizes that have attention, separated by commas; pixels, or patches with patch_size",
     "dropout": "probability inside residual blocks while training",
     "learn_sigma": "learn the variances of the reverse steps",
     "sigma_small": "use the posterior's variances instead of beta (without learn_sigma)",
@@ -37,7 +39,11 @@ FLAG_HELP = {
     "noise_schedule": "linear or cosine",
     "timestep_respacing": "steps kept for sampling: '250', '10,15,20' (by section) or 'ddim50'; '' for all",
     "use_kl": "train on the variational bound itself (L_vlb)",
-    "predict_xstart": "predict the image instead of the noise",
+    "predict_xstart": "the same as --prediction x_start",
+    "prediction": "what the network predicts: epsilon (the noise), x_start (the image) or velocity",
+    "loss_weighting": "of the squared errors: uniform, or min-snr, where x_0's error counts min(SNR, snr_gamma)",
+    "snr_gamma": "bound of the min-snr weights, above 0",
+    "patch_size": "side of the square patches that the network takes as channels, 1 for pixels",
     "rescale_timesteps": "tell the network t * 1000 / T",
     "rescale_learned_sigmas": "weight the bound by 0.001 whatever T (L_hybrid), not by 1 / T",
     "use_checkpoint": "compute activations again in the backward pass: less memory, more time",
@@ -69,6 +75,10 @@ def model_and_diffusion_defaults() -> dict[str, Any]:
         "use_checkpoint": False,
         "use_scale_shift_norm": True,
         "norm_groups": 32,
+        "prediction": "epsilon",
+        "loss_weighting": "uniform",
+        "snr_gamma": 5.0,
+        "patch_size": 1,
     }
 
 
@@ -86,7 +96,7 @@ def check_flags(flags: dict[str, Any]) -> None:
         ValueError: one sentence that names the flag, its value and what is accepted.
     """
     size = "large_size" if "large_size" in flags else "image_size"
-    _channel_mult(flags[size], size)
+    _channel_mult(flags[size], flags["patch_size"], size)
     small = flags.get("small_size", 1)
     if not 1 <= small < flags[size] or flags[size] % small:
         raise ValueError(f"small_size must divide large_size {flags[size]} and be smaller, which {small} does not")
@@ -100,7 +110,7 @@ def check_flags(flags: dict[str, Any]) -> None:
         raise ValueError(f"num_channels must be at most {MAX_CHANNELS}, not {flags['num_channels']}")
     if not 1 <= flags["num_res_blocks"] <= MAX_BLOCKS:
         raise ValueError(f"num_res_blocks must be from 1 to {MAX_BLOCKS}, not {flags['num_res_blocks']}")
-    _attention_factors(flags[size], flags["attention_resolutions"])
+    _attention_factors(flags[size], flags["patch_size"], flags["attention_resolutions"])
     for name in ("num_heads", "num_heads_upsample"):
         heads = flags[name]
         if not (heads == -1 and name == "num_heads_upsample") and (heads < 1 or flags["num_channels"] % heads):
@@ -110,19 +120,38 @@ def check_flags(flags: dict[str, Any]) -> None:
     if flags["diffusion_steps"] > MAX_STEPS:
         raise ValueError(f"diffusion_steps must be at most {MAX_STEPS}, not {flags['diffusion_steps']}")
     get_named_beta_schedule(flags["noise_schedule"], flags["diffusion_steps"])
+    _check_objective(flags)
     if flags["timestep_respacing"]:
         space_timesteps(flags["diffusion_steps"], flags["timestep_respacing"])
 
 
-def _channel_mult(image_size: int, flag: str = "image_size") -> tuple[int, ...]:
+def _check_objective(flags: dict[str, Any]) -> None:
+    """Raise ValueError unless prediction, loss weighting and use_kl fit together."""
+    if flags["prediction"] not in PREDICTIONS:
+        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {flags['prediction']!r}")
+    if flags["predict_xstart"] and flags["prediction"] == "velocity":
+        raise ValueError("prediction velocity and predict_xstart True contradict each other")
+    if flags["loss_weighting"] not in LOSS_WEIGHTINGS:
+        raise ValueError(f"loss_weighting must be one of {', '.join(LOSS_WEIGHTINGS)}, not {flags['loss_weighting']!r}")
+    if flags["loss_weighting"] != "uniform" and flags["use_kl"]:
+        raise ValueError("loss_weighting min-snr weights squared errors, which use_kl True does not train on")
+    if not 0 < flags["snr_gamma"] < float("inf"):
+        raise ValueError(f"snr_gamma must be above 0, not {flags['snr_gamma']}")
+
+
+def _channel_mult(image_size: int, patch_size: int = 1, flag: str = "image_size") -> tuple[int, ...]:
     if image_size not in CHANNEL_MULT:
         raise ValueError(f"{flag} must be one of {', '.join(map(str, CHANNEL_MULT))}, not {image_size}")
-    return CHANNEL_MULT[image_size]
+    if patch_size < 1 or image_size % patch_size or image_size // patch_size not in CHANNEL_MULT:
+        sizes = [str(image_size // grid) for grid in reversed(CHANNEL_MULT) if grid <= image_size]
+        raise ValueError(f"patch_size must be one of {', '.join(sizes)} at {flag} {image_size}, not {patch_size}")
+    return CHANNEL_MULT[image_size // patch_size]
 
 
-def _attention_factors(image_size: int, attention_resolutions: str) -> tuple[int, ...]:
-    """Turn "16,8" pixels into downsampling factors of an image of that size."""
-    levels = {image_size // 2**level: 2**level for level in range(len(_channel_mult(image_size)))}
+def _attention_factors(image_size: int, patch_size: int, attention_resolutions: str) -> tuple[int, ...]:
+    """Turn "16,8" positions of the grid of patches into downsampling factors of that grid."""
+    grid = image_size // patch_size
+    levels = {grid // 2**level: 2**level for level in range(len(_channel_mult(image_size, patch_size)))}
     factors = [levels.get(int(size)) if size.strip().isdecimal() else None for size in attention_resolutions.split(",")]
     if attention_resolutions and None in factors:
         sizes = ", ".join(map(str, levels))
@@ -154,6 +183,10 @@ def create_model_and_diffusion(
     use_scale_shift_norm: bool,
     norm_groups: int = 32,
     num_classes: int = NUM_CLASSES,
+    prediction: str = "epsilon",
+    loss_weighting: str = "uniform",
+    snr_gamma: float = 5.0,
+    patch_size: int = 1,
 ) -> tuple[UNetModel, SpacedDiffusion]:
     """Make the network and the process of the flags, see `FLAG_HELP`.
 
@@ -187,6 +220,10 @@ def sr_create_model_and_diffusion(
     use_scale_shift_norm: bool,
     norm_groups: int = 32,
     num_classes: int = NUM_CLASSES,
+    prediction: str = "epsilon",
+    loss_weighting: str = "uniform",
+    snr_gamma: float = 5.0,
+    patch_size: int = 1,
 ) -> tuple[SuperResModel, SpacedDiffusion]:
     """Make the super-resolution network and the process of the flags, see `FLAG_HELP`.
 
@@ -212,6 +249,7 @@ def create_model(
     dropout: float,
     norm_groups: int = 32,
     num_classes: int = NUM_CLASSES,
+    patch_size: int = 1,
 ) -> UNetModel:
     """Make the network of the flags for RGB images, see `FLAG_HELP`; `num_classes` counts where class_cond."""
     from .unet import UNetModel
@@ -234,6 +272,7 @@ def sr_create_model(
     dropout: float,
     norm_groups: int = 32,
     num_classes: int = NUM_CLASSES,
+    patch_size: int = 1,
 ) -> SuperResModel:
     """Make the super-resolution network of the flags as `create_model` does; it takes every `small_size`."""
     from .unet import SuperResModel
@@ -248,8 +287,9 @@ def _network_options(image_size: int, flags: dict[str, Any]) -> dict[str, Any]:
         "in_channels": 3,
         "model_channels": flags["num_channels"],
         "out_channels": 6 if flags["learn_sigma"] else 3,
-        "attention_resolutions": _attention_factors(image_size, flags["attention_resolutions"]),
-        "channel_mult": _channel_mult(image_size),
+        "attention_resolutions": _attention_factors(image_size, flags["patch_size"], flags["attention_resolutions"]),
+        "channel_mult": _channel_mult(image_size, flags["patch_size"]),
+        "patch_size": flags["patch_size"],
         "num_classes": flags["num_classes"] if flags["class_cond"] else None,
         "norm_groups": flags["norm_groups"],
         **{name: flags[name] for name in same},
@@ -267,9 +307,12 @@ def create_gaussian_diffusion(
     rescale_timesteps: bool = False,
     rescale_learned_sigmas: bool = False,
     timestep_respacing: str = "",
+    prediction: str = "epsilon",
+    loss_weighting: str = "uniform",
+    snr_gamma: float = 5.0,
 ) -> SpacedDiffusion:
     """Make the process of the flags, see `FLAG_HELP`; with respacing, of the kept steps only."""
-    from .gaussian_diffusion import LossType, ModelMeanType, ModelVarType
+    from .gaussian_diffusion import LossType, LossWeighting, ModelMeanType, ModelVarType
     from .respace import SpacedDiffusion
 
     if use_kl:
@@ -282,13 +325,18 @@ def create_gaussian_diffusion(
         model_var_type = ModelVarType.LEARNED_RANGE
     else:
         model_var_type = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
+    if predict_xstart:
+        prediction = "x_start"
+    mean_types = (ModelMeanType.EPSILON, ModelMeanType.START_X, ModelMeanType.VELOCITY)
     return SpacedDiffusion(
         use_timesteps=space_timesteps(steps, timestep_respacing or [steps]),
         betas=get_named_beta_schedule(noise_schedule, steps),
-        model_mean_type=ModelMeanType.START_X if predict_xstart else ModelMeanType.EPSILON,
+        model_mean_type=dict(zip(PREDICTIONS, mean_types, strict=True))[prediction],
         model_var_type=model_var_type,
         loss_type=loss_type,
         rescale_timesteps=rescale_timesteps,
+        loss_weighting=LossWeighting.MIN_SNR if loss_weighting == "min-snr" else LossWeighting.UNIFORM,
+        snr_gamma=snr_gamma,
     )
 
 

@@ -95,7 +95,9 @@ class Trainer:
         diffusion: whose loss is minimised.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
-        ema_rates: of the moving averages, each lowered while few updates have been made.
+        ema_rates: of the moving averages.
+        ema_rule: (rate, updates made) -> the rate at an update; the default lowers it while few updates are made.
+        ema_every: updates between moves of the averages, each by the rate to this power.
         microbatch: images per forward pass, 0 or less for the whole batch.
         lr_anneal_steps: updates after which the learning rate has fallen linearly to 0; 0 for constant.
         autocast_dtype: of the network's passes; None for float32. float16 scales the loss dynamically.
@@ -113,6 +115,8 @@ class Trainer:
         lr: float,
         weight_decay: float = 0.0,
         ema_rates: Sequence[float] = (0.9999,),
+        ema_rule: Callable[[float, int], float] = warmed_up_rate,
+        ema_every: int = 1,
         microbatch: int = 0,
         lr_anneal_steps: int = 0,
         autocast_dtype: torch.dtype | None = None,
@@ -123,6 +127,7 @@ class Trainer:
         self.model = model
         self.diffusion = diffusion
         self.lr = lr
+        self.ema_rule, self.ema_every = ema_rule, ema_every
         self.microbatch = microbatch
         self.lr_anneal_steps = lr_anneal_steps
         self.autocast_dtype = autocast_dtype
@@ -160,6 +165,7 @@ class Trainer:
         noise: Tensor,
         factors: Tensor | None = None,
         model_kwargs: dict[str, Tensor] | None = None,
+        lr_factor: float = 1.0,
     ) -> Tensor:
         """Make one update from one batch.
 
@@ -170,12 +176,13 @@ class Trainer:
             noise: standard normal like x_start.
             factors: (N,) importance weights of the losses; None for ones.
             model_kwargs: what conditions the network, each (N, ...): `y` (int64 classes), `low_res`.
+            lr_factor: multiple of the learning rate.
 
         Returns:
             (N,) float32, the losses of the images without their factors.
         """
         losses = self.accumulate(x_start, t, noise, factors, model_kwargs)
-        self.optimize(step)
+        self.optimize(step, lr_factor)
         return losses
 
     def accumulate(
@@ -221,22 +228,26 @@ class Trainer:
             found.append({**{name: values.detach() for name, values in losses.items()}, "plain": plain})
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
-    def optimize(self, step: int) -> None:
+    def optimize(self, step: int, lr_factor: float = 1.0) -> None:
         """Take a step along the gradient, the second half of `update`.
 
         Args:
             step: updates made before this one.
+            lr_factor: multiple of the learning rate.
         """
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.meter.add_grad_norm(torch.nn.utils.get_total_norm(gradients))
         if self.lr_anneal_steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * max(0.0, 1 - step / self.lr_anneal_steps)
+            lr_factor *= max(0.0, 1 - step / self.lr_anneal_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * lr_factor
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for rate, ema in self.ema.items():
-            update_ema(ema.parameters(), self.model.parameters(), warmed_up_rate(rate, step + 1))
+        if (step + 1) % self.ema_every == 0:
+            for rate, ema in self.ema.items():
+                power = self.ema_rule(rate, step + 1) ** self.ema_every
+                update_ema(ema.parameters(), self.model.parameters(), power)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with self.autocast():

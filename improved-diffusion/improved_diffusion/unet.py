@@ -155,6 +155,8 @@ class UNetModel(nn.Module):
         num_heads: attention heads; must divide the widths that have attention.
         num_heads_upsample: heads on the way up, -1 for the same.
         use_scale_shift_norm: see `ResBlock`.
+        patch_size: P, the side of the patches that become channels before the first convolution and pixels again after
+            the last one: the levels are those of a grid of H / P x W / P positions.
         norm_groups: groups of every normalisation. A group of one channel cannot tell a bright image from a dark one.
     """
 
@@ -176,8 +178,10 @@ class UNetModel(nn.Module):
         num_heads_upsample: int = -1,
         use_scale_shift_norm: bool = False,
         norm_groups: int = 32,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
+        self.patch_size = patch_size
         heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
         emb_channels = 4 * model_channels
         self.num_classes = num_classes
@@ -196,7 +200,7 @@ class UNetModel(nn.Module):
         def attention(channels: int, heads: int) -> AttentionBlock:
             return AttentionBlock(channels, heads, use_checkpoint, norm_groups)
 
-        first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+        first = nn.Conv2d(in_channels * patch_size**2, model_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential([first])])
         channels = model_channels
         skip_channels = [channels]
@@ -232,14 +236,14 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(TimestepEmbedSequential(layers))
 
         self.out = nn.Sequential(
-            GroupNorm32(norm_groups, channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels, 3, padding=1))
+            GroupNorm32(norm_groups, channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict the noise in x_t, and with learned variances their interpolation coefficients.
+        """Predict what the process asks for, such as the noise in x_t, and with learned variances their coefficients.
 
         Args:
-            x: (N, in_channels, H, W), H and W divisible by 2 ** (levels - 1).
+            x: (N, in_channels, H, W), H and W divisible by patch_size * 2 ** (levels - 1).
             timesteps: (N,), in units of 1,000 steps where the process rescales them; may be fractional.
             y: (N,) int64 class labels, exactly if the model is class-conditional; -1 for no class.
 
@@ -260,7 +264,7 @@ class UNetModel(nn.Module):
         # Image and prediction stay in float32: the smallest noise of a long schedule, 0.003 to 0.01, is less
         # than bf16's spacing at a pixel of 1.
         with torch.autocast(x.device.type, enabled=False):
-            h = first(x.float(), emb).type(dtype)
+            h = first(F.pixel_unshuffle(x.float(), self.patch_size), emb).type(dtype)
         skips = [h]
         for block in blocks:
             h = block(h, emb)
@@ -270,7 +274,7 @@ class UNetModel(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         norm, _, conv = self.out
         with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = conv(norm_silu(norm, h.float()))
+            out: Tensor = F.pixel_shuffle(conv(norm_silu(norm, h.float())), self.patch_size)
         return out
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ ends the run and plans the checkpoints.
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class Loop:
         trainer: the network.
         stream: this process's part of the batches.
         budget: when it ends.
+        lr_factor: (updates, images seen, wall seconds) -> multiple of --lr.
         args: of the command line.
         task: what is trained.
 
@@ -54,11 +56,12 @@ class Loop:
         trainer: Trainer,
         stream: "BatchStream | FileStream",
         budget: Budget,
+        lr_factor: Callable[[int, int, float], float],
         args: argparse.Namespace,
         task: "Task",
     ) -> None:
         self.train_run, self.trainer, self.stream, self.budget = train_run, trainer, stream, budget
-        self.args, self.task = args, task
+        self.lr_factor, self.args, self.task = lr_factor, args, task
         self.sampler = create_named_schedule_sampler(args.schedule_sampler, trainer.diffusion)
         self.step, self.images_seen = 0, 0
         self._clock = Clock()
@@ -100,7 +103,7 @@ class Loop:
                     if is_main():
                         self.train_run.log(f"interrupted after {self.step} updates; the same command continues")
                     return 130
-                self._update()
+                self._update(self.lr_factor(self.step, self.images_seen, seconds))
                 progress.update()
                 stopped, seconds = shared(stop.requested, self._clock.seconds())
                 if self.step % args.log_interval == 0:
@@ -114,7 +117,7 @@ class Loop:
         self._finish(reason)
         return 0
 
-    def _update(self) -> None:
+    def _update(self, lr_factor: float) -> None:
         seed, step, rows = self.args.seed, self.step, self.stream.rows
         x_start, labels = self.stream.batch(step)
         n, device = self.args.batch_size, self.trainer.device
@@ -124,7 +127,7 @@ class Loop:
         if labels is not None and self.task.class_cond:
             condition["y"] = withhold(labels, self.args.class_dropout, n, rows, seed, step)
         rng.seed_default(seed, step, "dropout", *([get_rank()] if get_world_size() > 1 else []))
-        losses = self.trainer.update(step, x_start, t[rows], noise, factors[rows], condition)
+        losses = self.trainer.update(step, x_start, t[rows], noise, factors[rows], condition, lr_factor)
         if isinstance(self.sampler, LossAwareSampler):
             self.sampler.update_with_local_losses(t[rows], losses)
         self.step, self.images_seen = step + 1, self.images_seen + n
@@ -158,7 +161,7 @@ class Loop:
             return
         n, step = self.args.batch_size, self.step
         rate = (step - self._logged_at[0]) * n / max(seconds - self._logged_at[1], 1e-9)
-        row = {**means, "images_per_second": rate}
+        row = {**means, "lr": self.trainer.optimizer.param_groups[0]["lr"], "images_per_second": rate}
         if self.trainer.scaler.is_enabled():
             row["lg_loss_scale"] = math.log2(self.trainer.scaler.get_scale())
         self.train_run.log_row(step, self.images_seen, seconds, **row)

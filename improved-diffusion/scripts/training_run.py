@@ -7,6 +7,7 @@ classes, and what a sample grid shows.
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from comparison.cli import (
     str2bool,
 )
 from comparison.runs import Run, read_progress, write_text
+from comparison.schedule import Schedule, add_schedule_options, ema_rate
 from comparison.sources import KINDS, check_source, source_name
 from event_files import check_log_formats
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
@@ -39,6 +41,13 @@ if TYPE_CHECKING:
     from comparison.rng import SampleNoise
     from comparison.streaming import FileStream
     from improved_diffusion.respace import SpacedDiffusion
+
+
+# Options that runs had which began before the options existed.
+IMPLIED = {
+    **{"prediction": "epsilon", "loss_weighting": "uniform", "snr_gamma": 5.0, "patch_size": 1},
+    **{"lr_decay": "none", "ema_every": 1},
+}
 
 
 class Task:
@@ -102,11 +111,13 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="share of the labels withheld in training with --class_cond True, for classifier-free guidance",
     )
     add("--ema_rate", default="0.9999", help="rates of the moving averages of the weights, separated by commas")
+    add("--ema_every", type=positive_int, default=1, help="updates between moves of the moving averages")
     add(
         "--schedule_sampler",
-        choices=["uniform", "loss-second-moment"],
+        choices=["uniform", "stratified", "loss-second-moment"],
         default="uniform",
-        help="how timesteps are drawn; loss-second-moment, for --use_kl True: in proportion to the size of their loss",
+        help="how timesteps are drawn; stratified: evenly within each batch; loss-second-moment, for --use_kl True: in "
+        "proportion to the size of their loss",
     )
     add("--use_fp16", type=str2bool, help="compute in bf16 where the device can, else fp16 on CUDA, else float32")
     add(
@@ -131,13 +142,15 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--grid_images", type=non_negative_int, default=64, help="images in the sample grids, 0 for no grids")
     add("--grid_steps", type=positive_int, default=20, help="DDIM steps of the sample grids")
+    add_schedule_options(parser.add_argument_group("schedules over the budget"))
     add_run_options(parser)
     parser.set_defaults(max_steps=500_000)
 
 
 def train_network(args: argparse.Namespace, task: Task) -> int:
     """Judge the flags, load the data, train until a budget is used up; return the exit status."""
-    ema_rates, budget = judge_train_flags(args, task)
+    ema_rates, whole = judge_train_flags(args, task)
+    budget, schedule = whole.cut(args.stop_after), Schedule.of(args)
     data_dir = data_source(args.data_dir)
     train_run = open_run(args, task, data_dir)
     folder = train_run.folder
@@ -165,6 +178,8 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
         lr=args.lr,
         weight_decay=args.weight_decay,
         ema_rates=ema_rates,
+        ema_rule=partial(ema_rate, horizon=args.ema_horizon),
+        ema_every=args.ema_every,
         microbatch=args.microbatch,
         lr_anneal_steps=args.lr_anneal_steps,
         autocast_dtype=dtype,
@@ -172,7 +187,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
         compile_network=args.compile,
         replayed=by_cuda_graph if args.cuda_graph and device.type == "cuda" and not args.use_checkpoint else None,
     )
-    loop = Loop(train_run, trainer, stream, budget, args, task)
+    loop = Loop(train_run, trainer, stream, budget, lambda *used: schedule.factor(whole.progress(*used)), args, task)
     start_from = broadcast_object(newest_model(folder) if train_run.resumed else None)
     if start_from or args.resume_checkpoint:
         loop.restore(start_from or args.resume_checkpoint, saved=bool(start_from))
@@ -218,6 +233,7 @@ def open_run(args: argparse.Namespace, task: Task, data_dir: str) -> Run:
         {**vars(args), "data_dir": shown(data_dir)},
         model=task.model,
         may_change=("resume_checkpoint", "grid_images", "grid_steps", "compile", "cuda_graph"),
+        implied=IMPLIED,
         fresh=args.fresh,
     )
 
@@ -290,6 +306,8 @@ def judge_train_flags(args: argparse.Namespace, task: Task) -> tuple[list[float]
         raise UserError(f"--resume_checkpoint {args.resume_checkpoint}: no such file")
     if args.resume_checkpoint and args.resume_checkpoint.name.startswith(("ema_", "opt")):
         raise UserError(f"--resume_checkpoint {args.resume_checkpoint}: name the model<step>.pt beside it")
+    if args.lr_anneal_steps and not Schedule.of(args).is_constant():
+        raise UserError(f"--lr_anneal_steps {args.lr_anneal_steps} and --lr_warmup or --lr_decay exclude each other")
     bounds = [steps for steps in (args.max_steps, args.lr_anneal_steps) if steps]
     return rates, Budget(min(bounds, default=0), args.max_images, args.max_seconds)
 

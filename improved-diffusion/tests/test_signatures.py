@@ -111,7 +111,7 @@ CONSTANTS = {
 }
 
 MEMBERS = {
-    "ModelMeanType": ["PREVIOUS_X", "START_X", "EPSILON"],
+    "ModelMeanType": ["PREVIOUS_X", "START_X", "EPSILON", "VELOCITY"],  # VELOCITY is this project's
     "ModelVarType": ["LEARNED", "FIXED_SMALL", "FIXED_LARGE", "LEARNED_RANGE"],
     "LossType": ["MSE", "RESCALED_MSE", "KL", "RESCALED_KL"],
 }

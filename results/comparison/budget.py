@@ -2,9 +2,11 @@
 
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
+
+from comparison.cli import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,26 @@ class Budget:
         if self.max_seconds and wall_seconds >= self.max_seconds:
             return f"max_seconds {self.max_seconds:g}"
         return None
+
+    def progress(self, step: int, images_seen: int, wall_seconds: float) -> float:
+        """Return the share of the budget that is used, in [0, 1]: that of the nearest bound, 0 without one."""
+        used = ((step, self.max_steps), (images_seen, self.max_images), (wall_seconds, self.max_seconds))
+        return max((min(1.0, value / bound) for value, bound in used if bound), default=0.0)
+
+    def cut(self, stop_after: float) -> "Budget":
+        """Return the first part of a budget of one unit, up to `stop_after` of that unit; 0 for the whole.
+
+        Raises:
+            UserError: the budget has no bound, or several.
+        """
+        if not stop_after:
+            return self
+        bounds = [name for name, bound in vars(self).items() if bound]
+        if len(bounds) != 1:
+            raise UserError(f"--stop_after {stop_after:g} counts in the unit of one --max_... bound, not {len(bounds)}")
+        name = bounds[0]
+        kind = float if name == "max_seconds" else int
+        return replace(self, **{name: min(getattr(self, name), kind(stop_after))})
 
     def describe(self) -> str:
         """Say the bounds in words, for logs and error messages."""

@@ -171,6 +171,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="stop after so many seconds of training, restarts included; 0 for no bound",
     )
     group.add_argument(
+        "--stop_after",
+        type=non_negative_float,
+        default=0,
+        help="leave earlier, at so much of the one --max_... bound, with schedules that span the whole; 0 for the end",
+    )
+    group.add_argument(
         "--save_minutes", type=positive_float, default=5, help="minutes after which a checkpoint is written anyway"
     )
     group.add_argument("--keep", type=non_negative_int, default=3, help="checkpoints kept, the newest; 0 keeps all")
