@@ -24,6 +24,7 @@ from comparison.cli import (
     positive_int,
 )
 from comparison.runs import Run
+from comparison.schedule import DECAYS, Schedule, add_schedule_options
 from comparison.sources import KINDS, check_source
 from ddgan.distributed import Place, agree, check_same, check_same_flags, find_place, group, worker_device
 from ddgan.files import RunFiles
@@ -55,7 +56,7 @@ MAY_CHANGE = (
     *PROCESS_OPTIONS,
 )
 # What the options of runs that began before these existed mean.
-IMPLIED = {"accum_iter": 1, "processes": 1}
+IMPLIED = {"accum_iter": 1, "processes": 1, "lr_decay": "published"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -111,6 +112,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="on one CUDA GPU: launch every operation anew instead of replaying recorded updates",
     )
+    add_schedule_options(
+        parser.add_argument_group("schedules over the budget; --lr_decay published is the cosine over num_epoch"),
+        decays=("published", *DECAYS),
+        decay="published",
+    )
     add_process_options(parser)
     add_run_options(parser)
     return parser.parse_args(argv)
@@ -120,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
     """Train until the epochs or a bound end it; return the exit status, 130 after Ctrl-C."""
     place = find_place(args)
     record, budget = open_run(args, place)
-    if reason := record.finished_reason(budget):
+    if reason := record.finished_reason(budget.cut(args.stop_after)):
         print(f"{record.folder}: finished ({reason}); --fresh starts over")
         return 0
     return launch(train, place, args, record, budget)
@@ -133,6 +139,9 @@ def open_run(args: argparse.Namespace, place: Place) -> tuple[Run, Budget]:
     budget = Budget(args.max_steps, args.max_images, args.max_seconds)
     if not args.num_epoch and budget == Budget():
         raise UserError("--num_epoch 0: needs a bound, --max_steps, --max_images or --max_seconds")
+    if args.ema_horizon and not args.use_ema:
+        raise UserError(f"--ema_horizon {args.ema_horizon:g} needs --use_ema")
+    Schedule.of(args)
     folder, data = run_folder(args.exp), Path(args.dataset)
     check_folder(folder, "--exp")
     if data.is_dir() and data.resolve() in (folder.resolve(), *folder.resolve().parents):
@@ -179,6 +188,8 @@ def update(
 
     windows, meter = files.windows, LossMeter()
     last = args.num_epoch * windows.updates_per_epoch
+    whole, schedule = budget, Schedule.of(args)
+    budget = whole.cut(args.stop_after)
     by_images = windows.updates_for(-(-budget.max_images // files.images_per_micro))
     total = min((n for n in (last, budget.max_steps, by_images) if n), default=None)
     with StopSignal() as stop, bar(total, step, "train", "update") as progress:
@@ -188,7 +199,9 @@ def update(
             for number in windows.micro_steps(step):
                 x_0, labels = stream.batch(number)
                 micro_batches.append(Batch(x_0, labels if args.class_cond else None, number))
-            lr = trainer.set_learning_rates(step, 0 if args.no_lr_decay else last)
+            done = max(step / last if last else 0.0, whole.progress(step, files.images_seen(step), seconds))
+            by_epochs = 0 if args.no_lr_decay or args.lr_decay != "published" else last
+            lr = trainer.set_learning_rates(step, by_epochs, schedule.factor(done))
             meter.add(trainer.update(micro_batches, step))
             step += 1
             progress.update()

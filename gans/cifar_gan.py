@@ -18,6 +18,7 @@ from pathlib import Path
 from comparison import cli
 from comparison.budget import Budget, Clock, StopSignal
 from comparison.runs import Run, newest
+from comparison.schedule import Schedule
 from comparison.sources import check_source, source_name
 from gan import options as gan_options
 from gan.files import CHECKPOINTS, MODEL, is_drawn, sampled_checkpoint
@@ -38,7 +39,8 @@ def main(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name != "run_dir"}
     implied = gan_options.PRESETS["dcgan"]  # what runs did that began before there were presets
     run = Run.open(folder, options, model=MODEL, may_change=gan_options.MAY_CHANGE, implied=implied, fresh=args.fresh)
-    reason = run.finished_reason(training_budget(args, run.config.get("steps_per_epoch", 0)))
+    Schedule.of(args)
+    reason = run.finished_reason(training_budget(args, run.config.get("steps_per_epoch", 0)).cut(args.stop_after))
     if reason:
         print(f"{folder}: training is finished ({reason}); a larger budget continues it, --fresh starts over")
     else:
@@ -55,15 +57,6 @@ def training_budget(args: argparse.Namespace, steps_per_epoch: int) -> Budget:
     if args.max_steps or args.max_images or args.max_seconds:
         return Budget(args.max_steps, args.max_images, args.max_seconds)
     return Budget(max_steps=args.num_epochs * steps_per_epoch)
-
-
-def share_left(budget: Budget, step: int, images_seen: int, wall_seconds: float) -> float:
-    """Return which part of the budget is left, in (0, 1]: of its steps or images or, where it has neither, seconds."""
-    done = [step / budget.max_steps] if budget.max_steps else []
-    done += [images_seen / budget.max_images] if budget.max_images else []
-    if not done and budget.max_seconds:
-        done = [wall_seconds / budget.max_seconds]
-    return 1 - min(1.0, max(done, default=0.0))
 
 
 def train(rank: int, args: argparse.Namespace, run: Run) -> int:
@@ -106,7 +99,8 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     record = Recorder(run if rank == 0 else None, gan, vars(args), stream.steps_per_epoch, probe, scorer)
     if run.resumed and (checkpoint := newest(run.folder, CHECKPOINTS)):
         record.restore(checkpoint)
-    budget = training_budget(args, stream.steps_per_epoch)
+    whole, schedule = training_budget(args, stream.steps_per_epoch), Schedule.of(args)
+    budget = whole.cut(args.stop_after)
     record.begin(
         f"until {budget.describe()}", data=images.describe(), steps_per_epoch=stream.steps_per_epoch,
         parameters=gan.count_parameters(), device=describe_device(device), precision=precision_name(dtype),
@@ -125,8 +119,8 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
             real, _ = stream.batch(record.step)
             z = rng.normal((args.batch_size, args.nz), args.seed, record.step, "z", device=device, rows=stream.rows)
             real = to_channels(real, args.nc)
-            if args.lr_decay == "linear":
-                gan.set_learning_rates(share_left(budget, record.step, record.images_seen, wall_seconds))
+            if not schedule.is_constant():
+                gan.set_learning_rates(schedule.factor(whole.progress(record.step, record.images_seen, wall_seconds)))
             losses = gan.train_step(real, z, record.step)
             record.after_update(losses, real, args.batch_size, clock.seconds() - record.scoring_seconds)
             progress.update()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from comparison.schedule import ema_rate
 from torch import Tensor, nn
 
 
@@ -13,12 +14,13 @@ class Ema:
     Args:
         network: whose parameters and persistent buffers are followed.
         decay: share of the old average kept by an update.
-        warm_up: use min(decay, (1 + k) / (10 + k)) at update k, so that a short run is not dominated by its first
-            weights; the published code does not.
+        warm_up: lower the decay at first, see `comparison.schedule.ema_rate`, so that a short run is not dominated by
+            its first weights; the published code does not.
+        horizon: length of the average as a share of the updates so far, 0 for that of the decay.
     """
 
-    def __init__(self, network: nn.Module, decay: float, warm_up: bool = False):
-        self.decay, self.warm_up = decay, warm_up
+    def __init__(self, network: nn.Module, decay: float, warm_up: bool = False, horizon: float = 0.0):
+        self.decay, self.warm_up, self.horizon = decay, warm_up, horizon
         self.updates = 0
         self._followed = network.state_dict()  # tensors that share the network's memory
         self.weights: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._followed.items()}
@@ -27,8 +29,8 @@ class Ema:
     def update(self) -> None:
         """Take in the network's present weights; the first update copies them (Xiao et al. 2022's code)."""
         decay = self.decay
-        if self.warm_up:
-            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        if self.warm_up or self.horizon:
+            decay = ema_rate(decay, self.updates, self.horizon)
         share = 1.0 if self.updates == 0 else 1 - decay
         torch._foreach_lerp_(list(self.weights.values()), list(self._followed.values()), share)
         self.updates += 1

@@ -112,7 +112,7 @@ def build_trainer(
         generator,
         discriminator,
         process,
-        Ema(generator, args.ema_decay, args.ema_warmup) if args.use_ema else None,
+        Ema(generator, args.ema_decay, args.ema_warmup, args.ema_horizon) if args.use_ema else None,
         seed=args.seed,
         nz=args.nz,
         lr_g=args.lr_g,

@@ -157,11 +157,11 @@ class Trainer:
         """Return the context of the network passes."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def set_learning_rates(self, step: int, last: int) -> float:
-        """Apply `cosine_lr` to both optimizers and return the generator's rate."""
+    def set_learning_rates(self, step: int, last: int, factor: float = 1.0) -> float:
+        """Apply `cosine_lr` times a factor to both optimizers and return the generator's rate."""
         for optimizer, start in ((self.optimizer_g, self.lr_g), (self.optimizer_d, self.lr_d)):
             for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(start, step, last)
+                group["lr"] = factor * cosine_lr(start, step, last)
         return self.optimizer_g.param_groups[0]["lr"]
 
     def update(self, micro_batches: Sequence[Batch] | Tensor, step: int) -> dict[str, Tensor]:

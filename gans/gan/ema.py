@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from comparison.schedule import ema_rate
 from torch import nn
 
 
@@ -16,15 +17,16 @@ class EMA:
     device at every step.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, horizon: float = 0.0) -> None:
         """Start from a copy of the network.
 
         Args:
             network: what is averaged.
             decay: weight of the past at each step, in [0, 1).
+            horizon: length of the average as a share of the updates so far, 0 for that of the decay alone.
         """
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self.horizon = decay, horizon
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
@@ -32,10 +34,10 @@ class EMA:
 
         Args:
             network: the trained network, of the same architecture.
-            step: updates done before this one; the decay rises as (1 + step) / (10 + step) to its final value,
-                or a short run's average would still hold its initial noise.
+            step: updates done before this one; the decay rises with them, see `comparison.schedule.ema_rate`, or a
+                short run's average would still hold its initial noise.
         """
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = ema_rate(self.decay, step, self.horizon)
         averages, values = [], []
         for average, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
             if average.is_floating_point():

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from comparison import cli
+from comparison.schedule import add_schedule_options
 
 MOST_PROCESSES = 1024  # more on one machine are a slip of the hand that would bring it down
 AUGMENTATIONS = ("color", "translation", "cutout")
@@ -121,13 +122,13 @@ def _add_enhancements(parser: argparse.ArgumentParser) -> None:
     )
     augment_help = f"DiffAugment (Zhao et al. 2020): none, or a list of {', '.join(AUGMENTATIONS)}"
     add("--diffaugment", type=policy, help=augment_help)
-    add("--lr_decay", choices=["none", "linear"], help="of both learning rates, to 0 at the end of the budget")
     r1_help = "weight of the gradient penalty on real images (Mescheder et al. 2018); 0 is off"
     add("--r1_gamma", type=cli.non_negative_float, help=r1_help)
     add("--r1_every", type=cli.positive_int, help="updates between penalties, each multiplied by their number")
     std_help = "images whose deviation the discriminator sees (Karras et al. 2018); 0 is off"
     add("--minibatch_stddev", type=cli.non_negative_int, help=std_help)
     add("--keep_best", type=cli.str2bool, help="keep the checkpoint of the best score too, and sample it")
+    add_schedule_options(parser.add_argument_group("schedules over the budget"), decay=None)
 
 
 def _add_diagnosis(parser: argparse.ArgumentParser) -> None:
@@ -153,3 +154,5 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"argument --label_smoothing: the {args.loss} loss has no labels; use --loss bce")
     if args.keep_best and not args.score_every:
         parser.error("argument --keep_best: needs scores, --score_every above 0")
+    if args.ema_horizon and not args.ema_decay:
+        parser.error("argument --ema_horizon: needs a moving average, --ema_decay above 0")

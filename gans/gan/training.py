@@ -45,6 +45,7 @@ class DCGAN:
         loss: str = "bce",
         label_smoothing: str = "none",
         ema_decay: float = 0.0,
+        ema_horizon: float = 0.0,
         augment: DiffAugment | None = None,
         r1_gamma: float = 0.0,
         r1_every: int = 16,
@@ -63,6 +64,7 @@ class DCGAN:
             loss: "bce" or "hinge".
             label_smoothing: of bce; "none", "one_sided" or "two_sided".
             ema_decay: of the generator's moving average, 0 for none.
+            ema_horizon: of that average, see `EMA`.
             augment: changes every image that the discriminator sees; None for nothing.
             r1_gamma: weight of the gradient penalty, 0 for none.
             r1_every: updates between penalties, which count so many times.
@@ -79,7 +81,7 @@ class DCGAN:
             self._replay = Replay(lambda inputs: self._play(inputs["real"], inputs["z"], 0), [], record)
         self.optimizer_g = _adam(generator, g_lr, (beta1, beta2), recorded)
         self.optimizer_d = _adam(discriminator, d_lr, (beta1, beta2), recorded)
-        self.ema = EMA(generator, ema_decay) if ema_decay else None
+        self.ema = EMA(generator, ema_decay, ema_horizon) if ema_decay else None
         self.loss, self.label_smoothing, self.augment, self.dtype = loss, label_smoothing, augment, dtype
         self.r1_gamma, self.r1_every = r1_gamma, r1_every
         self.first_bad = torch.full((), -1, device=next(generator.parameters()).device)
@@ -249,8 +251,8 @@ def build_gan(
         count = options["batch_size"]
         augment = DiffAugment(options["diffaugment"], options["seed"], count, rows or slice(0, count))
     names = ("g_lr", "d_lr", "beta1", "beta2", "loss", "label_smoothing", "ema_decay", "r1_gamma", "r1_every")
-    flags = {name: options[name] for name in names}
-    if options["lr_decay"] != "none":
+    flags = {name: options[name] for name in names} | {"ema_horizon": options.get("ema_horizon", 0.0)}
+    if options["lr_decay"] != "none" or options.get("lr_warmup"):
         record = None
     return DCGAN(generator, discriminator, augment=augment, dtype=dtype, record=record, **flags)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .nn import GroupNorm32, checkpoint, norm_silu, timestep_embedding, timestep_frequencies, zero_module
+from .nn import Dropout, GroupNorm32, checkpoint, norm_silu, timestep_embedding, timestep_frequencies, zero_module
 
 
 class TimestepEmbedSequential(nn.ModuleList):
@@ -74,7 +74,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             GroupNorm32(norm_groups, out_channels),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -236,7 +236,9 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(TimestepEmbedSequential(layers))
 
         self.out = nn.Sequential(
-            GroupNorm32(norm_groups, channels), nn.SiLU(), zero_module(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1))
+            GroupNorm32(norm_groups, channels),
+            nn.SiLU(),
+            zero_module(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1)),
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
@@ -264,7 +266,7 @@ class UNetModel(nn.Module):
         # Image and prediction stay in float32: the smallest noise of a long schedule, 0.003 to 0.01, is less
         # than bf16's spacing at a pixel of 1.
         with torch.autocast(x.device.type, enabled=False):
-            h = first(F.pixel_unshuffle(x.float(), self.patch_size), emb).type(dtype)
+            h = first(self._fold(x.float()), emb).type(dtype)
         skips = [h]
         for block in blocks:
             h = block(h, emb)
@@ -274,8 +276,12 @@ class UNetModel(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         norm, _, conv = self.out
         with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = F.pixel_shuffle(conv(norm_silu(norm, h.float())), self.patch_size)
-        return out
+            out: Tensor = conv(norm_silu(norm, h.float()))
+        return out if self.patch_size == 1 else F.pixel_shuffle(out, self.patch_size)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """Turn patches into channels, (N, C, H, W) -> (N, C * P * P, H / P, W / P)."""
+        return x if self.patch_size == 1 else F.pixel_unshuffle(x, self.patch_size)
 
     @torch.no_grad()
     def get_feature_vectors(

@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from comparison import shapes
 from comparison.tables import METRICS, apart
 
 BLUR_SIGMA = 1.0  # pixels at 32 pixels; scaled with the image
+SMEAR_SIGMA = 3.0  # pixels at 32 pixels: half the radius of a large figure
 JPEG_QUALITY = 10  # 30 cannot be told from the floor on CIFAR-10 that was JPEG before
 
 
@@ -133,10 +135,30 @@ def make_anchors(
     }
 
 
+def figure_anchors(floor: Anchor, seed: int) -> dict[str, Anchor]:
+    """Make the controls of `shapes` that show colours and places of figures but no figure.
+
+    Args:
+        floor: real images, (N, 3, S, S) uint8.
+        seed: of what is drawn at random.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, 3]))
+    blobs = shapes.blobs(len(floor.images), floor.images.shape[-1], generator)
+    sigma = SMEAR_SIGMA * floor.images.shape[-1] / 32
+    smears = blur(floor.images, sigma)
+    return {
+        "blobs": Anchor("two-coloured blobs", "soft spots of two colours on the backgrounds of `shapes`", blobs),
+        "smears": Anchor(
+            f"smears, {sigma:g} px", f"the floor's images, Gaussian blur of {sigma:g} pixels", smears, floor.made_from
+        ),
+    }
+
+
 WORSE, UNCHANGED, BETTER = "worse", "unchanged", "better"
 
 # What each metric must say of each control beside the floor. A metric may be honest and yet blind to a control, or be
 # moved by it in a way that depends on the data: there more than one word is right.
+_NO_FIGURES = {"blobs": (WORSE,), "smears": (WORSE,)}
 _NOT_BETTER, _NOT_WORSE = (WORSE, UNCHANGED), (UNCHANGED, BETTER)
 _DISTANCE = {"copies": (BETTER,), "jpeg": _NOT_BETTER, "half": (WORSE,), "blur": (WORSE,), "noise": (WORSE,)}
 _FIDELITY = {"copies": _NOT_WORSE, "half": (), "jpeg": _NOT_BETTER, "blur": _NOT_BETTER, "noise": (WORSE,)}
@@ -151,9 +173,10 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "coverage": {"copies": _NOT_WORSE, "half": (WORSE,), "jpeg": _NOT_BETTER, "blur": (WORSE,), "noise": (WORSE,)},
     "class_entropy": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,)},
     "memorised": {"copies": (WORSE,), "half": (), "jpeg": _NOT_WORSE, "blur": _NOT_WORSE, "noise": _NOT_WORSE},
-    "modes_covered": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,)},
-    "modes_kl": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,)},
-    "modes_matched": {"copies": (UNCHANGED,), "half": (UNCHANGED,), "noise": (WORSE,)},
+    "modes_covered": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,), **_NO_FIGURES},
+    "modes_kl": {"copies": (UNCHANGED,), "half": (WORSE,), "noise": (WORSE,), **_NO_FIGURES},
+    "modes_matched": {"copies": (UNCHANGED,), "half": (UNCHANGED,), "noise": (WORSE,), **_NO_FIGURES},
+    "sharpness": {"copies": (UNCHANGED,), "jpeg": (WORSE,), "blur": (WORSE,), "noise": (WORSE,), **_NO_FIGURES},
 }
 FURTHER = (("frechet_distance", "noise", "blur"), ("modes_covered", "noise", "half"))  # worse than another control
 

@@ -1,5 +1,6 @@
 """Where and in which precision the networks compute."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 
 from comparison.cli import UserError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,6 +54,23 @@ def set_threads(threads: int, local_world_size: int = 1) -> None:
         raise UserError(f"OMP_NUM_THREADS must be a number of threads, not {text!r}")
     limit = int(first[:9])
     torch.set_num_threads(threads or max(1, min(limit, usable // local_world_size)))
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors instead of returning it to the system.
+
+    The system hands out zeroed pages, one page fault each, and an update of a network frees and takes hundreds of
+    megabytes: on two cores 9 to 12% of the time. Environment variables of glibc's malloc win; other C libraries are
+    left alone.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)  # an mmapped block goes back at once
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 * 2**20)
 
 
 def _cpu_flags() -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comparison.anchors import Anchor, check_anchors, make_anchors
+from comparison.anchors import Anchor, check_anchors, figure_anchors, make_anchors
 from comparison.cli import UserError
 from comparison.images import fingerprint, save_grid
 from comparison.kernel import kernel_estimate, kernel_self
@@ -24,6 +24,7 @@ from comparison.neighbours import Nearest, memorised, nearest_training, prdc, ra
 from comparison.reference import PAIRWISE, Embedded, Reference, chosen_images, embed_samples, places, shuffled
 from comparison.runs import read_json, versions, write_json
 from comparison.sliced import SlicedWasserstein
+from comparison.sources import shapes_modes
 from comparison.statistics import Statistics
 from comparison.streams import LoadedSamples, open_samples
 from comparison.streams import fingerprint as stream_fingerprint
@@ -115,7 +116,7 @@ class Evaluator:
         found["memorised"] = memorised(nearest)
         counter = self.reference.modes
         if embedded.modes is not None and counter is not None:
-            found |= modes_estimates(embedded.modes, counter.total)
+            found |= modes_estimates(embedded.modes, counter.total, embedded.residuals)
         entries = {name: estimate.as_json() for name, estimate in found.items()}
         if counter is not None and "modes_covered" in entries:
             entries["modes_covered"]["total"] = counter.total
@@ -231,6 +232,8 @@ def evaluate_anchors(evaluator: Evaluator, target: Path) -> dict[str, Any]:
     anchors = make_anchors(
         data.images, data.labels, reference.training, reference.chosen, reference.others, reference.seed
     )
+    if shapes_modes(reference.source):
+        anchors |= figure_anchors(anchors["floor"], reference.seed)
     rows, metrics = {}, {}
     for name, anchor in anchors.items():
         images = shuffled(anchor.images, reference.seed)

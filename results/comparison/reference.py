@@ -140,6 +140,7 @@ class Embedded:
         images: (min(N, PAIRWISE), 3, S, S) uint8, the same ones.
         classes: (groups, classes) int64 counts; None for an extractor, or images, without those classes.
         modes: (N,) int64 matched modes, -1 for none; None where they are not known.
+        residuals: (N,) float32 of the fits that matched them; None without fits.
     """
 
     moments: GroupMoments
@@ -147,6 +148,7 @@ class Embedded:
     images: Tensor
     classes: Tensor | None
     modes: Tensor | None
+    residuals: Tensor | None
 
 
 def embed_samples(
@@ -170,6 +172,7 @@ def embed_samples(
     features = torch.empty(kept, extractor.dimensions)
     images = torch.empty((kept, *samples.shape[1:]), dtype=torch.uint8)
     matched = torch.empty(count, dtype=torch.int64) if counter else None
+    residuals: Tensor | None = None
     classes: Tensor | None = None
     cache = None
     if key is not None and count <= CACHED:
@@ -197,9 +200,12 @@ def embed_samples(
             first = places < kept
             features[places[first]], images[places[first]] = x[first], part[first]
             if counter is not None and matched is not None:
-                matched[places] = counter.match(part)
+                matched[places], residual = counter.fit(part)
+                if residual is not None:
+                    residuals = torch.empty(count) if residuals is None else residuals
+                    residuals[places] = residual
             progress.update(len(part) if cache is None else 0)
-    return Embedded(found, features, images, classes, matched)
+    return Embedded(found, features, images, classes, matched, residuals)
 
 
 def _embed_chosen(samples: Samples, positions: Tensor, count: int, extractor: Extractor, desc: str) -> Tensor:

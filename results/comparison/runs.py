@@ -26,7 +26,8 @@ except ImportError:  # Windows
 MAY_CHANGE = frozenset(
     {
         *("device", "threads", "num_workers", "fresh", "keep", "run_dir"),
-        *("max_steps", "max_images", "max_seconds", "stop_after", "save_minutes", "save_interval", "log_interval", "grid_every"),
+        *("max_steps", "max_images", "max_seconds", "stop_after", "save_minutes", "save_interval"),
+        *("log_interval", "grid_every"),
         *("num_samples", "sample_batch_size"),
     }
 )

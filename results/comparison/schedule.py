@@ -64,16 +64,16 @@ def ema_rate(most: float, updates: int, horizon: float = 0.0) -> float:
 
     Args:
         most: decay that is never exceeded, in [0, 1).
-        updates: n, the updates made so far, the present one included.
+        updates: n, the updates made so far.
         horizon: h, a share of the updates so far; 0 for none.
     """
     if not horizon:
         return min(most, (1 + updates) / (10 + updates))
-    return min(most, max(0.0, 1 - 1 / (horizon * updates)))
+    return min(most, 1 - 1 / max(1.0, horizon * updates))
 
 
 def add_schedule_options(
-    group: argparse._ArgumentGroup, *, decays: tuple[str, ...] = DECAYS, decay: str | None = "none"
+    group: argparse._ActionsContainer, *, decays: tuple[str, ...] = DECAYS, decay: str | None = "none"
 ) -> None:
     """Add --lr_warmup, --lr_decay, --lr_decay_from, --lr_floor and --ema_horizon.
 
