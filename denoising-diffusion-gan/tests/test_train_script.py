@@ -161,6 +161,19 @@ def test_without_num_epoch_the_learning_rate_is_constant(pictures, tmp_path):
     assert {row["lr"] for row in read_progress(tmp_path / "run" / "progress.csv")} == {1.5e-4}
 
 
+def test_run_cut_short_goes_on_with_its_schedules_as_if_it_had_not_been(pictures, tmp_path):
+    schedules = ("--lr_warmup", "0.2", "--lr_decay", "linear", "--lr_decay_from", "0.4", "--ema_horizon", "0.5")
+    bound = ("--num_epoch", "0", "--max_images", "80", "--log_interval", "1")
+    for name, parts in (("whole", ("0",)), ("cut", ("24", "56", "0"))):
+        for part in parts:
+            assert train(pictures, tmp_path / name, *bound, *schedules, "--stop_after", part) == 0
+    first, second = (tensors(load_torch(tmp_path / name / "content.pth")) for name in ("whole", "cut"))
+    assert len(first) == len(second) > 10
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    rates = [row["lr"] / 1.5e-4 for row in read_progress(tmp_path / "cut" / "progress.csv")]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], rel=1e-5)
+
+
 def test_other_options_in_the_same_folder_are_refused_by_name(pictures, unbroken):
     with pytest.raises(UserError, match=r"lr_g 0\.00015 there, 0\.1 here; num_epoch 6 there, 7 here"):
         train(pictures, unbroken, "--num_epoch", "7", "--lr_g", "0.1")

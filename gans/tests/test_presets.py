@@ -8,7 +8,6 @@ import cifar_gan
 import pytest
 import sample_gan
 import torch
-from comparison.budget import Budget
 from comparison.runs import load_checkpoint, read_progress
 from gan.options import PRESETS
 from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, refused, train_here
@@ -76,12 +75,16 @@ def test_learning_rates_end_with_the_budget(images, tmp_path):
     assert payload["optimizer_d"]["param_groups"][0]["lr"] == pytest.approx(1.25e-4 / 4)
 
 
-def test_budget_that_is_left_counts_steps_and_images_before_seconds():
-    left = cifar_gan.share_left
-    assert left(Budget(max_steps=10, max_seconds=4), 5, 40, 3.0) == 0.5
-    assert left(Budget(max_steps=10, max_images=50), 5, 40, 0.0) == pytest.approx(0.2)
-    assert left(Budget(max_seconds=4), 5, 40, 3.0) == 0.25
-    assert left(Budget(max_seconds=4), 5, 40, 5.0) == 0.0
+def test_run_cut_short_goes_on_as_if_it_had_not_been(images, tmp_path):
+    flags = [*TINY, "--lr_warmup", 0.25, "--lr_decay", "cosine", "--lr_decay_from", 0.25, "--lr_floor", 0.1]
+    flags += ["--ema_decay", 0.9, "--ema_horizon", 0.5, "--max_steps", 0, "--max_images", 48]
+    for folder, parts in (("whole", [0]), ("cut", [16, 32, 0])):
+        for part in parts:
+            train_here("--data", images, "--run_dir", tmp_path / folder, *flags, "--stop_after", part)
+    whole, cut = (load_checkpoint(max((tmp_path / name).glob("*.pt")), model="gans") for name in ("whole", "cut"))
+    for network in ("generator", "discriminator", "ema"):
+        assert all(torch.equal(value, cut[network][name]) for name, value in whole[network].items())
+    assert 0 < whole["optimizer_g"]["param_groups"][0]["lr"] < 1.6e-4
 
 
 @pytest.mark.slow

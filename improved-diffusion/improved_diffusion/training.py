@@ -95,6 +95,7 @@ class Trainer:
         diffusion: whose loss is minimised.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
+        beta2: decay of AdamW's mean squared gradient; a short run does well with 0.99.
         ema_rates: of the moving averages.
         ema_rule: (rate, updates made) -> the rate at an update; the default lowers it while few updates are made.
         ema_every: updates between moves of the averages, each by the rate to this power.
@@ -114,6 +115,7 @@ class Trainer:
         *,
         lr: float,
         weight_decay: float = 0.0,
+        beta2: float = 0.999,
         ema_rates: Sequence[float] = (0.9999,),
         ema_rule: Callable[[float, int], float] = warmed_up_rate,
         ema_every: int = 1,
@@ -139,7 +141,8 @@ class Trainer:
         self._call_network = torch.compile(self._network) if compile_network else self._network
         self.ema = {rate: copy.deepcopy(model).eval().requires_grad_(False) for rate in ema_rates}
         fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
+        options: dict[str, Any] = {"lr": lr, "betas": (0.9, beta2), "weight_decay": weight_decay, "fused": fused}
+        self.optimizer = torch.optim.AdamW(model.parameters(), **options)
         self.scaler = torch.amp.GradScaler(
             self.device.type,
             init_scale=2.0**INITIAL_LOG_LOSS_SCALE,
@@ -271,13 +274,13 @@ class Trainer:
         return {**self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Restore `optimizer_state`; learning rate and weight decay stay those of the constructor.
+        """Restore `optimizer_state`; learning rate, betas and weight decay stay those of the constructor.
 
         Raises:
             ValueError, KeyError: of another network.
         """
         groups = [
-            {**saved, "lr": own["lr"], "weight_decay": own["weight_decay"], "fused": own["fused"]}
+            {**saved, **{name: own[name] for name in ("lr", "betas", "weight_decay", "fused")}}
             for saved, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
         ]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

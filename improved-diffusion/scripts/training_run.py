@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 # Options that runs had which began before the options existed.
 IMPLIED = {
     **{"prediction": "epsilon", "loss_weighting": "uniform", "snr_gamma": 5.0, "patch_size": 1},
-    **{"lr_decay": "none", "ema_every": 1},
+    **{"lr_decay": "none", "ema_every": 1, "beta2": 0.999},
 }
 
 
@@ -89,6 +89,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--run_dir", type=path_or_url, help="run folder; a run is continued by the same command")
     add("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=non_negative_float, default=0.0, help="of AdamW")
+    add("--beta2", type=fraction, default=0.999, help="AdamW's decay of the mean squared gradient, below 1")
     add(
         "--lr_anneal_steps",
         type=non_negative_int,
@@ -177,6 +178,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
         diffusion,
         lr=args.lr,
         weight_decay=args.weight_decay,
+        beta2=args.beta2,
         ema_rates=ema_rates,
         ema_rule=partial(ema_rate, horizon=args.ema_horizon),
         ema_every=args.ema_every,
@@ -292,6 +294,8 @@ def judge_train_flags(args: argparse.Namespace, task: Task) -> tuple[list[float]
     check_log_formats()
     if args.batch_size % (processes := my_place().world_size):
         raise UserError(f"--batch_size {args.batch_size}: of all processes together, so a multiple of {processes}")
+    if args.beta2 == 1:
+        raise UserError("--beta2 must be below 1, or no gradient ever counts")
     if args.class_dropout and not task.class_cond:
         raise UserError("--class_dropout needs --class_cond True")
     if args.fp16_scale_growth > 1 or 2.0**args.fp16_scale_growth <= 1:

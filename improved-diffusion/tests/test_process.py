@@ -153,6 +153,7 @@ def test_every_parametrisation_of_the_truth_recovers_the_image(mean_type, var_ty
     truth = {
         ModelMeanType.START_X: x,
         ModelMeanType.EPSILON: noise,
+        ModelMeanType.VELOCITY: d.velocity(x, noise, t),
         ModelMeanType.PREVIOUS_X: d.q_posterior_mean_variance(x, x_t, t)[0],
     }[mean_type]
     output = torch.cat([truth, torch.zeros_like(x)], dim=1) if d.learns_variance else truth

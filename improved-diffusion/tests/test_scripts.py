@@ -116,6 +116,36 @@ def test_resumed_run_equals_unbroken_run(number, trained, images, tmp_path):
     assert_same_weights(run_dir, trained, 20)
 
 
+SCHEDULES = (
+    "--prediction velocity --loss_weighting min-snr --schedule_sampler stratified --beta2 0.99 --ema_horizon 0.5 "
+    "--ema_every 2 --lr_warmup 0.2 --lr_decay cosine --lr_decay_from 0.3 --lr_floor 0.1"
+)
+
+
+@pytest.mark.parametrize(("bound", "unit"), [("--max_steps 10", 1), ("--max_steps 0 --max_images 40", 4)])
+def test_run_cut_short_goes_on_with_its_schedules_as_if_it_had_not_been(bound, unit, images, tmp_path):
+    for name, parts in (("whole", (0,)), ("cut", (3 * unit, 7 * unit, 0))):
+        for part in parts:
+            flags = (TINY, SCHEDULES, bound, "--log_interval 1", "--data_dir", images, "--run_dir", tmp_path / name)
+            assert call_script(TRAIN, *flags, "--stop_after", part) == 0
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole", 10)
+    rates = [float(row["lr"]) for row in csv.DictReader((tmp_path / "cut" / "progress.csv").open())]
+    assert rates[:3] == pytest.approx([0.0, 0.5e-4, 1e-4])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert 0.1e-4 < rates[-1] < 0.2e-4
+
+
+def test_schedule_over_seconds_goes_on_where_the_run_stopped(images, tmp_path):
+    flags = (TINY, "--max_steps 0 --max_seconds 2 --lr_decay linear --log_interval 1", "--data_dir", images)
+    for part in (1, 0):
+        assert call_script(TRAIN, *flags, "--run_dir", tmp_path / "run", "--stop_after", part) == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").open()))
+    rates, seconds = ([float(row[name]) for row in rows] for name in ("lr", "wall_seconds"))
+    for i in range(1, len(rows)):  # the rate is that of the moment at which an update begins, between two rows
+        assert 1 - seconds[i] / 2 - 1e-3 <= rates[i] / 1e-4 <= 1 - seconds[i - 1] / 2 + 1e-3
+    assert rates[-1] < 0.5e-4
+
+
 def test_resume_checkpoint_continues_a_copy_elsewhere(trained, images, tmp_path):
     source = tmp_path / "source"
     source.mkdir()

@@ -46,6 +46,14 @@ def test_modes_are_counted_and_compared_with_uniform(found, covered, kl, matched
     assert values == pytest.approx([covered, kl, matched], abs=1e-12)
 
 
+def test_sharpness_is_the_median_residual():
+    residuals = torch.linspace(0, 1, 41)[torch.randperm(41, generator=torch.Generator().manual_seed(0))]
+    found = modes_estimates(torch.zeros(41).long(), 4, residuals)["sharpness"]
+    assert found.value == pytest.approx(0.5)
+    assert 0 < found.low < 0.5 < found.high
+    assert "sharpness" not in modes_estimates(torch.zeros(41).long(), 4)
+
+
 def test_divergence_is_the_sum_over_the_modes():
     count = torch.tensor([3, 0, 1, 4])
     part = np.array([3, 1, 4]) / 8
@@ -56,7 +64,7 @@ def test_data_without_known_modes_have_no_counter(tmp_path):
     assert mode_counter("cifar10") is None
     assert mode_counter(str(tmp_path)) is None
     shapes = mode_counter("shapes:100")
-    assert (shapes.total, shapes.facts) == (100, {})
+    assert (shapes.total, shapes.facts) == (100, {"acceptance": 0.1})
 
 
 def test_classifier_reads_each_channel_of_unseen_pictures(counter):

@@ -23,6 +23,19 @@ def test_empty_pictures_show_no_mode(level):
     assert shapes.count_modes(torch.full((4, 3, 32, 32), level, dtype=torch.uint8))["matched"] == 0
 
 
+def test_every_test_image_is_far_below_the_acceptance_and_soft_spots_are_above_it():
+    images, labels = shapes.dataset(200, 32, split="test", limit=1000)
+    residual, mode = shapes.fit_modes(images)
+    assert torch.equal(mode, labels)
+    assert residual.max() < 0.08 < shapes.ACCEPT
+    blobs = shapes.blobs(500, 32, np.random.default_rng(0))
+    residual, _ = shapes.fit_modes(blobs)
+    assert (residual < 0.35).double().mean() > 0.8  # what an acceptance of 0.35 took for figures
+    assert (residual < shapes.ACCEPT).double().mean() < 0.01
+    smears = gaussian_blur(images[:500], [25, 25], [3.0, 3.0])
+    assert (shapes.match_modes(smears) >= 0).double().mean() < 0.01
+
+
 def test_noise_covers_no_mode():
     rng = np.random.default_rng(0)
     noise = torch.from_numpy(rng.integers(0, 256, (500, 3, 32, 32), dtype=np.uint8))

@@ -1,0 +1,316 @@
+"""What the network predicts, how its errors are weighted, and the patches that it sees."""
+
+import numpy as np
+import pytest
+import torch
+from diffusion_testing import fill_from_names, tiny_flags
+from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, LossWeighting, ModelMeanType
+from improved_diffusion.nn import Dropout
+from improved_diffusion.process import ModelVarType
+from improved_diffusion.resample import create_named_schedule_sampler
+from improved_diffusion.samplers import sample
+from improved_diffusion.schedules import get_named_beta_schedule
+from improved_diffusion.script_util import (
+    PREDICTIONS,
+    check_flags,
+    create_gaussian_diffusion,
+    create_model_and_diffusion,
+    model_and_diffusion_defaults,
+    sr_create_model_and_diffusion,
+    sr_model_and_diffusion_defaults,
+)
+from improved_diffusion.training import Trainer
+from improved_diffusion.unet import UNetModel
+
+STEPS = {"linear": 1000, "cosine": 4000}
+
+
+def process(prediction, schedule="cosine", steps=None, **options):
+    steps = steps or STEPS[schedule]
+    return create_gaussian_diffusion(steps=steps, noise_schedule=schedule, prediction=prediction, **options)
+
+
+def truth(diffusion, x, noise, t):
+    """Return what a perfect network would answer, in float64 for one timestep."""
+    a = diffusion.alphas_cumprod[t]
+    return {
+        ModelMeanType.START_X: x,
+        ModelMeanType.EPSILON: noise,
+        ModelMeanType.VELOCITY: np.sqrt(a) * noise - np.sqrt(1 - a) * x,
+    }[diffusion.model_mean_type]
+
+
+def pair(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 4, 4, generator=generator, dtype=dtype) * 2 - 1
+    return x, torch.randn(2, 3, 4, 4, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("schedule", STEPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_prediction_and_image_determine_each_other_in_float64(prediction, schedule, place):
+    d = process(prediction, schedule)
+    t = int(place * (d.num_timesteps - 1))
+    x, noise = pair()
+    a = d.alphas_cumprod[t]
+    x_t = np.sqrt(a) * x + np.sqrt(1 - a) * noise
+    found = d._pred_xstart(truth(d, x, noise, t), x_t, t, False, None)
+    # rounding of the noise is magnified sigma-fold where the network predicts the noise, and only there
+    tolerance = 1e-13 * (max(1.0, np.sqrt((1 - a) / a)) if prediction == "epsilon" else 1.0)
+    torch.testing.assert_close(found, x, atol=10 * tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("t", [0, 300, 999])
+def test_errors_of_the_three_predictions_are_multiples_of_each_other(t):
+    x, noise = pair()
+    other = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    a = process("epsilon", "linear").alphas_cumprod[t]
+    x_t, snr = np.sqrt(a) * x + np.sqrt(1 - a) * noise, a / (1 - a)
+    other_noise = (x_t - np.sqrt(a) * other) / np.sqrt(1 - a)
+    squared = {
+        name: (truth(d, x, noise, t) - truth(d, other, other_noise, t)).square().sum().item()
+        for name in PREDICTIONS
+        for d in [process(name, "linear")]
+    }
+    assert squared["velocity"] == pytest.approx((snr + 1) * squared["x_start"], rel=1e-9)
+    assert squared["epsilon"] == pytest.approx(snr * squared["x_start"], rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", STEPS)
+def test_min_snr_weights_are_one_weight_of_the_image(schedule):
+    gamma = 5.0
+    weights = {name: process(name, schedule, loss_weighting="min-snr", snr_gamma=gamma) for name in PREDICTIONS}
+    a = weights["x_start"].alphas_cumprod
+    snr = a / (1 - a)
+    expected = np.minimum(snr, gamma)
+    np.testing.assert_allclose(weights["x_start"].loss_weights, expected, rtol=1e-9)
+    np.testing.assert_allclose(weights["velocity"].loss_weights * (snr + 1), expected, rtol=1e-9)
+    np.testing.assert_allclose(weights["epsilon"].loss_weights * snr, expected, rtol=1e-9)
+    assert all(d.loss_weights.max() <= gamma for d in weights.values())
+
+
+def test_weighted_loss_of_the_same_image_is_the_same_whatever_the_network_predicts():
+    x, noise = pair(torch.float32)
+    t = torch.tensor([100, 700])
+    losses = {}
+    for name in PREDICTIONS:
+        d = process(name, "linear", loss_weighting="min-snr")
+        a = d._at("alphas_cumprod", t, x)
+        other = 0.9 * x
+        other_noise = (a.sqrt() * (x - other)) / (1 - a).sqrt() + noise
+        answers = {"x_start": other, "epsilon": other_noise, "velocity": d.velocity(other, other_noise, t)}
+        losses[name] = d.training_losses(lambda *_, answer=answers[name]: answer, x, t, noise=noise)
+    for found in losses.values():
+        torch.testing.assert_close(found["loss"], losses["x_start"]["loss"], rtol=1e-3, atol=0)
+    assert not torch.allclose(losses["x_start"]["mse"], losses["x_start"]["loss"])  # mse is reported unweighted
+
+
+def test_uniform_weights_leave_the_loss_alone():
+    d = process("velocity")
+    assert d.loss_weights is None
+    x, noise = pair(torch.float32)
+    found = d.training_losses(lambda x, t: torch.zeros_like(x), x, torch.tensor([5, 3000]), noise=noise)
+    assert torch.equal(found["loss"], found["mse"])
+
+
+@pytest.mark.parametrize("schedule", STEPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_last_step_is_finite_with_learned_variances(prediction, schedule):
+    d = process(prediction, schedule, learn_sigma=True, rescale_learned_sigmas=True, loss_weighting="min-snr")
+    x, noise = pair(torch.float32)
+    t = torch.full((2,), d.num_timesteps - 1)
+    output = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    losses = d.training_losses(lambda *_: output, x, t, noise=noise)
+    losses["loss"].sum().backward()
+    assert output.grad.isfinite().all()
+    moments = d.p_mean_variance(lambda *_: output.detach(), noise, t)
+    assert all(value.isfinite().all() for value in moments.values())
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_bound_teaches_the_variance_alone(prediction):
+    x, noise = pair(torch.float32)
+    t = torch.tensor([10, 500])
+    d = process(prediction, "linear", learn_sigma=True, rescale_learned_sigmas=True)
+    output = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    d.training_losses(lambda *_: output, x, t, noise=noise)["vb"].sum().backward()
+    assert not output.grad[:, :3].any()
+    assert output.grad[:, 3:].any()
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp", "dpmpp-sde", "unipc"])
+def test_samplers_draw_the_same_from_each_exact_prediction(sampler):
+    drawn = {}
+    for name in PREDICTIONS:
+        d = process(name, "cosine", 200)
+        at = {t: index for index, t in enumerate(range(200))}
+
+        def network(x, t, d=d, at=at):
+            a = float(d.alphas_cumprod[at[int(t[0])]])
+            image = x * (0.25 * a**0.5 / (0.25 * a + 1 - a))  # of Gaussian pixels of variance 0.25
+            noise = (x - a**0.5 * image) / (1 - a) ** 0.5
+            return truth(d, image, noise, at[int(t[0])])
+
+        x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(4)
+        options = {"sampler": sampler, "num_sampling_steps": 8, "clip_denoised": False, "generator": generator}
+        drawn[name] = sample(network, d, x, **options)
+    for found in drawn.values():
+        torch.testing.assert_close(found, drawn["epsilon"], rtol=1e-6, atol=1e-8)
+
+
+def test_published_flag_means_the_prediction_of_the_image():
+    published = create_gaussian_diffusion(predict_xstart=True)
+    assert published.model_mean_type == process("x_start").model_mean_type == ModelMeanType.START_X
+    assert create_gaussian_diffusion().model_mean_type == ModelMeanType.EPSILON
+
+
+def test_min_snr_needs_a_prediction_that_it_is_defined_for():
+    kinds = {"model_mean_type": ModelMeanType.PREVIOUS_X, "model_var_type": ModelVarType.FIXED_SMALL}
+    betas = get_named_beta_schedule("cosine", 10)
+    with pytest.raises(ValueError, match="min-SNR"):
+        GaussianDiffusion(betas=betas, loss_type=LossType.MSE, loss_weighting=LossWeighting.MIN_SNR, **kinds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction": "image"}, "prediction must be one of"),
+        ({"prediction": "velocity", "predict_xstart": True}, "contradict"),
+        ({"loss_weighting": "snr"}, "loss_weighting must be one of"),
+        ({"loss_weighting": "min-snr", "use_kl": True}, "use_kl"),
+        ({"snr_gamma": 0.0}, "snr_gamma must be above 0"),
+        ({"patch_size": 2}, "patch_size must be one of 1 at image_size 16"),
+        ({"image_size": 64, "patch_size": 3}, "patch_size must be one of 1, 2, 4"),
+        ({"image_size": 64, "patch_size": 4, "attention_resolutions": "32"}, "attention_resolutions"),
+    ],
+)
+def test_objectives_and_patches_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        check_flags(tiny_flags(**changes))
+
+
+# Patches
+
+
+def test_network_on_patches_is_the_network_on_folded_images():
+    sizes = {"model_channels": 32, "num_res_blocks": 1, "attention_resolutions": (2,), "channel_mult": (1, 2)}
+    folded = fill_from_names(UNetModel(in_channels=12, out_channels=24, **sizes))
+    network = UNetModel(in_channels=3, out_channels=6, patch_size=2, **sizes).eval()
+    network.load_state_dict(folded.state_dict())
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 40])
+    with torch.no_grad():
+        expected = torch.nn.functional.pixel_shuffle(folded(torch.nn.functional.pixel_unshuffle(x, 2), t), 2)
+        assert torch.equal(network(x, t), expected)
+        assert network(x, t).shape == (2, 6, 16, 16)
+
+
+def test_same_flags_make_one_network_at_every_size():
+    shapes = {}
+    for size in (32, 64, 128):
+        model, _ = create_model_and_diffusion(
+            **tiny_flags(image_size=size, patch_size=size // 16, attention_resolutions="8")
+        )
+        shapes[size] = [tuple(p.shape) for p in model.parameters()]
+        with torch.no_grad():
+            assert model(torch.zeros(1, 3, size, size), torch.zeros(1)).shape == (1, 3, size, size)
+    for size in (64, 128):
+        differing = [pair for pair in zip(shapes[32], shapes[size], strict=True) if pair[0] != pair[1]]
+        assert len(differing) == 3  # weight of the first convolution, weight and bias of the last
+
+
+def test_attention_resolutions_count_patches():
+    def attention(**changes):
+        model, _ = create_model_and_diffusion(**tiny_flags(image_size=64, **changes))
+        return sum(type(module).__name__ == "AttentionBlock" for module in model.modules())
+
+    assert attention(patch_size=4, attention_resolutions="8") == 4  # one down, two up, one in the middle
+    assert attention(patch_size=4, attention_resolutions="") == 1
+
+
+def test_enlarging_network_takes_patches():
+    flags = {**sr_model_and_diffusion_defaults(), "large_size": 32, "small_size": 8, "patch_size": 2}
+    flags |= {"num_channels": 32, "num_res_blocks": 1, "attention_resolutions": "8", "prediction": "velocity"}
+    model, diffusion = sr_create_model_and_diffusion(**flags)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    losses = diffusion.training_losses(model, x, torch.tensor([3, 500]), {"low_res": torch.zeros(2, 3, 8, 8)})
+    assert losses["loss"].isfinite().all()
+
+
+def test_float32_network_gives_the_same_in_both_memory_formats():
+    model, _ = create_model_and_diffusion(**{**model_and_diffusion_defaults(), "image_size": 32, "num_channels": 32})
+    fill_from_names(model)
+    x, t = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 400])
+    with torch.no_grad():
+        expected = model(x, t)
+        found = model.to(memory_format=torch.channels_last)(x, t)
+    torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+
+
+# Timesteps, averages and dropout of a training step
+
+
+def test_stratified_timesteps_fill_each_batch_evenly():
+    sampler = create_named_schedule_sampler("stratified", process("epsilon", "linear"))
+    generator = torch.Generator().manual_seed(0)
+    t, factors = sampler.sample(8, torch.device("cpu"), generator)
+    assert sorted((t // 125).tolist()) == list(range(8))
+    assert t.tolist() != sorted(t.tolist())
+    assert torch.equal(factors, torch.ones(8))
+    again, _ = sampler.sample(8, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert torch.equal(again, t)
+    many = torch.cat([sampler.sample(7, torch.device("cpu"), generator)[0] for _ in range(3000)])
+    assert 0 <= many.min() <= many.max() < 1000
+    counts = torch.bincount(many // 100, minlength=10).double()
+    assert (counts / counts.mean() - 1).abs().max() < 0.1
+
+
+def test_averages_moved_every_second_update_take_the_rate_squared():
+    def average(every):
+        torch.manual_seed(0)
+        model, diffusion = create_model_and_diffusion(**tiny_flags())
+        trainer = Trainer(model, diffusion, lr=0.1, ema_rates=(0.9,), ema_rule=lambda rate, n: rate, ema_every=every)
+        for p in trainer.optimizer.param_groups[0]["params"]:
+            p.grad = torch.zeros_like(p)
+        for step in range(4):
+            for p in model.parameters():
+                p.data.fill_(step // 2)  # moves only where both averages look
+            trainer.optimize(step)
+        return next(trainer.ema[0.9].parameters()).flatten()[0], next(iter(model.parameters()))
+
+    each, last = average(1)
+    second, _ = average(2)
+    torch.testing.assert_close(second, each)
+    assert not torch.equal(second, last.flatten()[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_on_a_cpu_drops_with_its_probability_and_keeps_the_mean(dtype):
+    dropout, x = Dropout(0.3), torch.ones(10, 100, 33, 31, dtype=dtype, requires_grad=True)
+    torch.manual_seed(0)
+    y = dropout(x)
+    y.sum().backward()
+    share = (y == 0).double().mean().item()
+    assert share == pytest.approx(0.3, abs=0.002)  # five standard deviations of a million elements
+    assert y[y != 0].unique().tolist() == pytest.approx([1 / 0.7], rel=4e-3)
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y)
+    assert not torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x
+    row = y.detach()[0, 0] == 0
+    assert abs(torch.corrcoef(torch.stack([row[:, :-1].flatten().float(), row[:, 1:].flatten().float()]))[0, 1]) < 0.15
+
+
+def test_learning_rate_factor_multiplies_the_rate():
+    torch.manual_seed(0)
+    model, diffusion = create_model_and_diffusion(**tiny_flags())
+    trainer = Trainer(model, diffusion, lr=1e-2, beta2=0.99)
+    x, t = torch.zeros(2, 3, 16, 16), torch.tensor([3, 50])
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer.update(0, x, t, torch.ones_like(x), lr_factor=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    trainer.update(1, x, t, torch.ones_like(x), lr_factor=0.25)
+    group = trainer.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"]) == (0.0025, (0.9, 0.99))
