@@ -25,7 +25,7 @@ usage: bash results/compare.sh [options]
   --seed S           of training and sampling                                 (0)
   --sweep N,N        numbers of steps at which improved-diffusion is sampled
                      besides its default; '' for none                         (quick and cpu 10, else 10,25,100,250)
-  --history K        train in K + 1 equal parts and draw samples after each,
+  --history K        pause training K times at equal distances, draw samples,
                      0 for none                                               (cpu 3, gpu 4, else 0)
   --benchmark B      true measures speed and memory of every sampler          (true)
   --benchmark_seconds S  spent on each batch size                             (quick 0.3, else 2)
@@ -169,6 +169,10 @@ cd "$root"
 PRESET=$preset
 # shellcheck source=../flags.sh
 source ./flags.sh
+if [[ "$MODEL_FLAGS" =~ --patch_size\ ([0-9]+) ]]; then # at 32 pixels; larger patches keep the network's grid
+  patch=$((BASH_REMATCH[1] * image_size / 32))
+  MODEL_FLAGS+=" --patch_size $((patch > 0 ? patch : 1))"
+fi
 [[ "$DIFFUSION_FLAGS" =~ --diffusion_steps\ ([0-9]+) ]] && most=${BASH_REMATCH[1]}
 sampler=ddim # of the sweep: the preset's own where it names one
 [[ "$SAMPLE_FLAGS" =~ --sampler\ ([a-z-]+) ]] && sampler=${BASH_REMATCH[1]}
@@ -249,7 +253,7 @@ for i in "${!chosen[@]}"; do
   for ((part = 1; part <= history; part++)); do
     piece=$((bound * part / (history + 1))) percent=$(((200 * part + history + 1) / (2 * (history + 1))))
     say "$model: train, ${flag#--max_} $piece of $bound"
-    train "$model" "$flag" "$piece" $start
+    train "$model" "$flag" "$bound" --stop_after "$piece" $start
     start=""
     # on a later call the run may be past this part, and its newest checkpoint with it
     if grep -q "\"reason\": \"${flag#--} $piece\"" "$run/config.json"; then
