@@ -51,10 +51,13 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 500"
     ;;
   cpu)
-    MODEL_FLAGS="--image_size 32 --num_channels 64 --num_res_blocks 2 --norm_groups 16 --learn_sigma True"
-    DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
-    TRAIN_FLAGS="--lr 5e-4 --batch_size 32 --ema_rate 0.999 --max_steps 0 --save_interval 1000 --log_interval 20"
-    SAMPLE_FLAGS="--sampler dpmpp-sde --sigma_max 10 --num_sampling_steps 15 --batch_size 50"
+    MODEL_FLAGS="--image_size 32 --patch_size 2 --num_channels 64 --num_res_blocks 2 --norm_groups 16"
+    MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 8"
+    DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine --prediction x_start --loss_weighting min-snr"
+    TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --beta2 0.99 --schedule_sampler stratified --ema_horizon 0.05 --ema_every 2"
+    TRAIN_FLAGS="$TRAIN_FLAGS --lr_warmup 0.05 --lr_decay cosine --lr_decay_from 0.05"
+    TRAIN_FLAGS="$TRAIN_FLAGS --max_steps 0 --save_interval 3000 --log_interval 50"
+    SAMPLE_FLAGS="--sampler dpmpp --num_sampling_steps 20 --batch_size 100"
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 32 --num_timesteps 4 --num_res_blocks 1 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 128 --t_emb_dim 128 --n_mlp 3 --ch_mult 1 2 2"
@@ -63,11 +66,16 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 100"
     ;;
   quick)
-    MODEL_FLAGS="--image_size 32 --num_channels 32 --num_res_blocks 1 --norm_groups 8 --learn_sigma True"
+    # DDPM in 150 s of two cores: 2,000 updates, 84% of 400 samples show a mode; at batch 32 with lr 1e-3, decayed over
+    # the second half, 68%; predicting the noise at full resolution, none
+    MODEL_FLAGS="--image_size 32 --patch_size 2 --num_channels 64 --num_res_blocks 1 --norm_groups 16"
     MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 8"
-    DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine"
-    TRAIN_FLAGS="--lr 1e-3 --batch_size 32 --ema_rate 0.995 --max_steps 0 --save_interval 1000 --log_interval 10"
-    SAMPLE_FLAGS="--use_ddim True --eta 1 --timestep_respacing ddim20 --batch_size 100"
+    DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine --prediction x_start --loss_weighting min-snr"
+    DIFFUSION_FLAGS="$DIFFUSION_FLAGS --snr_gamma 1"
+    TRAIN_FLAGS="--lr 2e-3 --batch_size 16 --beta2 0.99 --schedule_sampler stratified --ema_horizon 0.05 --ema_every 2"
+    TRAIN_FLAGS="$TRAIN_FLAGS --lr_warmup 0.1 --lr_decay cosine --lr_decay_from 0.1"
+    TRAIN_FLAGS="$TRAIN_FLAGS --max_steps 0 --save_interval 2000 --log_interval 20"
+    SAMPLE_FLAGS="--sampler dpmpp-sde --num_sampling_steps 20 --batch_size 100"
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 1 --log_interval 20"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 16 --num_timesteps 4 --num_res_blocks 1 --nz 32"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 64 --t_emb_dim 64 --n_mlp 2 --ch_mult 1 2 2"

@@ -193,8 +193,8 @@ def test_main_job_samples_the_diffusion_model_in_other_numbers_of_steps(prepared
     line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models improved-diffusion --name sweep"
     assert (done := shell(f"{line} --budget images=32 --sweep 2")).returncode == 0, done.stdout + done.stderr
     run = prepared / "results" / "runs" / "improved-diffusion" / "sweep"
-    facts = read_run(run, "settings/ddim2/sampling.json")
-    assert (facts["sampler"], facts["nfe"]) == ("DDIM, 2 steps, eta 1", 2)
+    facts = read_run(run, "settings/dpmpp-sde2/sampling.json")
+    assert (facts["sampler"], facts["nfe"]) == ("DPM-Solver++ 2M SDE, 2 steps, logsnr", 2)
     assert read_run(run, "sampling.json")["nfe"] == 20
     assert (run / "interpolation.png").is_file()
 

@@ -207,7 +207,7 @@ def test_wrong_options_of_the_main_job_are_one_sentence(shell, options, message)
 
 @pytest.mark.parametrize(
     ("preset", "setting", "flags"),
-    [("quick", "ddim7", "--use_ddim True --timestep_respacing ddim7"), ("gpu", "dpmpp-sde7", "--num_sampling_steps 7")],
+    [("paper", "ddim7", "--use_ddim True --timestep_respacing ddim7"), ("gpu", "dpmpp-sde7", "--num_sampling_steps 7")],
 )
 def test_sweep_takes_the_sampler_of_the_preset(shell, tmp_path, preset, setting, flags):
     stub = tmp_path / "python"
