@@ -121,11 +121,13 @@ def scoring(study: Mapping[str, Any]) -> str:
         f"{tables.listed(named)}: relative within one table, not comparable with published figures. 95% intervals: "
     )
     if of_one_seed(study):
-        return (
-            f"{text}what another draw from the same training would give. One seed per row, so no claim about chance "
-            "between trainings."
+        text += (
+            "what another draw from the same training would give. One seed per row, so no claim about chance between "
+            "trainings."
         )
-    return f"{text}over {study['options']['seeds']} trainings with different seeds (Student's t)."
+    else:
+        text += f"over {study['options']['seeds']} trainings with different seeds (Student's t)."
+    return text + study_pages.counted_leniently(dict(study))
 
 
 def of_one_seed(study: Mapping[str, Any]) -> bool:
