@@ -129,6 +129,7 @@ class Trainer:
         self.model = model
         self.diffusion = diffusion
         self.lr = lr
+        self._lr_factor = 1.0
         self.ema_rule, self.ema_every = ema_rule, ema_every
         self.microbatch = microbatch
         self.lr_anneal_steps = lr_anneal_steps
@@ -243,8 +244,10 @@ class Trainer:
         self.meter.add_grad_norm(torch.nn.utils.get_total_norm(gradients))
         if self.lr_anneal_steps:
             lr_factor *= max(0.0, 1 - step / self.lr_anneal_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * lr_factor
+        if lr_factor != self._lr_factor:  # a rate that a script has set by itself stays
+            self._lr_factor = lr_factor
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * lr_factor
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if (step + 1) % self.ema_every == 0:

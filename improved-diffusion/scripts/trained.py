@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from improved_diffusion.unet import UNetModel
 
 # Flags that may differ from training's: how many steps are taken, and what only training uses.
-SAMPLING_FLAGS = frozenset({"timestep_respacing", "use_checkpoint"})
+SAMPLING_FLAGS = frozenset({"timestep_respacing", "use_checkpoint", "loss_weighting", "snr_gamma"})
 
 
 def add_network_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:

@@ -310,10 +310,16 @@ def judge_train_flags(args: argparse.Namespace, task: Task) -> tuple[list[float]
         raise UserError(f"--resume_checkpoint {args.resume_checkpoint}: no such file")
     if args.resume_checkpoint and args.resume_checkpoint.name.startswith(("ema_", "opt")):
         raise UserError(f"--resume_checkpoint {args.resume_checkpoint}: name the model<step>.pt beside it")
-    if args.lr_anneal_steps and not Schedule.of(args).is_constant():
-        raise UserError(f"--lr_anneal_steps {args.lr_anneal_steps} and --lr_warmup or --lr_decay exclude each other")
     bounds = [steps for steps in (args.max_steps, args.lr_anneal_steps) if steps]
-    return rates, Budget(min(bounds, default=0), args.max_images, args.max_seconds)
+    budget = Budget(min(bounds, default=0), args.max_images, args.max_seconds)
+    if not Schedule.of(args).is_constant():
+        if args.lr_anneal_steps:
+            raise UserError(
+                f"--lr_anneal_steps {args.lr_anneal_steps} and --lr_warmup or --lr_decay exclude each other"
+            )
+        if budget == Budget():
+            raise UserError("--lr_warmup and --lr_decay need a bound: --max_steps, --max_images or --max_seconds")
+    return rates, budget
 
 
 def data_source(data_dir: str) -> str:

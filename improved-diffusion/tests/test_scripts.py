@@ -203,6 +203,14 @@ def no_torch(tmp_path_factory):
     ("script", "flags", "words"),
     [
         (TRAIN, "--num_channel 32", "--num_channel"),
+        (TRAIN, "--prediction image", "--prediction must be one of"),
+        (TRAIN, "--prediction velocity --predict_xstart True", "contradict"),
+        (TRAIN, "--image_size 32 --patch_size 4", "--patch_size must be one of 1, 2 at image_size 32"),
+        (TRAIN, "--lr_decay linear --max_steps 0", "need a bound"),
+        (TRAIN, "--lr_decay linear --lr_anneal_steps 5", "exclude each other"),
+        (TRAIN, "--lr_warmup 0.5 --lr_decay cosine", "--lr_warmup 0.5 ends after"),
+        (TRAIN, "--stop_after 5 --max_images 3 --max_steps 9", "in the unit of one --max_... bound, not 2"),
+        (TRAIN, "--beta2 1", "--beta2 must be below 1"),
         (TRAIN, "--lr -1", "--lr"),
         (TRAIN, "--image_size 33", "--image_size"),
         (TRAIN, "--noise_schedule sigmoid", "--noise_schedule"),
@@ -247,6 +255,26 @@ def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
         assert (out / "samples.png").is_file()
     assert np.mean(np.abs(sampled[0] - sampled[1]) <= 1) >= 0.999
     assert sampled[0].std() > 10
+
+
+def test_run_from_before_predictions_and_schedules_goes_on_and_is_sampled(trained, images, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    newer = ("prediction", "loss_weighting", "snr_gamma", "patch_size", "lr_warmup", "lr_decay", "lr_decay_from")
+    for name in (*newer, "lr_floor", "ema_horizon", "ema_every", "beta2", "stop_after"):
+        del config["options"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    common = (TINY, "--data_dir", images, "--run_dir", folder, "--max_steps 20 --save_interval 10")
+    assert call_script(TRAIN, *common) == 0
+    assert "finished (max_steps 20)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="prediction epsilon there, velocity here"):
+        call_script(TRAIN, *common, "--prediction velocity")
+    sampled = {}
+    for name, model in (("old", folder), ("new", trained)):
+        flags = ("--num_samples 4 --timestep_respacing 5 --precision float32", "--out_dir", tmp_path / name)
+        assert call_script(SAMPLE, "--model_path", model / "ema_0.9999_000020.pt", *flags) == 0
+        sampled[name] = np.load(tmp_path / name / "samples_4x16x16x3.npz")["arr_0"]
+    assert np.array_equal(sampled["old"], sampled["new"])
 
 
 def test_flags_that_disagree_with_the_run_are_refused(trained, tmp_path):
