@@ -17,7 +17,17 @@ from comparison.tradeoffs import QUALITY
 
 Study = dict[str, Any]
 Row = Mapping[str, Any]
-SHOWN = (QUALITY, "kernel_distance", "precision", "recall", "coverage", "modes_covered", "modes_matched", "memorised", "sharpness")
+SHOWN = (
+    QUALITY,
+    "kernel_distance",
+    "precision",
+    "recall",
+    "coverage",
+    "modes_covered",
+    "modes_matched",
+    "memorised",
+    "sharpness",
+)
 EQUAL = 0.1  # relative difference of training times up to which they are called equal
 
 
