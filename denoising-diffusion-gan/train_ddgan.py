@@ -141,6 +141,8 @@ def open_run(args: argparse.Namespace, place: Place) -> tuple[Run, Budget]:
         raise UserError("--num_epoch 0: needs a bound, --max_steps, --max_images or --max_seconds")
     if args.ema_horizon and not args.use_ema:
         raise UserError(f"--ema_horizon {args.ema_horizon:g} needs --use_ema")
+    if args.no_lr_decay and args.lr_decay in ("linear", "cosine"):
+        raise UserError(f"--no_lr_decay and --lr_decay {args.lr_decay} exclude each other")
     Schedule.of(args)
     folder, data = run_folder(args.exp), Path(args.dataset)
     check_folder(folder, "--exp")

@@ -38,7 +38,15 @@ from ddgan.tuning_record import write_study
 from ddgan.tuning_trials import Bench, Scorer, confirm, remove_large_files, replace_flags, run_trial
 
 NAMES = [knob.name for knob in SPACE]
-OWN = ("exp", "resume", "fresh", "max_steps", "max_seconds", "keep")  # flags of a training that the search sets
+OWN = (
+    "exp",
+    "resume",
+    "fresh",
+    "max_steps",
+    "max_seconds",
+    "stop_after",
+    "keep",
+)  # flags of a training that the search sets
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -235,6 +243,7 @@ def make_bench(args: argparse.Namespace) -> Bench:
         base=args.base,
         device=["--device", args.device, "--precision", args.precision, "--threads", str(args.threads)],
         load_scorer=load_scorer,
+        total=args.max_images,
     )
 
 

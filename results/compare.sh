@@ -169,10 +169,6 @@ cd "$root"
 PRESET=$preset
 # shellcheck source=../flags.sh
 source ./flags.sh
-if [[ "$MODEL_FLAGS" =~ --patch_size\ ([0-9]+) ]]; then # at 32 pixels; larger patches keep the network's grid
-  patch=$((BASH_REMATCH[1] * image_size / 32))
-  MODEL_FLAGS+=" --patch_size $((patch > 0 ? patch : 1))"
-fi
 [[ "$DIFFUSION_FLAGS" =~ --diffusion_steps\ ([0-9]+) ]] && most=${BASH_REMATCH[1]}
 sampler=ddim # of the sweep: the preset's own where it names one
 [[ "$SAMPLE_FLAGS" =~ --sampler\ ([a-z-]+) ]] && sampler=${BASH_REMATCH[1]}
@@ -206,9 +202,11 @@ train() { # MODEL FLAG...: train it, or go on
         --num_samples 0 --held_out 0 "${train_flags[@]}" "$@"
       ;;
     improved-diffusion)
+      local own=()
+      [[ "$*" != *--max_* ]] || own=(--max_steps 0) # the preset's own length gives way to --budget
       OPENAI_LOGDIR=$run "$PYTHON" -u improved-diffusion/scripts/image_train.py --data_dir "$data" \
         $MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --image_size "$image_size" --compile "$compile" \
-        "${train_flags[@]}" "$@"
+        "${train_flags[@]}" "${own[@]}" "$@"
       ;;
     denoising-diffusion-gan)
       "$PYTHON" -u denoising-diffusion-gan/train_ddgan.py --dataset "$data" --exp "$run" \

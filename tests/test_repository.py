@@ -227,6 +227,24 @@ def test_sweep_takes_the_sampler_of_the_preset(shell, tmp_path, preset, setting,
     assert ("--sampler" in drawn[1]) == (preset == "gpu")
 
 
+def test_history_pauses_a_training_that_is_planned_as_a_whole(shell, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(f"""#!/bin/bash
+        [ "$1" != - ] || exec {sys.executable} "$@"
+        echo "$@" >> {tmp_path}/calls
+        case "$*" in *image_train*) mkdir -p "$OPENAI_LOGDIR" && touch "$OPENAI_LOGDIR/ema_0.9_000001.pt" ;; esac
+    """)
+    stub.chmod(0o755)
+    options = "--models improved-diffusion --budget images=64 --history 1 --benchmark false --sweep ''"
+    done = shell(f"bash results/compare.sh --preset paper --name history {options}", PYTHON=str(stub))
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = [line for line in (tmp_path / "calls").read_text().splitlines() if "image_train.py" in line]
+    assert [line.partition("--max_steps 0 ")[2] for line in trained] == [
+        "--max_images 64 --stop_after 32",
+        "--max_images 64",
+    ]
+
+
 def test_each_model_may_have_its_own_budget(shell, tmp_path):
     stub = tmp_path / "python"
     stub.write_text(f"""#!/bin/bash

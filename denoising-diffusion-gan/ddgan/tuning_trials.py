@@ -84,6 +84,7 @@ class Bench:
         base: flags of every training.
         device: flags of device, precision and threads, for both.
         load_scorer: called at the first use.
+        total: training images of a full trial, over which learning rates are planned; 0 for those of each training.
     """
 
     train: Callable[[list[str]], int]
@@ -91,6 +92,7 @@ class Bench:
     base: Sequence[str]
     device: Sequence[str]
     load_scorer: Callable[[], Scorer]
+    total: int = 0
     _scorer: Scorer | None = field(default=None, init=False)
 
     @property
@@ -135,7 +137,8 @@ class Bench:
         return entry
 
     def _train(self, folder: Path, values: Mapping[str, float], seed: int, images: int) -> None:
-        own = ["--exp", f"{folder}/", "--seed", str(seed), "--max_images", str(images), "--keep", "1"]
+        own = ["--exp", f"{folder}/", "--seed", str(seed), "--keep", "1"]
+        own += ["--max_images", str(max(images, self.total)), "--stop_after", str(images)]
         status = self.train([*self.base, *flag_words(values), *own, *self.device])
         if status == 130:
             raise KeyboardInterrupt

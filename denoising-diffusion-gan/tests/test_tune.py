@@ -360,6 +360,9 @@ def test_a_measured_rung_is_not_trained_again_and_divergence_is_told_apart(tmp_p
         bench.measure(tmp_path / "b", {}, 9, 16)
     with pytest.raises(UserError, match="ended at 20 images"):
         bench.measure(tmp_path / "a", {"lr_g": 1e-3}, 0, 32)
+    bench.total = 64  # learning rates are planned for a full trial
+    bench.measure(tmp_path / "c", {}, 0, 16)
+    assert calls[-1][-4:] == ["--max_images", "64", "--stop_after", "16"]
 
 
 def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):

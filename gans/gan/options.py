@@ -154,5 +154,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"argument --label_smoothing: the {args.loss} loss has no labels; use --loss bce")
     if args.keep_best and not args.score_every:
         parser.error("argument --keep_best: needs scores, --score_every above 0")
+    if args.stop_after and sum(bool(bound) for bound in (args.max_steps, args.max_images, args.max_seconds)) != 1:
+        parser.error("argument --stop_after: needs exactly one of --max_steps, --max_images and --max_seconds")
     if args.ema_horizon and not args.ema_decay:
         parser.error("argument --ema_horizon: needs a moving average, --ema_decay above 0")

@@ -61,23 +61,29 @@ def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Te
         scale, shift: (N, C), both or none.
     """
     assert isinstance(norm, GroupNorm32)
-    fused = norm.kernel is not None and norm.kernel.takes(x)
-    conditioned = scale is not None and shift is not None
-    if fused or (conditioned and x.device.type == "cpu" and x.is_contiguous()):
-        weight, bias = norm.weight[None], norm.bias[None]
-        if scale is not None and shift is not None:
-            factor = 1 + scale.float()
-            weight, bias = weight * factor, bias * factor + shift.float()
-        if norm.kernel and fused:
-            return norm.kernel.apply(x, norm.num_groups, weight, bias, eps=norm.eps, silu=True)
-        # all images' channels as those of one image: the norm's own affine map takes the condition along
-        groups, joint = len(x) * norm.num_groups, x.view(1, -1, *x.shape[2:])
-        return F.silu(F.group_norm(joint, groups, weight.flatten(), bias.flatten(), norm.eps).view_as(x))
+    if norm.kernel and norm.kernel.takes(x):
+        weight, bias = _affine(norm, scale, shift)
+        return norm.kernel.apply(x, norm.num_groups, weight, bias, eps=norm.eps, silu=True)
+    if scale is not None and x.device.type == "cpu" and x.is_contiguous() and not torch.compiler.is_compiling():
+        # The channels of all images as those of one image: the norm's own affine map takes the condition along.
+        weight, bias = _affine(norm, scale, shift)
+        n, channels, *size = x.shape
+        joint = x.view(1, n * channels, *size)
+        return F.silu(F.group_norm(joint, n * norm.num_groups, weight.flatten(), bias.flatten(), norm.eps).view_as(x))
     h: Tensor = norm(x)
     if scale is not None and shift is not None:
         # a CPU's addcmul takes five times as long in bf16
         h = (h * (1 + scale[:, :, None, None])).add_(shift[:, :, None, None])
     return F.silu(h)
+
+
+def _affine(norm: GroupNorm32, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a norm followed by (1 + scale) and shift, (N, C), or (1, C) without these."""
+    weight, bias = norm.weight[None], norm.bias[None]
+    if scale is None or shift is None:
+        return weight, bias
+    factor = 1 + scale.to(weight.dtype)
+    return weight * factor, bias * factor + shift.to(weight.dtype)
 
 
 class Dropout(nn.Dropout):
@@ -89,7 +95,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """Zero elements of x with probability p in training; see `torch.nn.Dropout`."""
         dropped = round(self.p * 2**16)
-        if not self.training or not dropped or dropped == 2**16 or x.device.type != "cpu":
+        if not self.training or not 0 < dropped < 2**16 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)

@@ -127,8 +127,7 @@ class DiffusionProcess:
     def _loss_weights(self, weighting: LossWeighting, gamma: float) -> np.ndarray | None:
         """Return the (T,) weights of the squared errors of the network's prediction, None for ones.
 
-        An error of x_0 is sqrt(SNR) times smaller than the same error of the noise, and sqrt(SNR + 1) times smaller
-        than that of the velocity.
+        For one x_t the squared error of the noise is SNR times that of x_0, and that of the velocity SNR + 1 times.
         """
         if weighting == LossWeighting.UNIFORM:
             return None

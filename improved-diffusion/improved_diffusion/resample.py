@@ -66,8 +66,8 @@ class UniformSampler(ScheduleSampler):
 class StratifiedSampler(UniformSampler):
     """Draw every timestep equally often, and each batch evenly: one timestep from each N-th of [0, T).
 
-    The batch's mean loss then varies less, since its share of noisy and of clean images does not. Kingma et al. 2021,
-    appendix I.1, in random order.
+    The batch's mean loss then varies less, since its share of noisy and of clean images does not. After Kingma et al.
+    2021, appendix I.1, with an offset of its own for each image and in random order.
     """
 
     def sample(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NUM_CLASSES = 1000  # of class-conditional models unless the data says otherwise
 PREDICTIONS = ("epsilon", "x_start", "velocity")
 LOSS_WEIGHTINGS = ("uniform", "min-snr")
+GRID = 16  # positions along a side of the grid that patch_size 0 makes
 MAX_STEPS, MAX_CHANNELS, MAX_BLOCKS = 1_000_000, 4096, 128
 CHANNEL_MULT = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 
@@ -30,7 +31,7 @@ FLAG_HELP = {
     "num_res_blocks": "residual blocks per level",
     "num_heads": "attention heads",
     "num_heads_upsample": "attention heads on the way up, -1 for the same",
-    "attention_resolutions": "grid sizes that have attention, separated by commas; pixels, or patches with patch_size",
+    "attention_resolutions": "sizes of the network's grid, of pixels or patches, that have attention: '16,8'",
     "dropout": "probability inside residual blocks while training",
     "learn_sigma": "learn the variances of the reverse steps",
     "sigma_small": "use the posterior's variances instead of beta (without learn_sigma)",
@@ -43,7 +44,7 @@ FLAG_HELP = {
     "prediction": "what the network predicts: epsilon (the noise), x_start (the image) or velocity",
     "loss_weighting": "of the squared errors: uniform, or min-snr, where x_0's error counts min(SNR, snr_gamma)",
     "snr_gamma": "bound of the min-snr weights, above 0",
-    "patch_size": "side of the square patches that the network takes as channels, 1 for pixels",
+    "patch_size": "side of the square patches that become channels: 1 for pixels, 0 for a grid of 16 x 16 patches",
     "rescale_timesteps": "tell the network t * 1000 / T",
     "rescale_learned_sigmas": "weight the bound by 0.001 whatever T (L_hybrid), not by 1 / T",
     "use_checkpoint": "compute activations again in the backward pass: less memory, more time",
@@ -96,7 +97,7 @@ def check_flags(flags: dict[str, Any]) -> None:
         ValueError: one sentence that names the flag, its value and what is accepted.
     """
     size = "large_size" if "large_size" in flags else "image_size"
-    _channel_mult(flags[size], flags["patch_size"], size)
+    patch_side = _patch_side(flags[size], flags["patch_size"], size)
     small = flags.get("small_size", 1)
     if not 1 <= small < flags[size] or flags[size] % small:
         raise ValueError(f"small_size must divide large_size {flags[size]} and be smaller, which {small} does not")
@@ -110,7 +111,7 @@ def check_flags(flags: dict[str, Any]) -> None:
         raise ValueError(f"num_channels must be at most {MAX_CHANNELS}, not {flags['num_channels']}")
     if not 1 <= flags["num_res_blocks"] <= MAX_BLOCKS:
         raise ValueError(f"num_res_blocks must be from 1 to {MAX_BLOCKS}, not {flags['num_res_blocks']}")
-    _attention_factors(flags[size], flags["patch_size"], flags["attention_resolutions"])
+    _attention_factors(flags[size] // patch_side, flags["attention_resolutions"])
     for name in ("num_heads", "num_heads_upsample"):
         heads = flags[name]
         if not (heads == -1 and name == "num_heads_upsample") and (heads < 1 or flags["num_channels"] % heads):
@@ -136,22 +137,31 @@ def _check_objective(flags: dict[str, Any]) -> None:
     if flags["loss_weighting"] != "uniform" and flags["use_kl"]:
         raise ValueError("loss_weighting min-snr weights squared errors, which use_kl True does not train on")
     if not 0 < flags["snr_gamma"] < float("inf"):
-        raise ValueError(f"snr_gamma must be above 0, not {flags['snr_gamma']}")
+        raise ValueError(f"snr_gamma must be above 0 and finite, not {flags['snr_gamma']}")
 
 
-def _channel_mult(image_size: int, patch_size: int = 1, flag: str = "image_size") -> tuple[int, ...]:
+def unify_prediction(flags: dict[str, Any]) -> None:
+    """Make `predict_xstart` and `prediction` say the same, in place; either may be missing."""
+    if flags.get("predict_xstart") and flags.get("prediction", "epsilon") == "epsilon":
+        flags["prediction"] = "x_start"
+    elif flags.get("prediction") == "x_start":
+        flags["predict_xstart"] = True
+
+
+def _patch_side(image_size: int, patch_size: int, flag: str = "image_size") -> int:
+    """Return the side of the patches in pixels; patch_size 0 stands for a grid of GRID x GRID patches."""
     if image_size not in CHANNEL_MULT:
         raise ValueError(f"{flag} must be one of {', '.join(map(str, CHANNEL_MULT))}, not {image_size}")
-    if patch_size < 1 or image_size % patch_size or image_size // patch_size not in CHANNEL_MULT:
+    side = patch_size or image_size // GRID
+    if side < 1 or image_size % side or image_size // side not in CHANNEL_MULT:
         sizes = [str(image_size // grid) for grid in reversed(CHANNEL_MULT) if grid <= image_size]
-        raise ValueError(f"patch_size must be one of {', '.join(sizes)} at {flag} {image_size}, not {patch_size}")
-    return CHANNEL_MULT[image_size // patch_size]
+        raise ValueError(f"patch_size must be 0 or one of {', '.join(sizes)} at {flag} {image_size}, not {patch_size}")
+    return side
 
 
-def _attention_factors(image_size: int, patch_size: int, attention_resolutions: str) -> tuple[int, ...]:
-    """Turn "16,8" positions of the grid of patches into downsampling factors of that grid."""
-    grid = image_size // patch_size
-    levels = {grid // 2**level: 2**level for level in range(len(_channel_mult(image_size, patch_size)))}
+def _attention_factors(grid: int, attention_resolutions: str) -> tuple[int, ...]:
+    """Turn sizes of the grid such as "16,8" into its downsampling factors."""
+    levels = {grid // 2**level: 2**level for level in range(len(CHANNEL_MULT[grid]))}
     factors = [levels.get(int(size)) if size.strip().isdecimal() else None for size in attention_resolutions.split(",")]
     if attention_resolutions and None in factors:
         sizes = ", ".join(map(str, levels))
@@ -282,14 +292,16 @@ def sr_create_model(
 
 def _network_options(image_size: int, flags: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `UNetModel` that the flags mean for RGB images of this size."""
+    patch_side = _patch_side(image_size, flags["patch_size"])
+    grid = image_size // patch_side
     same = ("num_res_blocks", "dropout", "use_checkpoint", "num_heads", "num_heads_upsample", "use_scale_shift_norm")
     return {
         "in_channels": 3,
         "model_channels": flags["num_channels"],
         "out_channels": 6 if flags["learn_sigma"] else 3,
-        "attention_resolutions": _attention_factors(image_size, flags["patch_size"], flags["attention_resolutions"]),
-        "channel_mult": _channel_mult(image_size, flags["patch_size"]),
-        "patch_size": flags["patch_size"],
+        "attention_resolutions": _attention_factors(grid, flags["attention_resolutions"]),
+        "channel_mult": CHANNEL_MULT[grid],
+        "patch_size": patch_side,
         "num_classes": flags["num_classes"] if flags["class_cond"] else None,
         "norm_groups": flags["norm_groups"],
         **{name: flags[name] for name in same},
@@ -325,7 +337,7 @@ def create_gaussian_diffusion(
         model_var_type = ModelVarType.LEARNED_RANGE
     else:
         model_var_type = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
-    if predict_xstart:
+    if predict_xstart and prediction == "epsilon":
         prediction = "x_start"
     mean_types = (ModelMeanType.EPSILON, ModelMeanType.START_X, ModelMeanType.VELOCITY)
     return SpacedDiffusion(

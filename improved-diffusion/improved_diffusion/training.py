@@ -129,7 +129,6 @@ class Trainer:
         self.model = model
         self.diffusion = diffusion
         self.lr = lr
-        self._lr_factor = 1.0
         self.ema_rule, self.ema_every = ema_rule, ema_every
         self.microbatch = microbatch
         self.lr_anneal_steps = lr_anneal_steps
@@ -169,7 +168,7 @@ class Trainer:
         noise: Tensor,
         factors: Tensor | None = None,
         model_kwargs: dict[str, Tensor] | None = None,
-        lr_factor: float = 1.0,
+        lr_factor: float | None = None,
     ) -> Tensor:
         """Make one update from one batch.
 
@@ -180,7 +179,7 @@ class Trainer:
             noise: standard normal like x_start.
             factors: (N,) importance weights of the losses; None for ones.
             model_kwargs: what conditions the network, each (N, ...): `y` (int64 classes), `low_res`.
-            lr_factor: multiple of the learning rate.
+            lr_factor: multiple of the learning rate; None leaves the optimizer's as it is.
 
         Returns:
             (N,) float32, the losses of the images without their factors.
@@ -232,20 +231,19 @@ class Trainer:
             found.append({**{name: values.detach() for name, values in losses.items()}, "plain": plain})
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
-    def optimize(self, step: int, lr_factor: float = 1.0) -> None:
+    def optimize(self, step: int, lr_factor: float | None = None) -> None:
         """Take a step along the gradient, the second half of `update`.
 
         Args:
             step: updates made before this one.
-            lr_factor: multiple of the learning rate.
+            lr_factor: multiple of the learning rate; None leaves the optimizer's as it is.
         """
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.meter.add_grad_norm(torch.nn.utils.get_total_norm(gradients))
         if self.lr_anneal_steps:
-            lr_factor *= max(0.0, 1 - step / self.lr_anneal_steps)
-        if lr_factor != self._lr_factor:  # a rate that a script has set by itself stays
-            self._lr_factor = lr_factor
+            lr_factor = max(0.0, 1 - step / self.lr_anneal_steps)
+        if lr_factor is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * lr_factor
         self.scaler.step(self.optimizer)

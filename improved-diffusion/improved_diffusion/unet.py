@@ -1,4 +1,4 @@
-"""The noise-prediction networks: a U-Net with residual blocks, attention and timestep conditioning, and an upsampler.
+"""The denoising networks: a U-Net with residual blocks, attention and timestep conditioning, and an upsampler.
 
 Parameter names and shapes are those of OpenAI's package, so that its published checkpoints load.
 Shapes in comments: N images, C channels, H x W pixels, T = H * W positions, E embedding size.
@@ -140,7 +140,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class UNetModel(nn.Module):
-    """The network eps(x_t, t) of Nichol & Dhariwal 2021, with its variance output if `out_channels` says so.
+    """The network of Nichol & Dhariwal 2021, with its variance output if `out_channels` says so.
 
     Args:
         in_channels: of the image.
@@ -242,7 +242,7 @@ class UNetModel(nn.Module):
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict what the process asks for, such as the noise in x_t, and with learned variances their coefficients.
+        """Predict what the process asks for, such as the noise in x_t; then the coefficients of learned variances.
 
         Args:
             x: (N, in_channels, H, W), H and W divisible by patch_size * 2 ** (levels - 1).

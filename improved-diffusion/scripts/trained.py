@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError, check_folder, str2bool
 from comparison.runs import read_config
-from improved_diffusion.script_util import add_dict_to_argparser
+from improved_diffusion.script_util import add_dict_to_argparser, unify_prediction
 from remote import path_or_url
 from run_files import choose_dtype, connect, judge_flags, load_network, load_state, place
 
@@ -78,12 +78,14 @@ def run_flags(args: argparse.Namespace, defaults: dict[str, Any], model: str) ->
         raise UserError(f"--model_path {args.model_path}: no such file")
     out_folder(args)
     given = {name: value for name, value in vars(args).items() if name in defaults}
+    unify_prediction(given)
     flags, path = {**defaults, **given}, args.model_path.parent / "config.json"
     if path.is_file():
         config = read_config(path)
         if config.get("model") != model:
             raise UserError(f"--model_path {args.model_path}: of a run of {config.get('model')}, not of {model}")
         trained = {name: value for name, value in config["options"].items() if name in defaults}
+        unify_prediction(trained)
         for name, value in given.items():
             if name not in SAMPLING_FLAGS and trained.get(name, defaults[name]) != value:
                 raise UserError(f"--{name} {value}: the model was trained with {trained.get(name, defaults[name])}")

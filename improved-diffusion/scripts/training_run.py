@@ -30,6 +30,7 @@ from comparison.schedule import Schedule, add_schedule_options, ema_rate
 from comparison.sources import KINDS, check_source, source_name
 from event_files import check_log_formats
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
+from improved_diffusion.script_util import unify_prediction
 from remote import path_or_url, shown
 from run_files import choose_dtype, connect, judge_flags, my_place, place, saved_steps
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 # Options that runs had which began before the options existed.
 IMPLIED = {
-    **{"prediction": "epsilon", "loss_weighting": "uniform", "snr_gamma": 5.0, "patch_size": 1},
+    **{"loss_weighting": "uniform", "snr_gamma": 5.0, "patch_size": 1},
     **{"lr_decay": "none", "ema_every": 1, "beta2": 0.999},
 }
 
@@ -150,6 +151,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 def train_network(args: argparse.Namespace, task: Task) -> int:
     """Judge the flags, load the data, train until a budget is used up; return the exit status."""
+    for flags in (task.flags, vars(args)):
+        unify_prediction(flags)
     ema_rates, whole = judge_train_flags(args, task)
     budget, schedule = whole.cut(args.stop_after), Schedule.of(args)
     data_dir = data_source(args.data_dir)
@@ -235,7 +238,7 @@ def open_run(args: argparse.Namespace, task: Task, data_dir: str) -> Run:
         {**vars(args), "data_dir": shown(data_dir)},
         model=task.model,
         may_change=("resume_checkpoint", "grid_images", "grid_steps", "compile", "cuda_graph"),
-        implied=IMPLIED,
+        implied={**IMPLIED, "prediction": "x_start" if args.predict_xstart else "epsilon"},
         fresh=args.fresh,
     )
 

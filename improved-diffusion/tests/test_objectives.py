@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusion_testing import fill_from_names, tiny_flags
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, LossWeighting, ModelMeanType
-from improved_diffusion.nn import Dropout
+from improved_diffusion.nn import Dropout, GroupNorm32, norm_silu
 from improved_diffusion.process import ModelVarType
 from improved_diffusion.resample import create_named_schedule_sampler
 from improved_diffusion.samplers import sample
@@ -181,8 +181,10 @@ def test_min_snr_needs_a_prediction_that_it_is_defined_for():
         ({"loss_weighting": "snr"}, "loss_weighting must be one of"),
         ({"loss_weighting": "min-snr", "use_kl": True}, "use_kl"),
         ({"snr_gamma": 0.0}, "snr_gamma must be above 0"),
-        ({"patch_size": 2}, "patch_size must be one of 1 at image_size 16"),
-        ({"image_size": 64, "patch_size": 3}, "patch_size must be one of 1, 2, 4"),
+        ({"patch_size": 2}, "patch_size must be 0 or one of 1 at image_size 16"),
+        ({"patch_size": -1}, "patch_size must be 0 or one of 1 at image_size 16"),
+        ({"image_size": 64, "patch_size": 3}, "patch_size must be 0 or one of 1, 2, 4"),
+        ({"image_size": 64, "patch_size": 0, "attention_resolutions": "32"}, "attention_resolutions"),
         ({"image_size": 64, "patch_size": 4, "attention_resolutions": "32"}, "attention_resolutions"),
     ],
 )
@@ -209,9 +211,8 @@ def test_network_on_patches_is_the_network_on_folded_images():
 def test_same_flags_make_one_network_at_every_size():
     shapes = {}
     for size in (32, 64, 128):
-        model, _ = create_model_and_diffusion(
-            **tiny_flags(image_size=size, patch_size=size // 16, attention_resolutions="8")
-        )
+        model, _ = create_model_and_diffusion(**tiny_flags(image_size=size, patch_size=0, attention_resolutions="8"))
+        assert model.patch_size == size // 16
         shapes[size] = [tuple(p.shape) for p in model.parameters()]
         with torch.no_grad():
             assert model(torch.zeros(1, 3, size, size), torch.zeros(1)).shape == (1, 3, size, size)
@@ -246,6 +247,26 @@ def test_float32_network_gives_the_same_in_both_memory_formats():
         expected = model(x, t)
         found = model.to(memory_format=torch.channels_last)(x, t)
     torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_conditioned_norm_has_the_same_gradients_in_both_memory_formats(dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    norm = GroupNorm32(4, 16)
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator)
+        norm.bias.normal_(generator=generator)
+    x = torch.randn(3, 16, 8, 8, generator=generator).to(dtype)
+    scale, shift = torch.randn(2, 3, 16, generator=generator).to(dtype)
+    upstream = torch.randn(x.shape, generator=generator).to(dtype)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        inputs = [x.contiguous(memory_format=layout), scale.clone(), shift.clone()]
+        inputs = [value.detach().requires_grad_() for value in inputs]
+        y = norm_silu(norm, *inputs)
+        results.append([y.detach(), *torch.autograd.grad(y, [*inputs, norm.weight, norm.bias], upstream)])
+    for joint, apart in zip(*results, strict=True):
+        torch.testing.assert_close(joint, apart, rtol=0, atol=tolerance * apart.abs().max().item())
 
 
 # Timesteps, averages and dropout of a training step
@@ -292,7 +313,7 @@ def test_dropout_on_a_cpu_drops_with_its_probability_and_keeps_the_mean(dtype):
     y = dropout(x)
     y.sum().backward()
     share = (y == 0).double().mean().item()
-    assert share == pytest.approx(0.3, abs=0.002)  # five standard deviations of a million elements
+    assert share == pytest.approx(0.3, abs=0.0023)  # five standard deviations of a million elements
     assert y[y != 0].unique().tolist() == pytest.approx([1 / 0.7], rel=4e-3)
     assert torch.equal(x.grad, y.detach())
     torch.manual_seed(0)

@@ -39,19 +39,23 @@ class Budget:
         return max((min(1.0, value / bound) for value, bound in used if bound), default=0.0)
 
     def cut(self, stop_after: float) -> "Budget":
-        """Return the first part of a budget of one unit, up to `stop_after` of that unit; 0 for the whole.
+        """Return the first part of a budget with one bound, up to `stop_after` in its unit; 0 for the whole.
 
         Raises:
-            UserError: the budget has no bound, or several.
+            UserError: the budget has no bound or several, or a part of an update or image is asked for.
         """
         if not stop_after:
             return self
         bounds = [name for name, bound in vars(self).items() if bound]
         if len(bounds) != 1:
-            raise UserError(f"--stop_after {stop_after:g} counts in the unit of one --max_... bound, not {len(bounds)}")
+            found = " and ".join(f"--{name} {getattr(self, name):g}" for name in bounds) or "none"
+            wanted = "exactly one of --max_steps, --max_images and --max_seconds above 0"
+            raise UserError(f"--stop_after {stop_after:g} needs {wanted}, not {found}")
         name = bounds[0]
-        kind = float if name == "max_seconds" else int
-        return replace(self, **{name: min(getattr(self, name), kind(stop_after))})
+        if name != "max_seconds" and stop_after != int(stop_after):
+            raise UserError(f"--stop_after {stop_after:g} must be a whole number, as --{name} is")
+        part = stop_after if name == "max_seconds" else int(stop_after)
+        return replace(self, **{name: min(getattr(self, name), part)})
 
     def describe(self) -> str:
         """Say the bounds in words, for logs and error messages."""

@@ -174,7 +174,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--stop_after",
         type=non_negative_float,
         default=0,
-        help="leave earlier, at so much of the one --max_... bound, with schedules that span the whole; 0 for the end",
+        help="stop early, after so many updates, images or seconds, the unit of the only --max_... given; schedules "
+        "still span the whole budget; 0 for its end",
     )
     group.add_argument(
         "--save_minutes", type=positive_float, default=5, help="minutes after which a checkpoint is written anyway"

@@ -42,7 +42,7 @@ def usable_cores() -> int:
 
 
 def set_threads(threads: int, local_world_size: int = 1) -> None:
-    """Give this process `threads` CPU threads; 0 divides the usable cores among the processes of this machine.
+    """Give this process `threads` CPU threads, and memory that it keeps; 0 divides the cores among local processes.
 
     Raises:
         UserError: OMP_NUM_THREADS is not a number of threads, or several separated by commas.
@@ -61,10 +61,13 @@ def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed tensors instead of returning it to the system.
 
     The system hands out zeroed pages, one page fault each, and an update of a network frees and takes hundreds of
-    megabytes: on two cores 9 to 12% of the time. Environment variables of glibc's malloc win; other C libraries are
-    left alone.
+    megabytes: on two cores 9 to 12% of the time. What the environment says of these settings wins; other C libraries
+    are left alone.
     """
-    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    chosen = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"} & set(
+        os.environ
+    )
+    if sys.platform != "linux" or chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -29,7 +29,9 @@ from comparison.statistics import Statistics
 from comparison.streams import LoadedSamples, open_samples
 from comparison.streams import fingerprint as stream_fingerprint
 
-SCHEMA = 3  # rises whenever a metric, a control or an expectation changes, so that older files are not reused
+# Rises whenever a metric, a control or an expectation changes, so that older files are not reused; how modes are
+# counted is in the identity by itself, as mode_counter.
+SCHEMA = 3
 STRIP = 12  # samples shown beside their nearest training images
 STRIP_FILE = "neighbours.png"
 

@@ -1,4 +1,4 @@
-"""Learning rates and moving averages that follow the share of the budget which is used. Standard library only.
+"""Learning rates and moving averages that follow the share of the budget that has been used. Standard library only.
 
 The share comes from `Budget.progress`, so that one setting fits a budget of seconds, images or updates, and a resumed
 run goes on where it stopped.
@@ -34,13 +34,17 @@ class Schedule:
         """Read the flags of `add_schedule_options`; a decay that is none of DECAYS is the script's own, here none.
 
         Raises:
-            UserError: the warm-up reaches into the decay.
+            UserError: the warm-up reaches into the decay, or a flag has no effect.
         """
         decay = args.lr_decay if args.lr_decay in DECAYS else "none"
-        begin = args.lr_decay_from if decay != "none" else 1.0
-        if args.lr_warmup > begin:
-            raise UserError(f"--lr_warmup {args.lr_warmup:g} ends after --lr_decay_from {args.lr_decay_from:g} begins")
-        return cls(args.lr_warmup, decay, args.lr_decay_from, args.lr_floor)
+        begin = args.lr_warmup if args.lr_decay_from is None else args.lr_decay_from
+        if decay == "none":
+            for name in ("lr_decay_from", "lr_floor"):
+                if getattr(args, name):
+                    raise UserError(f"--{name} {getattr(args, name):g} needs --lr_decay linear or cosine")
+        elif args.lr_warmup > begin:
+            raise UserError(f"--lr_warmup {args.lr_warmup:g} ends after --lr_decay_from {begin:g}")
+        return cls(args.lr_warmup, decay, begin, args.lr_floor)
 
     def is_constant(self) -> bool:
         """Return True if the factor is always 1."""
@@ -85,7 +89,8 @@ def add_schedule_options(
     add = group.add_argument
     add("--lr_warmup", type=fraction, default=0.0, help="share of the budget over which learning rates rise from 0")
     add("--lr_decay", choices=decays, default=decay, help="how learning rates fall from --lr_decay_from to the end")
-    add("--lr_decay_from", type=fraction, default=0.0, help="share of the budget at which --lr_decay begins")
+    decay_help = "share of the budget at which --lr_decay begins; by default where the warm-up ends"
+    add("--lr_decay_from", type=fraction, help=decay_help)
     add("--lr_floor", type=fraction, default=0.0, help="share of the learning rates that is left at the end")
     add(
         "--ema_horizon",

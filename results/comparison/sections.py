@@ -29,8 +29,8 @@ _MEANING = {
     "memorised": "**Memorised**: share of samples less than half as far from a training image as that image is from "
     "its nearest other one; `flag` where it exceeds the floor's significantly.",
     "modes_covered": "**Modes** drawn at least once, of those that the data have.",
-    "sharpness": "**Sharpness**: median squared error that the best-fitting figure leaves, as a share of what sets it "
-    "apart from an empty picture: 0 for a perfect figure, 1 for none; an image shows a mode below 0.10.",
+    "sharpness": "**Residual** measures sharpness: the median squared error that the best-fitting figure leaves, as a "
+    "share of what sets it apart from an empty picture. 0 is a perfect figure, 1 is none; below 0.10 it shows a mode.",
     "modes_kl": "**Modes KL**: divergence in nats of the modes' frequencies from uniform, among the images that show "
     "one; finitely many images raise it, so compare with the floor.",
 }

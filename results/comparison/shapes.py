@@ -146,6 +146,12 @@ def blobs(count: int, image_size: int, generator: np.random.Generator) -> Tensor
     Returns:
         (count, 3, S, S) uint8.
     """
+    size = max(1, 2_000_000 // image_size**2)  # images drawn at a time
+    parts = [_blobs(min(size, count - start), image_size, generator) for start in range(0, count, size)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _blobs(count: int, image_size: int, generator: np.random.Generator) -> np.ndarray:
     grid = (np.arange(image_size) + 0.5) / image_size
     colours = np.array(list(COLOURS.values()))[:5]
     chosen = np.array([generator.choice(5, 2, replace=False) for _ in range(count)])
@@ -164,7 +170,7 @@ def blobs(count: int, image_size: int, generator: np.random.Generator) -> Tensor
     level = generator.uniform(*BRIGHTNESS, (count, 1, 1, 1))
     light = (1 - 0.14 * grid**2)[None, None, :, None]
     picture = cover * figure + (1 - cover) * level * light * TINT[:, None, None]
-    return torch.from_numpy(np.rint(picture * 255).astype(np.uint8))
+    return np.rint(picture * 255).astype(np.uint8)
 
 
 def dataset(count: int, image_size: int, *, split: str = "train", limit: int | None = None) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,7 @@ def scoring(study: Study) -> str:
 
 
 def counted_leniently(study: Study) -> str:
-    """Return a caveat where modes of `shapes` were counted at the acceptance of 0.35 that schema 3 began with."""
+    """Return a caveat where modes of `shapes` were counted at the earlier acceptance of 0.35."""
     for cell in study["cells"]:
         source = cell.get("source") or study["scoring"]["reference"]["name"]
         if source.startswith("shapes") and "modes_matched" in cell["metrics"] and "sharpness" not in cell["metrics"]:

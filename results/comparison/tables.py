@@ -20,7 +20,7 @@ METRICS = {  # key in metrics.json -> heading, better
     "modes_covered": ("modes", "higher"),
     "modes_kl": ("modes KL", "lower"),
     "modes_matched": ("show a mode", "higher"),
-    "sharpness": ("sharpness", "lower"),
+    "sharpness": ("residual", "lower"),
 }
 STANDARD = {  # key in the section `standard` of metrics.json -> heading
     "fid": "FID",

@@ -51,10 +51,19 @@ def test_warm_up_that_reaches_into_the_decay_is_refused():
     assert Schedule.of(parser.parse_args([*flags, "0.3"])) == Schedule(0.3, "linear", 0.3)
     with pytest.raises(UserError, match=r"--lr_warmup 0\.3 ends after --lr_decay_from 0\.2"):
         Schedule.of(parser.parse_args([*flags, "0.2"]))
+    assert Schedule.of(parser.parse_args(flags[:-1])) == Schedule(0.3, "linear", 0.3)
+
+
+@pytest.mark.parametrize("name", ["lr_decay_from", "lr_floor"])
+def test_flag_of_a_decay_without_a_decay_is_refused(name):
+    parser = make_parser("")
+    add_schedule_options(parser)
+    with pytest.raises(UserError, match=rf"--{name} 0\.5 needs --lr_decay linear or cosine"):
+        Schedule.of(parser.parse_args([f"--{name}", "0.5"]))
 
 
 def test_decay_of_a_scripts_own_is_none_here():
-    args = argparse.Namespace(lr_warmup=0.0, lr_decay="published", lr_decay_from=0.0, lr_floor=0.0)
+    args = argparse.Namespace(lr_warmup=0.0, lr_decay="published", lr_decay_from=None, lr_floor=0.0)
     assert Schedule.of(args).is_constant()
 
 
@@ -77,6 +86,10 @@ def test_budget_is_cut_in_its_own_unit():
     assert Budget(max_images=1000).cut(250.0) == Budget(max_images=250)
     assert Budget(max_steps=10).cut(0) == Budget(max_steps=10)
     assert Budget(max_steps=10).cut(20) == Budget(max_steps=10)
-    for budget in (Budget(), Budget(max_steps=1, max_images=2)):
-        with pytest.raises(UserError, match="--stop_after 5 counts in the unit of one"):
+    assert Budget(max_seconds=10).cut(0.5) == Budget(max_seconds=0.5)
+    for budget, found in ((Budget(), "none"), (Budget(max_steps=1, max_images=2), "--max_steps 1 and --max_images 2")):
+        with pytest.raises(UserError, match=f"--stop_after 5 needs exactly one of .*, not {found}"):
             budget.cut(5)
+    for part in (0.5, 24.7):
+        with pytest.raises(UserError, match="must be a whole number, as --max_images is"):
+            Budget(max_images=100).cut(part)
