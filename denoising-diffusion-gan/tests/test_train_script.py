@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,19 @@ def test_bounds_end_the_training_exactly_there(pictures, tmp_path, bound, steps)
 def test_without_num_epoch_the_learning_rate_is_constant(pictures, tmp_path):
     assert train(pictures, tmp_path / "run", "--num_epoch", "0", "--max_steps", "8") == 0
     assert {row["lr"] for row in read_progress(tmp_path / "run" / "progress.csv")} == {1.5e-4}
+
+
+def test_run_from_before_the_schedules_is_recognised(pictures, tmp_path, unbroken, capsys):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("lr_warmup", "lr_decay", "lr_decay_from", "lr_floor", "ema_horizon", "stop_after"):
+        del config["options"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    same = ("--num_epoch", "6", "--save_ckpt_every", "2")
+    assert train(pictures, folder, *same) == 0
+    assert "finished (num_epoch 6)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="lr_decay published there, linear here"):
+        train(pictures, folder, *same, "--lr_decay", "linear")
 
 
 def test_run_cut_short_goes_on_with_its_schedules_as_if_it_had_not_been(pictures, tmp_path):

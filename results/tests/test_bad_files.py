@@ -5,12 +5,14 @@ import io
 import json
 import os
 import pickle
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from comparison import cli
+from comparison import cli, device
 from comparison.cli import UserError, check_folder
 from comparison.curves import draw_run_loss
 from comparison.device import set_threads, usable_cores
@@ -173,6 +175,30 @@ def test_threads_of_the_environment_are_numbers(text, threads, monkeypatch):
     else:
         set_threads(0)
         assert chosen == [threads or usable_cores()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+@pytest.mark.parametrize(
+    ("variable", "value", "set_here"),
+    [
+        (None, "", True),
+        ("MALLOC_ARENA_MAX", "2", True),
+        ("MALLOC_TRIM_THRESHOLD_", "131072", False),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=10", False),
+        ("GLIBC_TUNABLES", "glibc.cpu.x86_shstk=off", True),
+    ],
+)
+def test_memory_settings_of_the_environment_win(variable, value, set_here, monkeypatch):
+    calls = []
+    library = SimpleNamespace(mallopt=lambda *setting: calls.append(setting))
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: library)
+    for name in ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, value)
+    device.keep_freed_memory()
+    ours = {device.M_MMAP_MAX, device.M_TRIM_THRESHOLD, device.M_TOP_PAD}
+    assert {name for name, _ in calls} == (ours if set_here else set())
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "link", "link/below"])
