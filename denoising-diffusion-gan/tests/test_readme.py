@@ -10,7 +10,7 @@ import test_ddgan as sampling
 import toy_gaussians
 import train_ddgan
 import tune_ddgan
-from comparison import cli
+from comparison import cli, schedule
 from helpers_ddgan import FOLDER
 
 SCRIPTS = {
@@ -35,6 +35,6 @@ def test_command_parses(command):
 def test_every_flag_that_the_readme_names_exists():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     sources = "".join((FOLDER / name).read_text() for name in SCRIPTS) + (FOLDER / "ddgan" / "options.py").read_text()
-    sources += Path(cli.__file__).read_text()  # the options that all models share
+    sources += Path(cli.__file__).read_text() + Path(schedule.__file__).read_text()  # what all models share
     for name in set(re.findall(r"--(\w+)", text)) - {"help", "nproc_per_node"}:  # of torchrun
         assert f'"--{name}"' in sources or f'"{name}":' in sources, name

@@ -64,7 +64,7 @@ def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Te
     if norm.kernel and norm.kernel.takes(x):
         weight, bias = _affine(norm, scale, shift)
         return norm.kernel.apply(x, norm.num_groups, weight, bias, eps=norm.eps, silu=True)
-    if scale is not None and x.device.type == "cpu" and x.is_contiguous() and not torch.compiler.is_compiling():
+    if scale is not None and x.device.type == "cpu" and x.is_contiguous():
         # The channels of all images as those of one image: the norm's own affine map takes the condition along.
         weight, bias = _affine(norm, scale, shift)
         n, channels, *size = x.shape

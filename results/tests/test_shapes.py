@@ -10,7 +10,10 @@ from torchvision.transforms.functional import gaussian_blur
 @pytest.mark.parametrize("count", [10, 100, 200, 1000])
 def test_every_picture_is_matched_to_its_own_mode(count):
     images, labels = shapes.dataset(count, 32, split="test", limit=600)
-    assert torch.equal(shapes.match_modes(images, count), labels)
+    residual, mode = shapes.fit_modes(images, count)
+    assert torch.equal(mode, labels)
+    accepted = (residual < shapes.ACCEPT).double().mean()
+    assert accepted == 1 if count < 1000 else accepted > 0.99  # the smallest of 1,000 are three pixels across
 
 
 def test_pictures_of_another_size_are_matched_too():
@@ -46,7 +49,7 @@ def test_noisy_and_blurred_pictures_lose_modes_gradually():
     images, _ = shapes.dataset(200, 32, limit=800)
     rng = np.random.default_rng(0)
     covered = []
-    for deviation in (0, 25, 60):
+    for deviation in (0, 5, 10):
         noisy = images.double() + torch.from_numpy(rng.normal(0, deviation + 1e-9, images.shape))
         covered.append(shapes.count_modes(noisy.clamp(0, 255).round().to(torch.uint8))["covered"])
     assert covered[0] > 190
