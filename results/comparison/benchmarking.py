@@ -98,7 +98,7 @@ def measure_folder(request: Mapping[str, Any]) -> int:
     from comparison.progress import bar
 
     device = pick_device(request["device"])
-    set_threads(request["threads"])
+    set_threads(request["threads"], keep_memory=False)  # a setting of the scripts' that the plain path would share
     settings = Settings(device, autocast_dtype(request["precision"], device))
     facts = {
         "schema": 1,

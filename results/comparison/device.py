@@ -41,8 +41,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_threads(threads: int, local_world_size: int = 1) -> None:
-    """Give this process `threads` CPU threads, and memory that it keeps; 0 divides the cores among local processes.
+def set_threads(threads: int, local_world_size: int = 1, *, keep_memory: bool = True) -> None:
+    """Give this process `threads` CPU threads, 0 for its share of the cores, and memory that it keeps.
 
     Raises:
         UserError: OMP_NUM_THREADS is not a number of threads, or several separated by commas.
@@ -54,7 +54,8 @@ def set_threads(threads: int, local_world_size: int = 1) -> None:
         raise UserError(f"OMP_NUM_THREADS must be a number of threads, not {text!r}")
     limit = int(first[:9])
     torch.set_num_threads(threads or max(1, min(limit, usable // local_world_size)))
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
