@@ -205,18 +205,28 @@ def test_wrong_options_of_the_main_job_are_one_sentence(shell, options, message)
     assert done.stderr.count("\n") == 1
 
 
+def recording_python(tmp_path):
+    """Make a stand-in for Python that notes its calls in tmp_path/calls and leaves empty checkpoints."""
+    stub = tmp_path / "python"
+    stub.write_text(f"""#!/bin/bash
+        [ "$1" != - ] || exec {sys.executable} "$@"
+        echo "$@" >> {tmp_path}/calls
+        case "$*" in
+          *image_train*) mkdir -p "$OPENAI_LOGDIR" && touch "$OPENAI_LOGDIR/ema_0.9_000001.pt" ;;
+          *cifar_gan*) mkdir -p results/runs/gans/own && touch results/runs/gans/own/checkpoint_000001.pt ;;
+          *train_ddgan*) run=results/runs/denoising-diffusion-gan/own && mkdir -p $run && touch $run/netG_1.pth ;;
+        esac
+    """)
+    stub.chmod(0o755)
+    return stub
+
+
 @pytest.mark.parametrize(
     ("preset", "setting", "flags"),
     [("paper", "ddim7", "--use_ddim True --timestep_respacing ddim7"), ("gpu", "dpmpp-sde7", "--num_sampling_steps 7")],
 )
 def test_sweep_takes_the_sampler_of_the_preset(shell, tmp_path, preset, setting, flags):
-    stub = tmp_path / "python"
-    stub.write_text(f"""#!/bin/bash
-        [ "$1" != - ] || exec {sys.executable} "$@"
-        echo "$@" >> {tmp_path}/calls
-        case "$*" in *image_train*) mkdir -p "$OPENAI_LOGDIR" && touch "$OPENAI_LOGDIR/ema_0.9_000001.pt" ;; esac
-    """)
-    stub.chmod(0o755)
+    stub = recording_python(tmp_path)
     options = "--models improved-diffusion --budget images=32 --history 0 --benchmark false --sweep 7"
     done = shell(f"bash results/compare.sh --preset {preset} --name sweep-{preset} {options}", PYTHON=str(stub))
     assert done.returncode == 0, done.stderr
@@ -228,13 +238,7 @@ def test_sweep_takes_the_sampler_of_the_preset(shell, tmp_path, preset, setting,
 
 
 def test_history_pauses_a_training_that_is_planned_as_a_whole(shell, tmp_path):
-    stub = tmp_path / "python"
-    stub.write_text(f"""#!/bin/bash
-        [ "$1" != - ] || exec {sys.executable} "$@"
-        echo "$@" >> {tmp_path}/calls
-        case "$*" in *image_train*) mkdir -p "$OPENAI_LOGDIR" && touch "$OPENAI_LOGDIR/ema_0.9_000001.pt" ;; esac
-    """)
-    stub.chmod(0o755)
+    stub = recording_python(tmp_path)
     options = "--models improved-diffusion --budget images=64 --history 1 --benchmark false --sweep ''"
     done = shell(f"bash results/compare.sh --preset paper --name history {options}", PYTHON=str(stub))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -246,16 +250,7 @@ def test_history_pauses_a_training_that_is_planned_as_a_whole(shell, tmp_path):
 
 
 def test_each_model_may_have_its_own_budget(shell, tmp_path):
-    stub = tmp_path / "python"
-    stub.write_text(f"""#!/bin/bash
-        [ "$1" != - ] || exec {sys.executable} "$@"
-        echo "$@" >> {tmp_path}/calls
-        case "$*" in
-          *cifar_gan*) mkdir -p results/runs/gans/own && touch results/runs/gans/own/checkpoint_000001.pt ;;
-          *train_ddgan*) run=results/runs/denoising-diffusion-gan/own && mkdir -p $run && touch $run/netG_1.pth ;;
-        esac
-    """)
-    stub.chmod(0o755)
+    stub = recording_python(tmp_path)
     options = "--models gans,denoising-diffusion-gan --budget denoising-diffusion-gan:seconds=8,gans:images=32"
     line = f"bash results/compare.sh --name own {options} --benchmark_seconds 0.7 --compile true"
     assert (done := shell(line, PYTHON=str(stub))).returncode == 0, done.stderr
