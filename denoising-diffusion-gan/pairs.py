@@ -98,7 +98,7 @@ def check_training(sizes: dict[str, Any], device: "torch.device") -> float:
 
     A learning rate of 0 keeps both discriminators equal: Adam's first step is a sign, which rounding can turn.
     """
-    from ddgan.training import PairNoise
+    from ddgan.draws import PairNoise
 
     plain, fast = trainers(sizes, Settings(device, None), lr_g=0.0, lr_d=0.0, stirred=True)
     x_0 = real_images(sizes, device)

@@ -4,7 +4,7 @@
     python3 denoising-diffusion-gan/toy_gaussians.py --num_timesteps 1 4 --seeds 1 --max_steps 2000 --out toy
 
 T = 1 is a GAN that makes points from noise. Process, losses, penalty, average and training update are those of the
-image model; the networks are small. A training takes one to twelve minutes on one CPU thread, by what else the machine
+image model; the networks are small. A training takes one to four minutes on one CPU thread, by what else the machine
 does. A call that was cut short keeps the trainings that ended and goes on when it is repeated. Writes README.md,
 study.json, samples.png and progress.png into results/studies/gaussians/.
 
@@ -25,6 +25,7 @@ from ddgan.toy_page import STUDY, draw_pictures, page
 
 SETTINGS = (
     *("max_steps", "batch_size", "lr_g", "lr_d", "r1_gamma", "lazy_reg", "ema_decay", "width", "nz", "eval_every"),
+    *("beta_min", "beta_max", "use_geometric"),
 )
 LEAST_SAMPLES = 1000
 SHOWN = 1500  # points of a panel
@@ -34,18 +35,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("--num_timesteps", type=cli.positive_int, nargs="+", default=[1, 2, 4], metavar="T", help="a model for each")
-    add("--max_steps", type=cli.positive_int, default=10000, metavar="N", help="updates of each training")
+    add("--num_timesteps", type=cli.positive_int, nargs="+", default=[1, 2, 4, 8], metavar="T", help="a model for each")
+    add("--max_steps", type=cli.positive_int, default=4000, metavar="N", help="updates of each training")
     add("--seeds", type=cli.positive_int, default=3, metavar="K", help="trainings for each T")
     add("--seed", type=cli.non_negative_int, default=0, help="of the first of them; the others follow")
     add("--batch_size", type=cli.positive_int, default=256, help="points per update")
     add("--lr_g", type=cli.positive_float, default=5e-4, help="generator's learning rate; a cosine over --max_steps")
     add("--lr_d", type=cli.positive_float, default=1e-3, help="discriminator's learning rate")
-    add("--r1_gamma", type=cli.non_negative_float, default=0.5, help="weight of the R1 penalty, 0 for none")
+    add("--r1_gamma", type=cli.non_negative_float, default=0.02, help="weight of the R1 penalty, 0 for none")
     add("--lazy_reg", type=cli.positive_int, default=1, help="updates from one R1 penalty to the next")
     add("--ema_decay", type=below_one, default=0.995, help="share of the old average per update")
     add("--width", type=cli.positive_int, default=256, help="features of each of the three hidden layers")
     add("--nz", type=cli.positive_int, default=2, help="length of the latent")
+    add("--beta_min", type=cli.positive_float, default=0.01, help="variance at the start; noise rate without geometric")
+    add("--beta_max", type=cli.positive_float, default=0.99, help="the same at the end")
+    add("--use_geometric", type=cli.str2bool, default=True, metavar="BOOL", help="growth of the variance")
     add("--eval_every", type=cli.positive_int, default=500, metavar="N", help="updates between counts of the modes")
     add("--num_samples", type=sample_count, default=10000, metavar="N", help="points counted at the end")
     add("--out", type=cli.local_path, metavar="DIR", help="results; results/studies/gaussians unless given")
@@ -71,6 +75,10 @@ def main(args: argparse.Namespace) -> None:
     out, runs = args.out or results / "studies" / STUDY, args.runs_dir or results / "runs" / "studies" / STUDY
     for flag, folder in (("--out", out), ("--runs_dir", runs)):
         cli.check_folder(folder, flag)
+    low, high = args.beta_min, args.beta_max
+    if low >= high or (args.use_geometric and high >= 1):
+        limit = " < 1" if args.use_geometric else ""
+        raise cli.UserError(f"--beta_min {low:g}, --beta_max {high:g}: beta_min < beta_max{limit} must hold")
     if args.page:
         study_pages.rewrite(out, STUDY, page, draw_pictures)
         return

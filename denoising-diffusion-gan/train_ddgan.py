@@ -30,15 +30,19 @@ from ddgan.distributed import Place, agree, check_same, check_same_flags, find_p
 from ddgan.files import RunFiles
 from ddgan.launching import launch, run
 from ddgan.options import (
+    LATER,
     MODEL,
     PROCESS_OPTIONS,
+    PUBLISHED_OBJECTIVE,
     add_architecture_options,
+    add_objective_options,
     add_process_options,
     below_one,
     check_architecture,
+    defaults,
     run_folder,
 )
-from ddgan.setup import build_trainer, class_facts, open_batches, open_data
+from ddgan.setup import build_trainer, class_facts, objective_of, open_batches, open_data
 from ddgan.windows import Windows
 
 if TYPE_CHECKING:
@@ -56,7 +60,8 @@ MAY_CHANGE = (
     *PROCESS_OPTIONS,
 )
 # What the options of runs that began before these existed mean.
-IMPLIED = {"accum_iter": 1, "processes": 1, "lr_decay": "published"}
+IMPLIED = {"accum_iter": 1, "processes": 1, "lr_decay": "published", **PUBLISHED_OBJECTIVE}
+IMPLIED |= {name: defaults()[name] for name in LATER}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,6 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="processes that decode images which memory does not hold, for each training process; 0 decodes there; by "
         "default its share of the cores but one",
     )  # fmt: skip
+    group.add_argument("--no_flip", action="store_true", help="do not mirror training images at random")
     group.add_argument("--exp", default="experiment_cifar_default", help="name of the run; with a slash, its folder")
     group.add_argument("--resume", action="store_true", help="insist on an earlier run; without it both are fine")
     group.add_argument("--save_content", action="store_true", help="accepted; content.pth is always written")
@@ -92,7 +98,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--num_epoch", type=non_negative_int, default=1200, help="epochs; 0: a bound below ends it")
     group.add_argument("--ngf", type=positive_int, default=64, help="discriminator's base width, features")
     group.add_argument(
-        "--discriminator", default="auto", choices=["auto", "small", "large"], help="auto: large from 128 pixels"
+        "--discriminator",
+        default="auto",
+        choices=["auto", "small", "large", "plain"],
+        help="the published ones, auto: large from 128 pixels; plain learns within fewer updates",
     )
     group.add_argument("--lr_g", type=positive_float, default=1.5e-4, help="generator's learning rate")
     group.add_argument("--lr_d", type=positive_float, default=1e-4, help="discriminator's learning rate")
@@ -117,6 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         decays=("published", *DECAYS),
         decay="published",
     )
+    add_objective_options(parser)
     add_process_options(parser)
     add_run_options(parser)
     return parser.parse_args(argv)
@@ -186,9 +196,10 @@ def update(
 ) -> int:
     """Make updates from `step` on until something ends the training; return the exit status."""
     from comparison.progress import bar
-    from ddgan.training import Batch, LossMeter
+    from ddgan.draws import Batch
+    from ddgan.meters import DiscriminatorWatch, LossMeter, mean_accuracies
 
-    windows, meter = files.windows, LossMeter()
+    windows, meter, watch, objective = files.windows, LossMeter(), DiscriminatorWatch(), objective_of(args)
     last = args.num_epoch * windows.updates_per_epoch
     whole, schedule = budget, Schedule.of(args)
     budget = whole.cut(args.stop_after)
@@ -203,21 +214,35 @@ def update(
                 micro_batches.append(Batch(x_0, labels if args.class_cond else None, number))
             done = max(step / last if last else 0.0, whole.progress(step, files.images_seen(step), seconds))
             by_epochs = 0 if args.no_lr_decay or args.lr_decay != "published" else last
-            lr = trainer.set_learning_rates(step, by_epochs, schedule.factor(done))
-            meter.add(trainer.update(micro_batches, step))
+            phase = objective.phase(done)
+            factor = schedule.factor(objective.adversarial_progress(done))
+            trainer.set_learning_rates(step, by_epochs, factor, denoiser_factor(args, done))
+            meter.add(trainer.update(micro_batches, step, phase))
             step += 1
             progress.update()
             if step % args.log_interval == 0:
-                files.log_row(step, meter.take(), lr)
+                losses = meter.take()
+                files.log_row(step, losses, trainer.learning_rate(phase))
+                if means := mean_accuracies(losses):
+                    progress.set_postfix_str("D right " + " ".join(f"{mean:.2f}" for mean in means))
+                if warning := watch.look(step, losses):
+                    files.warn(warning)
             files.save_if_due(step)
             stopped, seconds = agree(stop.requested, files.clock.seconds())
             if stopped:
                 files.stop(step)
                 return 130
     if losses := meter.take():
-        files.log_row(step, losses, lr)
+        files.log_row(step, losses, trainer.learning_rate(phase))
     files.finish(step, reason)
     return 0
+
+
+def denoiser_factor(args: argparse.Namespace, progress: float) -> float:
+    """Return the denoiser's learning rate after a share of the budget, as a multiple of its peak."""
+    if progress >= args.denoiser_fraction:
+        return 0.0
+    return Schedule(args.denoiser_warmup, "cosine", args.denoiser_warmup).factor(progress / args.denoiser_fraction)
 
 
 def ending(step: int, last: int, num_epoch: int, budget: Budget, images_seen: int, seconds: float) -> str | None:

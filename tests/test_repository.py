@@ -43,7 +43,7 @@ ALL_SCRIPTS = [
     "results/readme.py",
     "results/train_classifier.py",
     "results/studies/steps.py",
-    "results/studies/timesteps.py",
+    "results/studies/hybrid.py",
     "results/studies/cost.py",
     "results/studies/data.py",
 ]

@@ -10,10 +10,11 @@ from comparison.cli import UserError
 from comparison.runs import load_checkpoint, load_torch, save_checkpoint
 from torch import Tensor
 
-from ddgan.discriminator import Discriminator
+from ddgan.discriminator import Discriminator, PlainDiscriminator
+from ddgan.domain import Domain
 from ddgan.generator import Generator, GeneratorConfig
 from ddgan.nvlabs import looks_like_nvlabs, translate_discriminator, translate_generator
-from ddgan.options import ARCHITECTURE, MODEL, check_architecture, defaults, is_value
+from ddgan.options import ARCHITECTURE, LATER, MODEL, check_architecture, defaults, is_value
 
 if TYPE_CHECKING:
     from ddgan.training import Trainer
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 def make_generator(config: Mapping[str, Any]) -> Generator:
     """Build a generator from flag names and perhaps num_classes; other keys are ignored."""
     known = {field.name for field in fields(GeneratorConfig)}
-    return Generator(GeneratorConfig(**{name: value for name, value in config.items() if name in known}))
+    options = {name: value for name, value in config.items() if name in known}
+    if config.get("domain", "pixel") != "pixel":
+        domain = Domain.of(config)
+        options |= {"num_channels": domain.num_channels, "image_size": domain.size, "bounds": domain.bounds()}
+    return Generator(GeneratorConfig(**options))
 
 
 def generator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Generator:
@@ -138,8 +143,9 @@ def check_config(path: Path, config: Any) -> None:
     """
     if not isinstance(config, dict):
         raise UserError(f"{path}: damaged, holds no flags")
+    published = defaults()
     for name in ARCHITECTURE:
-        value = config.get(name, False if name == "class_cond" else None)  # which came later than the others
+        value = config.get(name, published[name] if name in LATER else None)
         if not is_value(name, value):
             raise UserError(f"{path}: damaged, or not of this project: its --{name} is {value!r}")
     try:
@@ -154,7 +160,7 @@ def refuse_disagreement(path: Path, config: Mapping[str, Any], given: Mapping[st
     Raises:
         UserError: naming each flag and both values.
     """
-    known = {"class_cond": False, **config}  # checkpoints from before the option have no classes
+    known = {**{name: value for name, value in defaults().items() if name in LATER}, **config}
     differences = [
         f"--{name} {_words(value)} given, {_words(known[name])} in the checkpoint"
         for name, value in given.items()
@@ -215,17 +221,21 @@ def load_content(path: Path, trainer: "Trainer", data: Mapping[str, Any]) -> tup
     return step, seconds
 
 
-def seeded_networks(config: Mapping[str, Any], size: str, seed: int) -> tuple[Generator, Discriminator]:
+def seeded_networks(
+    config: Mapping[str, Any], size: str, seed: int
+) -> tuple[Generator, Discriminator | PlainDiscriminator]:
     """Build both networks with initial weights that depend on `seed` alone; the caller's generator is left as it is.
 
     Args:
         config: flag names, and num_classes where there are classes.
-        size: of the discriminator, "small" or "large".
+        size: of the discriminator, "small", "large" or "plain".
         seed: of all weights.
     """
     classes = config.get("num_classes", 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = make_generator(config)
-        discriminator = Discriminator(size, config["num_channels"], config["ngf"], config["t_emb_dim"], classes)
+        domain = Domain.of(config)
+        sizes = domain.num_channels, config["ngf"], config["t_emb_dim"], classes
+        discriminator = PlainDiscriminator(domain.size, *sizes) if size == "plain" else Discriminator(size, *sizes)
     return generator, discriminator

@@ -17,6 +17,8 @@ PLANS = {
     "large": [(4, True), (8, True), (8, True), (8, True), (8, True), (8, True)],
 }
 
+SLOPE = 0.2  # of the leaky rectifiers
+
 
 def _conv(in_channels: int, out_channels: int, size: int, scale: float = 1.0, bias: bool = True) -> nn.Conv2d:
     layer = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)
@@ -31,7 +33,7 @@ def _linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 def _leaky(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)
+    return F.leaky_relu(x, SLOPE)
 
 
 class DownBlock(nn.Module):
@@ -54,7 +56,7 @@ class DownBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tell pairs (x_t, x_{t+1}) of the forward process from pairs with a generated x_t.
+    """The published network: tells pairs (x_t, x_{t+1}) of the forward process from pairs with a generated x_t.
 
     Args:
         size: "small" (made for 32 pixels, halves three times) or "large" (made for 256, halves six times).
@@ -113,4 +115,64 @@ class Discriminator(nn.Module):
             logits = self.head(features)
             if self.label_embedding is not None:
                 logits = logits + (self.label_embedding(y) * features).sum(dim=1, keepdim=True)
+            return logits
+
+
+class PlainDiscriminator(nn.Module):
+    """Plain convolutions that halve the image down to 4 pixels, and a linear layer on all that is left.
+
+    Made to learn within few updates: logits of order 1 at first, as every layer is He-initialised and nothing is summed
+    over positions, and weights of x_{t+1} that start at a tenth, so that its noise does not drown what the pair
+    differs in. As published, each block's second convolution starts as good as zero, and a sum over positions behind a
+    head of unit variance gives logits of tens as soon as the last convolution has grown.
+
+    Args:
+        image_size: of what is judged, at least 8.
+        num_channels: of one image; the network sees two, concatenated.
+        ngf: base width, doubled with every halving up to 8 ngf.
+        t_emb_dim: length of the time embedding.
+        num_classes: 0 for none.
+    """
+
+    CONDITION = 0.1  # what the first weights of x_{t+1} are multiplied with
+
+    def __init__(
+        self, image_size: int, num_channels: int = 3, ngf: int = 64, t_emb_dim: int = 256, num_classes: int = 0
+    ):
+        super().__init__()
+        self.t_emb_dim = t_emb_dim
+        self.time_in = nn.Linear(t_emb_dim, t_emb_dim)
+        self.conv_in = nn.Conv2d(2 * num_channels, ngf, 3, padding=1)
+        self.halvings, self.times = nn.ModuleList(), nn.ModuleList()
+        channels, size = ngf, image_size
+        while size >= 8:
+            width = min(2 * channels, 8 * ngf)
+            self.halvings.append(nn.Conv2d(channels, width, 4, stride=2, padding=1))
+            self.times.append(nn.Linear(t_emb_dim, width))
+            channels, size = width, size // 2
+        self.stddev = MinibatchStddev()
+        self.conv_out = nn.Conv2d(channels + 1, channels, 3, padding=1)
+        self.head = nn.Linear(channels * size**2, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, a=SLOPE)
+                nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5)
+            self.conv_in.weight[:, num_channels:] *= self.CONDITION
+        self.label_embedding = label_embedding(num_classes, channels)
+
+    def forward(self, x: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
+        """Return (N, 1) float32 logits; arguments as in `Discriminator.forward`."""
+        check_labels(self.label_embedding, y)
+        time_emb = _leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))
+        h = _leaky(self.conv_in(torch.cat([x, x_t_plus_1], dim=1)))
+        for halve, time in zip(self.halvings, self.times, strict=True):
+            h = _leaky(halve(h) + time(time_emb)[:, :, None, None])
+        h = _leaky(self.conv_out(self.stddev(h, parts)))
+        with torch.autocast(h.device.type, enabled=False):
+            h = h.to(full_precision(h))
+            logits = self.head(h.flatten(1))
+            if self.label_embedding is not None:
+                logits = logits + (self.label_embedding(y) * h.mean(dim=(2, 3))).sum(dim=1, keepdim=True)
             return logits

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddgan.conditional import cyclic_labels
+from ddgan.domain import Domain
 from ddgan.generator import Generator
 from ddgan.options import MODEL
 from ddgan.process import DenoisingProcess
@@ -55,7 +56,8 @@ class ImageSource:
         self.dtype = autocast_dtype(precision, device)
         steps = config["num_timesteps"], config["beta_min"], config["beta_max"], config["use_geometric"]
         self.process = DenoisingProcess(*steps).to(device)
-        self.shape = (config["num_channels"], config["image_size"], config["image_size"])
+        self.domain = Domain.of(config)
+        self.shape = self.domain.shape  # of what is diffused
 
     def labels(self, indices: range) -> Tensor | None:
         """Return the classes of some images, (N,) int64 on the CPU; None for a network without classes."""
@@ -100,7 +102,8 @@ class ImageSource:
         }
 
     def _draw(self, noise: SampleNoise, labels: Tensor | None) -> Tensor:
-        return sample_from(noise, self.network, self.process, self.config["nz"], self.shape, self.dtype, labels)
+        x_0 = sample_from(noise, self.network, self.process, self.config["nz"], self.shape, self.dtype, labels)
+        return self.domain.inverse(x_0)
 
 
 def announce(out: Path) -> None:

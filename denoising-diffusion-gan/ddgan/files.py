@@ -94,6 +94,11 @@ class RunFiles:
         images_seen = self.images_seen(step)
         self.record.log_row(step, images_seen, self.clock.seconds(), **losses, lr=lr, **norms)
 
+    def warn(self, message: str) -> None:
+        """Print a warning and append it to log.txt."""
+        if self._writes:
+            self.record.log(message)
+
     def _gradient_norms(self) -> dict[str, float]:
         """Return the norms of the last update's gradients; empty before the first one."""
         from ddgan.training import gradient_norm
@@ -169,11 +174,13 @@ class RunFiles:
         from comparison.images import save_grid, to_uint8
 
         from ddgan.conditional import grid_labels
+        from ddgan.domain import Domain
         from ddgan.sampling import sample
 
         args, trainer = self.args, self.trainer
         labels = grid_labels(self.classes.get("num_classes", 0))
         weights = trainer.generator_weights()
+        domain = Domain.of(vars(args))
         trainer.generator.eval()
         with torch.no_grad():
             images = sample(
@@ -182,13 +189,13 @@ class RunFiles:
                 range(GRID_IMAGES if labels is None else len(labels)),
                 seed=args.seed,
                 nz=args.nz,
-                shape=(args.num_channels, args.image_size, args.image_size),
+                shape=domain.shape,
                 device=trainer.device,
                 autocast_dtype=trainer.autocast_dtype,
                 labels=labels,
             )
         trainer.generator.train()
-        save_grid(to_uint8(images), self.record.folder / name)
+        save_grid(to_uint8(domain.inverse(images)), self.record.folder / name)
 
     def finish(self, step: int, reason: str) -> None:
         """Write the last checkpoint, samples and loss curve, and mark the run as ended."""

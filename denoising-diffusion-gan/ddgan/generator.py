@@ -55,6 +55,7 @@ class GeneratorConfig:
     not_use_tanh: bool = False
     centered: bool = True
     num_classes: int = 0
+    bounds: Tensor | None = None  # (num_channels, 1, 1), greatest magnitude of the output's channels, None for 1
 
 
 class TimeEmbedding(nn.Module):
@@ -139,8 +140,11 @@ class Generator(nn.Module):
         ValueError: image_size cannot be halved once per entry of ch_mult after the first.
     """
 
+    bounds: Tensor | None
+
     def __init__(self, cfg: GeneratorConfig):
         super().__init__()
+        self.register_buffer("bounds", cfg.bounds, persistent=False)
         halvings = len(cfg.ch_mult) - 1
         if cfg.image_size % 2**halvings:
             raise ValueError(f"image_size must be divisible by {2**halvings}, not {cfg.image_size}")
@@ -254,7 +258,7 @@ class Generator(nn.Module):
             y: (N,) int64 in [0, num_classes), the classes; None without classes.
 
         Returns:
-            (N, C, H, W) float32 in [-1, 1]; unbounded with not_use_tanh.
+            (N, C, H, W) float32 within the bounds, [-1, 1] for images; unbounded with not_use_tanh.
 
         Raises:
             ValueError: y is missing, or given to a network without classes.
@@ -269,7 +273,10 @@ class Generator(nn.Module):
         h = self.middle_in(h, time_emb, z_emb)
         h = self.middle_out(self.middle_attention(h), time_emb, z_emb)
         image = self._decode(h, skips, time_emb, z_emb).float()
-        return image if self.cfg.not_use_tanh else torch.tanh(image)
+        if self.cfg.not_use_tanh:
+            return image
+        bounds = self.bounds
+        return torch.tanh(image) if bounds is None else bounds * torch.tanh(image / bounds)
 
     def _resize(self, level: Level, h: Tensor, time_emb: Tensor | None, z_emb: Tensor) -> Tensor:
         if isinstance(level.resample, ResidualBlock):

@@ -17,6 +17,7 @@ from comparison.cli import (
 )
 
 MODEL = "denoising-diffusion-gan"
+DOMAINS = ("pixel", "patch", "haar")
 
 
 def below_one(text: str) -> float:
@@ -58,8 +59,11 @@ _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
     "beta_min": (positive_float, 0.1, "noise rate at the start; with --use_geometric the variance"),
     "beta_max": (positive_float, 20.0, "noise rate at the end; with --use_geometric the variance, below 1"),
     "use_geometric": ("on", False, "geometric growth of the variance instead of the VP-SDE's"),
+    "domain": (DOMAINS, "pixel", "what is diffused: pixels, 2 x 2 squares as channels, or their Haar coefficients"),
+    "detail_scale": (positive_float, 1.0, "factor of the detail coefficients of --domain haar"),
 }
 ARCHITECTURE = tuple(_ARCHITECTURE)
+LATER = ("class_cond", "domain", "detail_scale")  # checkpoints from before these have their defaults
 # What sampling does not depend on; a sampling command may repeat it, and nothing is compared.
 DISCRIMINATOR_ONLY = ("t_emb_dim",)
 MOST_PROCESSES = 1024  # more on one machine are a slip of the hand that would bring it down
@@ -115,6 +119,48 @@ def add_architecture_options(parser: argparse.ArgumentParser, *, suppress: bool 
         group.add_argument(f"--{name}", **settings)
 
 
+def add_objective_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `ddgan.objective.Objective` and of the denoiser's phase; the defaults are the published ones."""
+    group = parser.add_argument_group("objective")
+    add = group.add_argument
+    words = (
+        "the discriminator judges x_t, as published, or the clean image before the posterior's noise, beside x_{t+1}"
+    )
+    add("--discriminator_input", default="x_t", choices=["x_t", "x_0"], help=words)
+    words = (
+        "frequency of each index t in the batches relative to that of t - 1; below 1 favours the last steps of sampling"
+    )
+    add("--t_decay", type=positive_float, default=1.0, metavar="X", help=words)
+    words = "of each logit, as published, or of pairs of a real and a generated one"
+    add("--gan_loss", default="softplus", choices=["softplus", "relativistic"], help=words)
+    words = "squared gradient norm of the discriminator on real inputs, or on generated ones as well"
+    add("--penalty", default="r1", choices=["r1", "r1r2"], help=words)
+    words = "second derivatives, or finite differences, which CUDA graphs and --compile can take"
+    add("--penalty_estimate", default="exact", choices=["exact", "finite"], help=words)
+    words = "distance of the generator's x_0 from the true one in its loss; decay lets it fall to 0 along half a cosine"
+    add("--reconstruction", default="none", choices=["none", "constant", "decay"], help=words)
+    add("--reconstruction_weight", type=positive_float, default=1.0, metavar="W", help="of that distance")
+    words = "mean absolute or mean squared difference, of the denoiser too"
+    add("--reconstruction_norm", default="l2", choices=["l1", "l2"], help=words)
+    group = parser.add_argument_group("denoiser first; the other schedules cover what is left of the budget")
+    add = group.add_argument
+    words = "share of the budget in which the generator is trained as a denoiser alone; 1 for the whole"
+    add("--denoiser_fraction", type=fraction, default=0.0, metavar="F", help=words)
+    add("--lr_denoiser", type=positive_float, default=1e-3, help="its learning rate, falling to 0 along half a cosine")
+    add("--denoiser_warmup", type=fraction, default=0.1, metavar="F", help="share of that phase over which it rises")
+    words = "update the discriminator beside it in every N-th update; 0 for never"
+    add("--denoiser_d_every", type=non_negative_int, default=0, metavar="N", help=words)
+
+
+# What the flags of the objective mean in runs that began before them.
+PUBLISHED_OBJECTIVE: dict[str, Any] = {
+    **{"discriminator_input": "x_t", "gan_loss": "softplus", "penalty": "r1", "t_decay": 1.0},
+    **{"penalty_estimate": "exact", "reconstruction": "none", "reconstruction_weight": 1.0},
+    **{"reconstruction_norm": "l2", "denoiser_fraction": 0.0, "lr_denoiser": 1e-3, "denoiser_warmup": 0.1},
+    "denoiser_d_every": 0,
+}
+
+
 def add_process_options(parser: argparse.ArgumentParser) -> None:
     """Add the published flags about several processes; `ddgan.distributed.find_place` judges them."""
     group = parser.add_argument_group("processes")
@@ -167,13 +213,17 @@ def check_architecture(options: Mapping[str, Any]) -> None:
         UserError: naming the flag.
     """
     size, mults, nf = options["image_size"], options["ch_mult"], options["num_channels_dae"]
+    domain = options.get("domain", "pixel")
     if options["num_channels"] != 3:
         raise UserError(f"--num_channels {options['num_channels']}: images are read as RGB, so it must be 3")
-    halvings = len(mults) - 1
-    if size % 2**halvings or size < 8:
-        raise UserError(f"--image_size {size}: must be at least 8 and divisible by {2**halvings} for this --ch_mult")
-    if options.get("discriminator") == "large" and size < LARGE_FROM:
-        raise UserError(f"--discriminator large: halves six times, so --image_size must be at least {LARGE_FROM}")
+    fold = 1 if domain == "pixel" else 2
+    parts = fold * 2 ** (len(mults) - 1)
+    if size % parts or size < 8 * fold:
+        words = "this --ch_mult" if fold == 1 else f"this --ch_mult and --domain {domain}"
+        raise UserError(f"--image_size {size}: must be at least {8 * fold} and divisible by {parts} for {words}")
+    if options.get("discriminator") == "large" and size < LARGE_FROM * fold:
+        limit = LARGE_FROM * fold
+        raise UserError(f"--discriminator large: halves six times, so --image_size must be at least {limit}")
     for width in _widths(mults, options["progressive_input"], options["progressive_combine"]):
         if nf < 4 or (nf * width) % min(nf * width // 4, 32):
             raise UserError(f"--num_channels_dae {nf}: {nf * width} features make no equal groups; try 16 or 32")

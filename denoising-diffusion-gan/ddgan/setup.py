@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from comparison.images import ImageSet
     from comparison.streaming import FileStream
 
+    from ddgan.objective import Objective
     from ddgan.training import Trainer
 
 DATA_LINK = Path(__file__).resolve().parents[1] / "data"
@@ -63,6 +64,7 @@ def open_batches(
         images,
         args.batch_size * place.world_size,
         args.seed,
+        flip=not args.no_flip,
         device=device,
         rank=place.rank,
         world_size=place.world_size,
@@ -97,13 +99,15 @@ def build_trainer(
     from comparison.replay import cuda_graph
 
     from ddgan.checkpoints import seeded_networks
+    from ddgan.domain import Domain
     from ddgan.ema import Ema
     from ddgan.process import DenoisingProcess
     from ddgan.training import Trainer
 
     if args.compile:
         check_compiler(device.type)
-    size = discriminator_size(args.discriminator, args.image_size)
+    domain = Domain.of(vars(args))
+    size = discriminator_size(args.discriminator, domain.size)
     networks = seeded_networks({**vars(args), **classes}, size, args.seed)
     # Convolutions over interleaved channels: 1.15 to 1.6 times faster on a CPU, and what tensor cores want.
     generator, discriminator = (net.to(device).to(memory_format=torch.channels_last) for net in networks)
@@ -121,11 +125,25 @@ def build_trainer(
         beta2=args.beta2,
         r1_gamma=args.r1_gamma,
         lazy_reg=args.lazy_reg,
+        objective=objective_of(args),
+        t_decay=args.t_decay,
+        domain=domain,
+        lr_denoiser=args.lr_denoiser,
+        denoiser_d_every=args.denoiser_d_every,
         autocast_dtype=autocast_dtype(args.precision, device),
         place=place,
         compile_backend="inductor" if args.compile else None,
         record=None if args.no_cuda_graph or device.type != "cuda" else cuda_graph,
     )
+
+
+def objective_of(args: argparse.Namespace) -> "Objective":
+    """Return what the flags train for."""
+    from dataclasses import fields
+
+    from ddgan.objective import Objective
+
+    return Objective(**{field.name: getattr(args, field.name) for field in fields(Objective)})
 
 
 def check_compiler(device_type: str) -> None:

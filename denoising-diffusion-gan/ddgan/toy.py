@@ -2,7 +2,7 @@
 
 Points are images of two channels and one pixel, (N, 2, 1, 1), so that process, losses and training are those of the
 image model. The mixture is of the kind that Xiao et al. 2022 show; its numbers are a choice usual for GANs, not known
-to be theirs: centres at -2, -1, 0, 1, 2 in both directions, standard deviation 0.05, high quality within four of them.
+to be theirs: centres at -2, -1, 0, 1, 2 in both directions, standard deviation 0.05, high quality within three of them.
 All is divided by sqrt(2), so that each coordinate has variance 1, which a variance-preserving process expects.
 """
 
@@ -25,7 +25,7 @@ from ddgan.training import Trainer
 SIDE = math.isqrt(MODES)
 SCALE = math.sqrt(2)
 STD = 0.05 / SCALE
-FREQUENCIES = 64  # of the sines and cosines that the discriminator sees
+FREQUENCIES = 64  # of the sines and cosines that the networks see
 FREQUENCY_SCALE = 5.0  # their standard deviation in each coordinate, radians per unit
 
 
@@ -67,8 +67,9 @@ def measure(points: Tensor) -> dict[str, Any]:
 class PointFeatures(nn.Module):
     """Coordinates with sines and cosines of their products with fixed random frequencies (Tancik et al. 2020).
 
-    From coordinates alone a small network is slow to learn what changes over a fiftieth of their range. Frequencies
-    along the axes alone would favour lines along them.
+    From coordinates alone a small network is slow to learn what changes over a fiftieth of their range: a generator
+    without them puts no more points near the modes than an even spread over the square would. Frequencies along the
+    axes alone would favour lines along them.
     """
 
     frequencies: Tensor
@@ -117,11 +118,12 @@ class ToyGenerator(nn.Module):
     def __init__(self, num_timesteps: int, nz: int, width: int, depth: int = 3):
         super().__init__()
         self.nz = nz
-        self.layers = _Layers(2 + nz, 2, num_timesteps, width, depth)
+        self.features = PointFeatures()
+        self.layers = _Layers(2 + 2 * FREQUENCIES + nz, 2, num_timesteps, width, depth)
 
     def forward(self, x_t_plus_1: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Return (N, 2, 1, 1) from (N, 2, 1, 1), (N,) int64 in [0, T) and (N, nz)."""
-        return self.layers(torch.cat([x_t_plus_1.flatten(1), z], 1), t)[:, :, None, None]
+        return self.layers(torch.cat([self.features(x_t_plus_1), z], 1), t)[:, :, None, None]
 
 
 class ToyDiscriminator(nn.Module):
@@ -159,6 +161,9 @@ class ToySettings:
     ema_decay: float
     width: int
     nz: int
+    beta_min: float
+    beta_max: float
+    use_geometric: bool
     eval_every: int
 
 
@@ -181,7 +186,8 @@ def train(
     generator = ToyGenerator(num_timesteps, settings.nz, settings.width).to(device)
     discriminator = ToyDiscriminator(num_timesteps, settings.width).to(device)
     averaged = copy.deepcopy(generator)
-    process = DenoisingProcess(num_timesteps).to(device)
+    schedule = settings.beta_min, settings.beta_max, settings.use_geometric
+    process = DenoisingProcess(num_timesteps, *schedule).to(device)
     trainer = Trainer(
         generator,
         discriminator,

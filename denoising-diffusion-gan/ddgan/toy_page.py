@@ -9,7 +9,7 @@ from comparison.studies import pool
 
 STUDY = "gaussians"
 MODES = 25
-NEAR = 4.0  # standard deviations within which a sample is of high quality
+NEAR = 3.0  # standard deviations within which a sample is of high quality
 LEAST_SHARE = 0.25  # of the 25th part of all samples, that a mode must get to count as covered
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
 INK = "#333333"
@@ -109,8 +109,8 @@ def page(study: Study) -> str:
         "numbers that are usual for it but not known to be theirs. Process, "
         "losses, R1 penalty, average and update are "
         "those of the image model; generator and discriminator have three hidden layers of "
-        f"{options['width']} features, and the discriminator sees sines and cosines along random directions beside "
-        "the coordinates.",
+        f"{options['width']} features, and see sines and cosines along random directions beside the coordinates.",
+        _schedule(options),
         f"{tables.count(options['max_steps'])} updates of {options['batch_size']} points each; {seeds} for each T. "
         f"Device: {devices}; torch {torch}; commit {commits} (`+`: with changes).",
         f"{tables.count(options['num_samples'])} samples of each training are counted. High quality: within "
@@ -123,6 +123,17 @@ def page(study: Study) -> str:
         "![Modes covered and share of high quality against updates](progress.png)",
         "## Numbers",
         tables.markdown_table(["", "NFE", "modes, each seed", "high quality", "KL", "training"], rows),
+    )
+
+
+def _schedule(options: Mapping[str, Any]) -> str | None:
+    """Say how the noise grows; studies from before the choice have the image model's schedule."""
+    if not options.get("use_geometric"):
+        return None
+    return (
+        f"The variance of the noise grows geometrically from {options['beta_min']:g} to {options['beta_max']:g}, so "
+        "that the first step's noise is narrower than the spacing of the modes. The image model's schedule has wider "
+        "noise in every step: in many dimensions it still shows an image, in two it leaves little to denoise."
     )
 
 

@@ -1,9 +1,10 @@
 """One training update of both networks, and everything that a resumed run needs to go on with it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from comparison import rng
@@ -11,12 +12,18 @@ from comparison.replay import Inputs, Outputs, Recorder, Replay, Work
 from torch import Tensor, nn
 
 from ddgan.distributed import Place, local_gradients, share_gradients
+from ddgan.domain import Domain
+from ddgan.draws import Batch, PairNoise, penalty_noise
 from ddgan.ema import Ema
-from ddgan.losses import fake_loss, r1_penalty, real_loss
+from ddgan.meters import HITS
+from ddgan.objective import Objective, Phase
+from ddgan.passes import Network, Passes
 from ddgan.process import DenoisingProcess
 
-Network = Callable[..., Tensor]
 ALONE = Place()
+PUBLISHED = Objective()
+ADVERSARIAL = Phase()
+DENOISER_BETAS = (0.9, 0.99)  # of Adam for the denoiser, whose loss is a plain regression
 LR_FLOOR = 1e-5  # where the cosine schedule ends; the published code's eta_min
 
 
@@ -38,62 +45,6 @@ def gradient_norm(network: nn.Module) -> Tensor:
     return torch.stack(norms).norm()
 
 
-class LossMeter:
-    """Means of what the updates report, kept on the device until asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, int]] = {}
-
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Take in scalars; a name may be absent from some updates (r1)."""
-        for name, value in losses.items():
-            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
-            self._sums[name] = (total + value, count + 1)
-
-    def take(self) -> dict[str, float]:
-        """Return the means since the last call and forget them."""
-        means = {name: (total / count).item() for name, (total, count) in self._sums.items()}
-        self._sums = {}
-        return means
-
-
-class Batch(NamedTuple):
-    """A micro-batch of this process: (n, C, H, W) float32 in [-1, 1], (n,) int64 labels or None, its number."""
-
-    x_0: Tensor
-    labels: Tensor | None
-    micro_step: int
-
-
-class PairNoise:
-    """The random draws of one half-update from one micro-batch: a pure function of (seed, micro_step, half).
-
-    Args:
-        shape: (N, C, H, W) of the micro-batch of all processes together.
-        nz: length of the latent.
-        num_timesteps: T.
-        key: seed, micro_step and "d" or "g".
-        device: where they are drawn.
-        rows: those of the N that are kept; None for all.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        nz: int,
-        num_timesteps: int,
-        key: tuple[Any, ...],
-        device: torch.device,
-        rows: slice | None = None,
-    ):
-        where: dict[str, Any] = {"device": device, "rows": rows}
-        self.t = rng.randint(num_timesteps, shape[:1], *key, "t", **where)
-        self.x_t = rng.normal(shape, *key, "x_t", **where)
-        self.x_t_plus_1 = rng.normal(shape, *key, "x_t_plus_1", **where)
-        self.z = rng.normal((shape[0], nz), *key, "z", **where)
-        self.posterior = rng.normal(shape, *key, "posterior", **where)
-
-
 class Trainer:
     """Both networks with their optimizers and the average, updated together.
 
@@ -103,13 +54,19 @@ class Trainer:
         ema: follows the generator, or None.
         seed: of all noise.
         lr_g, lr_d, beta1, beta2: of Adam.
-        r1_gamma: weight of the R1 penalty, which is not multiplied by `lazy_reg`.
+        r1_gamma: weight of the gradient penalty, which is not multiplied by `lazy_reg`.
         lazy_reg: the penalty is due in every so many updates.
+        objective: what the networks are trained for.
+        t_decay: frequency of t + 1 in the batches relative to that of t; 1 for equal ones.
+        domain: of what is diffused; images are transformed before all else. None for pixels.
+        lr_denoiser: of the optimizer that trains the generator as a denoiser, in phases of that kind.
+        denoiser_d_every: in those, the discriminator is updated too in every so many updates; 0 for never.
         autocast_dtype: of the network passes; None for float32.
         place: of this process; several, in a `distributed.group`, make the update of their joint batch.
         compile_backend: of torch.compile, which fuses the networks' operations at their first passes; None for none.
         record: records the passes of both half-updates, so that later ones replay them, see `comparison.replay`; None
-            for none, as is for several processes. Updates with R1 or of several micro-batches stay as they are.
+            for none, as is for several processes. Updates with an exact penalty, of several micro-batches, or of the
+            denoiser stay as they are.
     """
 
     def __init__(
@@ -127,6 +84,11 @@ class Trainer:
         beta2: float = 0.9,
         r1_gamma: float = 0.05,
         lazy_reg: int = 1,
+        objective: Objective = PUBLISHED,
+        t_decay: float = 1.0,
+        domain: Domain | None = None,
+        lr_denoiser: float = 0.0,
+        denoiser_d_every: int = 0,
         autocast_dtype: torch.dtype | None = None,
         place: Place = ALONE,
         compile_backend: str | None = None,
@@ -135,36 +97,52 @@ class Trainer:
         self.generator, self.discriminator, self.process, self.ema = generator, discriminator, process, ema
         self.place = place
         self.seed, self.nz, self.r1_gamma, self.lazy_reg = seed, nz, r1_gamma, lazy_reg
-        self.lr_g, self.lr_d = lr_g, lr_d
+        self.objective, self.t_decay, self.domain = objective, t_decay, domain
+        self.lr_g, self.lr_d, self.lr_denoiser = lr_g, lr_d, lr_denoiser
+        self.denoiser_d_every = denoiser_d_every
         self.autocast_dtype = autocast_dtype
         self.device = next(generator.parameters()).device
         # The networks as their own updates call them: with gradients averaged over the processes, perhaps compiled.
         self._shared_g, self._shared_d = (share_gradients(net, self.device) for net in (generator, discriminator))
-        self._call_g, self._call_d, self._call_shared_g, self._call_shared_d = (
-            _callable(network, compile_backend)
-            for network in (generator, discriminator, self._shared_g, self._shared_d)
-        )
+        plain = (generator, discriminator, self._shared_g, self._shared_d)
+        calls = [_callable(network, compile_backend) for network in plain]
+        self._passes = Passes(objective, process, r1_gamma, autocast_dtype, *calls, self._shared_d)
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         self.optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr_g, betas=(beta1, beta2), **fused)
         self.optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=lr_d, betas=(beta1, beta2), **fused)
-        self._gradient_d: Work | None = None
+        self.optimizer_denoiser: torch.optim.Adam | None = None
+        if objective.denoiser_fraction:
+            options = {"lr": lr_denoiser, "betas": DENOISER_BETAS, **fused}
+            self.optimizer_denoiser = torch.optim.Adam(generator.parameters(), **options)
+        # What leaves the discriminator's gradient without and with the penalty, and the generator's.
+        self._gradient_d: dict[bool, Work] = {}
         self._gradient_g: Work | None = None
         if record and place.world_size == 1:
-            self._gradient_d = Replay(self._discriminator_gradient, discriminator.parameters(), record)
+            self._gradient_d = {
+                due: Replay(partial(self._discriminator_gradient, due), discriminator.parameters(), record)
+                for due in ((False, True) if objective.penalty_estimate == "finite" else (False,))
+            }
             self._gradient_g = Replay(self._generator_gradient, generator.parameters(), record)
 
-    def autocast(self) -> torch.autocast:
-        """Return the context of the network passes."""
-        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+    def set_learning_rates(self, step: int, last: int, factor: float = 1.0, denoiser_factor: float = 0.0) -> None:
+        """Apply `cosine_lr` times a factor to both adversarial optimizers, and a factor to the denoiser's.
 
-    def set_learning_rates(self, step: int, last: int, factor: float = 1.0) -> float:
-        """Apply `cosine_lr` times a factor to both optimizers and return the generator's rate."""
-        for optimizer, start in ((self.optimizer_g, self.lr_g), (self.optimizer_d, self.lr_d)):
-            for group in optimizer.param_groups:
-                group["lr"] = factor * cosine_lr(start, step, last)
-        return self.optimizer_g.param_groups[0]["lr"]
+        While the denoiser is trained, its factor above 0, a discriminator beside it keeps the full rate.
+        """
+        _set_rate(self.optimizer_g, factor * cosine_lr(self.lr_g, step, last))
+        _set_rate(self.optimizer_d, (1.0 if denoiser_factor else factor) * cosine_lr(self.lr_d, step, last))
+        if self.optimizer_denoiser is not None:
+            _set_rate(self.optimizer_denoiser, denoiser_factor * self.lr_denoiser)
 
-    def update(self, micro_batches: Sequence[Batch] | Tensor, step: int) -> dict[str, Tensor]:
+    def learning_rate(self, phase: Phase = ADVERSARIAL) -> float:
+        """Return the generator's present rate in a phase."""
+        optimizer = self.optimizer_denoiser if phase.denoiser else self.optimizer_g
+        assert optimizer is not None
+        return optimizer.param_groups[0]["lr"]
+
+    def update(
+        self, micro_batches: Sequence[Batch] | Tensor, step: int, phase: Phase = ADVERSARIAL
+    ) -> dict[str, Tensor]:
         """Do update `step` (0, 1, ...) of the discriminator, then of the generator, then of the average.
 
         The gradients are those of all micro-batches as one batch; each is noised afresh for both halves.
@@ -172,115 +150,123 @@ class Trainer:
         Args:
             micro_batches: of one size; a tensor is one micro-batch without labels, with the number `step`.
             step: decides whether the penalty is due, and dropout.
+            phase: see `Objective.phase`.
 
         Returns:
-            Scalars, means over the micro-batches: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, and
-            r1 where it was due.
+            Scalars, means over the micro-batches: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, r1
+            where it was due, reconstruction where there is one; and hits, (3, T), see `Objective.hits`. In a
+            denoiser's update reconstruction alone, unless the discriminator was updated too.
         """
         if isinstance(micro_batches, Tensor):
             micro_batches = [Batch(micro_batches, None, step)]
+        if self.domain is not None:
+            micro_batches = [batch._replace(x_0=self.domain.transform(batch.x_0)) for batch in micro_batches]
         several = [self.place.rank] if self.place.world_size > 1 else []
         rng.seed_default(self.seed, step, "dropout", *several)
-        losses = self._update_discriminator(micro_batches, step)
-        losses["loss_g"] = self._update_generator(micro_batches)
+        every = self.denoiser_d_every
+        losses = {}
+        if not phase.denoiser or (every and step % every == 0):
+            losses = self._update_discriminator(micro_batches, step)
+        losses |= (
+            self._update_denoiser(micro_batches)
+            if phase.denoiser
+            else self._update_generator(micro_batches, phase.reconstruction_weight)
+        )
         if self.ema is not None:
             self.ema.update()
         return losses
 
     def _draw(self, batch: Batch, half: str) -> tuple[PairNoise, Tensor, Tensor]:
         x_0, key = batch.x_0, (self.seed, batch.micro_step, half)
-        joint = (len(x_0) * self.place.world_size, *x_0.shape[1:])
-        noise = PairNoise(joint, self.nz, self.process.num_timesteps, key, x_0.device, self.place.rows(len(x_0)))
+        steps, rows = self.process.num_timesteps, self.place.rows(len(x_0))
+        noise = PairNoise(self._joint(x_0), self.nz, steps, key, x_0.device, rows, self.t_decay)
         x_t, x_t_plus_1 = self.process.q_sample_pairs(x_0, noise.t, noise.x_t, noise.x_t_plus_1)
         return noise, x_t, x_t_plus_1
 
+    def _joint(self, x_0: Tensor) -> tuple[int, ...]:
+        """Return the shape of the micro-batch of all processes together."""
+        return (len(x_0) * self.place.world_size, *x_0.shape[1:])
+
     def _inputs(self, batch: Batch, half: str) -> Outputs:
-        """Return the pairs (x_t, x_{t+1}) of a half-update, their indices t, and the generator's latents and noise."""
+        """Return the pairs (x_t, x_{t+1}) of a half-update, x_0, the indices t, and the generator's random inputs."""
         noise, x_t, x_t_plus_1 = self._draw(batch, half)
         drawn = {"t": noise.t, "z": noise.z, "posterior": noise.posterior, "x_t": x_t, "x_t_plus_1": x_t_plus_1}
+        drawn["x_0"] = batch.x_0
         return drawn if batch.labels is None else {**drawn, "labels": batch.labels}
 
-    def _generate(self, call: Network, drawn: Inputs) -> Tensor:
-        """Return a generated x_t: the predicted clean image, noised back by the posterior."""
-        t, x_t_plus_1 = drawn["t"], drawn["x_t_plus_1"]
-        with self.autocast():
-            x_0_pred = call(x_t_plus_1, t, drawn["z"], *_labels(drawn))
-        return self.process.sample_posterior(x_0_pred, x_t_plus_1, t, drawn["posterior"])
+    def _discriminator_inputs(self, batch: Batch, due: bool) -> Outputs:
+        drawn = self._inputs(batch, "d")
+        if due and self.objective.penalty_estimate == "finite":
+            x_0, key = batch.x_0, (self.seed, batch.micro_step, "d")
+            drawn["penalty"] = penalty_noise(self._joint(x_0), key, x_0.device, self.place.rows(len(x_0)))
+        return drawn
 
     def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         due = self.r1_gamma > 0 and step % self.lazy_reg == 0
-        if self._gradient_d and not due and len(micro_batches) == 1:
-            losses = self._gradient_d(self._inputs(micro_batches[0], "d"))
+        if due in self._gradient_d and len(micro_batches) == 1:
+            losses = self._gradient_d[due](self._discriminator_inputs(micro_batches[0], due))
             self.optimizer_d.step()
             return losses
         self.optimizer_d.zero_grad()
         reports = []
         for batch in micro_batches:
             with local_gradients(self._shared_d, active=batch is not micro_batches[-1]):
-                losses = self._discriminator_losses(self._inputs(batch, "d"), due)
+                losses = self._passes.discriminator_losses(self._discriminator_inputs(batch, due), due)
                 # The mean over the window, penalty included: its gradient must not be divided before it is squared.
-                total = losses["loss_d"] + (self.r1_gamma / 2 * losses["r1"] if due else 0)
-                (total / len(micro_batches)).backward()
+                (self._passes.discriminator_total(losses) / len(micro_batches)).backward()
             reports.append({name: value.detach() for name, value in losses.items()})
         self.optimizer_d.step()
-        return {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
+        return _means(reports)
 
-    def _discriminator_gradient(self, drawn: Inputs) -> Outputs:
-        """Leave the discriminator's gradient of one micro-batch without R1, and return the losses."""
+    def _discriminator_gradient(self, due: bool, drawn: Inputs) -> Outputs:
+        """Leave the discriminator's gradient of one micro-batch, and return the losses."""
         self.optimizer_d.zero_grad()
-        losses = self._discriminator_losses(drawn, due=False)
-        losses["loss_d"].backward()
+        losses = self._passes.discriminator_losses(drawn, due)
+        self._passes.discriminator_total(losses).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _discriminator_losses(self, drawn: Inputs, due: bool) -> Outputs:
-        t, x_t, x_t_plus_1, labels = drawn["t"], drawn["x_t"], drawn["x_t_plus_1"], _labels(drawn)
-        with torch.no_grad():
-            x_t_fake = self._generate(self._call_g, drawn)
-        losses: dict[str, Tensor] = {}
-        if due:
-            # Twice differentiated: in float32, as bf16's 8 bits do not carry the second derivative, and not compiled.
-            x_t.requires_grad_()
-            logits_real = self._shared_d(x_t, t, x_t_plus_1, *labels)
-            losses["r1"] = r1_penalty(logits_real, x_t)
-            with self.autocast():
-                logits_fake = self._call_shared_d(x_t_fake, t, x_t_plus_1, *labels)
-        else:
-            twice = (torch.cat([value, value]) for value in (t, x_t_plus_1, *labels))
-            with self.autocast():
-                logits = self._call_shared_d(torch.cat([x_t, x_t_fake]), *twice, parts=2)
-            logits_real, logits_fake = logits.chunk(2)
-        losses["loss_d_real"], losses["loss_d_fake"] = real_loss(logits_real), fake_loss(logits_fake)
-        losses["loss_d"] = losses["loss_d_real"] + losses["loss_d_fake"]
-        return losses
-
-    def _update_generator(self, micro_batches: Sequence[Batch]) -> Tensor:
+    def _update_generator(self, micro_batches: Sequence[Batch], weight: float = 0.0) -> dict[str, Tensor]:
         if self._gradient_g and len(micro_batches) == 1:
-            loss = self._gradient_g(self._inputs(micro_batches[0], "g"))["loss_g"]
+            losses = self._gradient_g(self._generator_inputs(micro_batches[0], weight))
             self.optimizer_g.step()
-            return loss
+            return losses
         self.optimizer_g.zero_grad()
         reports = []
         with _frozen(self.discriminator):
             for batch in micro_batches:
                 with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
-                    loss_g = self._generator_loss(self._inputs(batch, "g"))
-                    (loss_g / len(micro_batches)).backward()
-                reports.append(loss_g.detach())
+                    total, losses = self._passes.generator_losses(self._generator_inputs(batch, weight))
+                    (total / len(micro_batches)).backward()
+                reports.append(losses)
         self.optimizer_g.step()
-        return torch.stack(reports).mean()
+        return _means(reports)
+
+    def _generator_inputs(self, batch: Batch, weight: float) -> Outputs:
+        drawn = self._inputs(batch, "g")
+        if self.objective.reconstruction != "none":  # a tensor, so that replayed work sees it change
+            drawn["reconstruction_weight"] = torch.tensor(weight, device=self.device)
+        return drawn
 
     def _generator_gradient(self, drawn: Inputs) -> Outputs:
-        """Leave the generator's gradient of one micro-batch, and return its loss."""
+        """Leave the generator's gradient of one micro-batch, and return its losses."""
         self.optimizer_g.zero_grad()
         with _frozen(self.discriminator):
-            loss_g = self._generator_loss(drawn)
-            loss_g.backward()
-        return {"loss_g": loss_g.detach()}
+            total, losses = self._passes.generator_losses(drawn)
+            total.backward()
+        return losses
 
-    def _generator_loss(self, drawn: Inputs) -> Tensor:
-        x_t_fake = self._generate(self._call_shared_g, drawn)
-        with self.autocast():
-            return real_loss(self._call_d(x_t_fake, drawn["t"], drawn["x_t_plus_1"], *_labels(drawn)))
+    def _update_denoiser(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Train the generator to predict x_0 from x_{t+1}, whatever the latent."""
+        assert self.optimizer_denoiser is not None
+        self.optimizer_denoiser.zero_grad()
+        reports = []
+        for batch in micro_batches:
+            with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
+                distance = self._passes.denoiser_loss(self._inputs(batch, "g"))
+                (distance / len(micro_batches)).backward()
+            reports.append({"reconstruction": distance.detach()})
+        self.optimizer_denoiser.step()
+        return _means(reports)
 
     def generator_weights(self) -> dict[str, Tensor]:
         """Return the weights to sample with: the average if there is one."""
@@ -300,8 +286,21 @@ class Trainer:
         yield "discriminator", self.discriminator
         yield "optimizer_g", self.optimizer_g
         yield "optimizer_d", self.optimizer_d
+        if self.optimizer_denoiser is not None:
+            yield "optimizer_denoiser", self.optimizer_denoiser
         if self.ema is not None:
             yield "ema", self.ema
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _means(reports: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the means over micro-batches, of hits the sum."""
+    stacks = {name: torch.stack([report[name] for report in reports]) for name in reports[0]}
+    return {name: stack.sum(0) if name == HITS else stack.mean(0) for name, stack in stacks.items()}
 
 
 @contextmanager
@@ -312,11 +311,6 @@ def _frozen(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.requires_grad_(True)
-
-
-def _labels(drawn: Inputs) -> tuple[Tensor, ...]:
-    """Return the labels as what follows a network's other inputs: nothing where there are none."""
-    return (drawn["labels"],) if "labels" in drawn else ()
 
 
 def _callable(network: nn.Module, compile_backend: str | None) -> Network:

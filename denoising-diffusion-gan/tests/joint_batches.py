@@ -4,9 +4,10 @@ import torch
 from comparison import rng
 from ddgan.checkpoints import seeded_networks
 from ddgan.distributed import Place
+from ddgan.draws import Batch, PairNoise
 from ddgan.ema import Ema
 from ddgan.process import DenoisingProcess
-from ddgan.training import ALONE, Batch, PairNoise, Trainer
+from ddgan.training import ALONE, Trainer
 
 CONFIG = {
     **{"image_size": 16, "num_channels": 3, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1},

@@ -8,8 +8,9 @@ import torch
 import train_ddgan
 from comparison.cli import UserError
 from comparison.runs import load_torch, read_progress
+from ddgan.draws import Batch
 from ddgan.layers import MinibatchStddev
-from ddgan.training import Batch, Trainer
+from ddgan.training import Trainer
 from ddgan.windows import Windows
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import N, gradients, grouped_order, images, let_draw, make_trainer

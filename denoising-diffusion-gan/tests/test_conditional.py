@@ -11,10 +11,11 @@ from comparison import rng
 from comparison.cli import UserError
 from ddgan.checkpoints import load_generator, make_generator, save_generator, seeded_networks
 from ddgan.conditional import cyclic_labels, find_class, grid_labels
+from ddgan.draws import Batch
 from ddgan.options import defaults
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample
-from ddgan.training import Batch, Trainer
+from ddgan.training import Trainer
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from PIL import Image
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from ddgan.checkpoints import seeded_networks
 from ddgan.discriminator import Discriminator
+from ddgan.draws import Batch
 from ddgan.ema import Ema
 from ddgan.losses import fake_loss, r1_penalty, real_loss
+from ddgan.meters import LossMeter
 from ddgan.process import DenoisingProcess
-from ddgan.training import Batch, LossMeter, Trainer, cosine_lr
+from ddgan.training import Trainer, cosine_lr
 
 CONFIG = {
     **{"image_size": 16, "num_channels": 3, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
@@ -103,6 +105,8 @@ def test_generator_update_leaves_the_discriminator_alone():
 def test_golden_losses_after_five_updates():
     trainer = make_trainer(lr_g=1e-2, lr_d=1e-2)
     losses = [trainer.update(images(), step) for step in range(5)][-1]
+    hits = losses.pop("hits")
+    assert hits[2].sum() == len(images())
     found = {name: round(value.item(), 5) for name, value in losses.items()}
     assert found == pytest.approx(GOLDEN, rel=1e-3, abs=1e-5)
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from comparison.replay import Replay, cuda_graph
-from ddgan.training import Batch, Trainer, gradient_norm
+from ddgan.draws import Batch
+from ddgan.objective import Objective, Phase
+from ddgan.training import Trainer, gradient_norm
 from joint_batches import images, make_trainer
 
 
@@ -46,7 +48,7 @@ def train(trainer: Trainer, updates: int, parts: int = 1) -> tuple[torch.Tensor,
     reports = []
     for step in range(updates):
         batches = [Batch(images(parts * step + part), None, parts * step + part) for part in range(parts)]
-        reports.append({name: value.item() for name, value in trainer.update(batches, step).items()})
+        reports.append({name: value.tolist() for name, value in trainer.update(batches, step).items()})
     assert trainer.ema is not None
     return torch.cat([value.flatten() for value in trainer.ema.weights.values()]), reports
 
@@ -60,6 +62,19 @@ def test_recorded_updates_are_the_plain_ones(lazy_reg):
     assert recorder.replayed == 9 - Replay.WARM_UP + max(0, 9 - due - Replay.WARM_UP)
     torch.testing.assert_close(recorded, plain, rtol=0, atol=0)
     assert recorded_reports == reports
+
+
+def test_updates_with_finite_penalties_and_a_falling_weight_are_recorded():
+    objective = Objective(penalty="r1r2", penalty_estimate="finite", reconstruction="decay", gan_loss="relativistic")
+    plain = make_trainer(lazy_reg=2, objective=objective)
+    trainer, recorder = recorded_trainer(lazy_reg=2, objective=objective)
+    for step in range(12):
+        batch, phase = [Batch(images(step), None, step)], Phase(False, 1 - step / 12)
+        expected, found = plain.update(batch, step, phase), trainer.update(batch, step, phase)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+    assert recorder.replayed == 12 - 3 + 2 * (6 - 3)  # of the generator; of the discriminator with and without penalty
 
 
 def test_several_micro_batches_are_not_recorded():

@@ -2,13 +2,16 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import train_ddgan
 from comparison.cli import UserError
+from comparison.images import open_images
 from comparison.runs import load_torch, save_checkpoint
+from ddgan.distributed import Place
 from ddgan.options import MODEL
-from ddgan.setup import check_compiler
+from ddgan.setup import check_compiler, open_batches
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import images, make_trainer
 
@@ -100,8 +103,10 @@ def test_compiled_networks_train_as_plain_ones(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", functools.partial(real, fullgraph=True))
     plain, compiled = make_trainer(), make_trainer(compile_backend="eager")
-    losses = [trainer.update(images(0), 1) for trainer in (plain, compiled)]
-    assert losses[0] == losses[1]
+    first, second = (trainer.update(images(0), 1) for trainer in (plain, compiled))
+    assert {name: value.tolist() for name, value in first.items()} == {
+        name: value.tolist() for name, value in second.items()
+    }
     for name in ("generator", "discriminator"):
         first, second = (trainer.state_dict()[name] for trainer in (plain, compiled))
         assert first.keys() == second.keys()
@@ -112,3 +117,15 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"--compile: needs a C\+\+ compiler, g\+\+ or clang\+\+"):
         check_compiler("cpu")
+
+
+@pytest.mark.parametrize("flag", [[], ["--no_flip"]])
+def test_no_flip_leaves_the_images_as_they_are(tmp_path, flag):
+    """Each image darkens to the right, so its mirror image is none of them."""
+    ramp = np.linspace(200, 50, 16).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=np.broadcast_to(ramp[None, None, :, None], (64, 16, 16, 3)))
+    args = train_ddgan.parse_args(["--dataset", str(tmp_path / "images.npz"), *TINY_NETWORK, *TINY_TRAINING, *flag])
+    with open_batches(open_images(args.dataset, 16), args, torch.device("cpu"), Place()) as stream:
+        batches = torch.cat([stream.batch(step)[0] for step in range(8)])
+    darkening = (batches[:, :, :, 0] > batches[:, :, :, -1]).float().mean()
+    assert darkening == 1 if flag else 0.2 < darkening < 0.8

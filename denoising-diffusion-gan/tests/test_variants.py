@@ -229,7 +229,8 @@ OTHER = {
     **{"fir_kernel": [1, 1, 1, 1], "skip_rescale": False, "resblock_type": "ddpm", "progressive": "residual"},
     **{"progressive_input": "none", "progressive_combine": "cat", "embedding_type": "fourier", "fourier_scale": 4.0},
     **{"not_use_tanh": True, "centered": False, "class_cond": True, "nz": 50, "z_emb_dim": 128, "num_timesteps": 2},
-    **{"beta_min": 0.2, "beta_max": 10.0, "use_geometric": True},
+    **{"beta_min": 0.2, "beta_max": 10.0, "use_geometric": True, "domain": "haar"},
+    "detail_scale": 2.0,
 }
 
 

@@ -15,7 +15,7 @@ def update(place: Place, folder: Path) -> int:
     """Make three updates, each process from its rows; also count messages and try what the processes agree on."""
     import pytest
     import torch
-    from ddgan.training import Batch
+    from ddgan.draws import Batch
     from joint_batches import joint_batch, make_trainer
 
     torch.set_num_threads(1)

@@ -1,44 +1,68 @@
 """The loss curve of one run, drawn from its progress.csv."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from comparison.runs import read_progress
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+SIDES = {"real": "real", "fake": "generated"}  # part of a column's name -> words
 
 
 def draw_run_loss(folder: Path) -> None:
-    """Draw <folder>/loss.png: every column whose name begins with `loss`, against images seen.
+    """Draw <folder>/loss.png: the reconstruction and every column whose name begins with `loss`.
 
-    Quartiles and other parts of a loss (`loss_q0`, ...) are left out when the whole is there. Nothing is drawn for
-    an empty progress.csv.
+    Quartiles and other parts of a loss (`loss_q0`, ...) are left out when the whole is there. Columns
+    `accuracy_real_t0`, `accuracy_fake_t0` and so on, a discriminator's, get two panels beside the losses. Nothing is
+    drawn for an empty progress.csv.
     """
     rows = read_progress(folder / "progress.csv") if (folder / "progress.csv").is_file() else []
-    names = sorted({name for row in rows for name in row if name.startswith("loss") and "_q" not in name})
+    found = {name for row in rows for name in row}
+    names = sorted(name for name in found if (name.startswith("loss") and "_q" not in name) or name == "reconstruction")
+    accuracies = {side: sorted(name for name in found if name.startswith(f"accuracy_{side}_")) for side in SIDES}
     if not names:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name, colour in zip(names, COLOURS, strict=False):
-        points = [(row["images_seen"], row[name]) for row in rows if name in row]
-        x, y = zip(*points, strict=True)
-        smooth = len(y) >= 50
-        axes.plot(x, y, color=colour, alpha=0.25 if smooth else 1, linewidth=1, label=None if smooth else name)
-        if smooth:
-            axes.plot(x, running_mean(y, len(y) // 25), color=colour, linewidth=1.8, label=name)
+    beside = any(accuracies.values())
+    figure = Figure(figsize=(11 if beside else 7, 4), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=[7, 4]) if beside else None
+    axes = figure.add_subplot(grid[:, 0]) if grid else figure.add_subplot()
+    _draw_columns(axes, rows, {name: name for name in names})
     axes.set_xlabel("training images seen")
     axes.set_ylabel("loss")
     title = f"{folder.parent.name}, {folder.name}".replace("$", r"\$")
     axes.set_title(title.encode(errors="replace").decode(), fontsize=10)  # matplotlib draws only what is text
-    axes.grid(alpha=0.3)
+    for number, (side, columns) in enumerate(accuracies.items() if grid else ()):
+        panel = figure.add_subplot(grid[number, 1])
+        _draw_columns(panel, rows, {name: name.rpartition("_t")[2] for name in columns})
+        panel.axhline(0.5, color="#333333", linestyle=":", linewidth=1)
+        panel.set(ylim=(-0.03, 1.03), ylabel=f"{SIDES[side]} pairs")
+        panel.legend(title="t", frameon=False, fontsize=7, title_fontsize=7, ncols=4, loc="lower right")
+        if number == 0:
+            panel.set_title("right answers of the discriminator (dotted: chance)", fontsize=9)
+        else:
+            panel.set_xlabel("training images seen")
     axes.legend(frameon=False)
     temporary = folder / f".loss.{os.getpid()}.png"
     FigureCanvasAgg(figure).print_png(temporary)
     os.replace(temporary, folder / "loss.png")
+
+
+def _draw_columns(axes: Any, rows: Sequence[Mapping[str, float]], columns: Mapping[str, str]) -> None:
+    """Draw columns, name -> label, thin as logged and thick as running means where there are many rows."""
+    for number, (name, label) in enumerate(columns.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        points = [(row["images_seen"], row[name]) for row in rows if name in row]
+        x, y = zip(*points, strict=True)
+        smooth = len(y) >= 50
+        axes.plot(x, y, color=colour, alpha=0.25 if smooth else 1, linewidth=1, label=None if smooth else label)
+        if smooth:
+            axes.plot(x, running_mean(y, len(y) // 25), color=colour, linewidth=1.8, label=label)
+    axes.grid(alpha=0.3)
 
 
 def running_mean(values: tuple[float, ...], width: int) -> list[float]:

@@ -77,19 +77,26 @@ def keep_freed_memory() -> None:
         mallopt(M_TOP_PAD, 64 * 2**20)
 
 
-def _cpu_flags() -> set[str]:
+def _cpu_facts() -> dict[str, str]:
+    """Return what Linux says of the first processor, nothing elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return set()
-    line = next((text for text in cpuinfo.read_text().splitlines() if text.startswith("flags")), "")
-    return set(line.split())
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Tell whether the device multiplies bfloat16 in hardware, so that it is faster than float32."""
+    """Return True if the device multiplies bfloat16 faster than float32.
+
+    CPUs do so with AMX, and AMD's with AVX-512 too. Intel's AVX-512 instructions for bfloat16 run at half the rate:
+    where AMX is missing, or hidden from a virtual machine, a matrix product reaches 160 GFLOP/s against 270 in float32.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(_cpu_flags() & {"amx_bf16", "avx512_bf16"})
+    if device.type != "cpu":
+        return False
+    facts = _cpu_facts()
+    flags = facts.get("flags", "").split()
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -115,12 +122,7 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return f"{platform.processor() or platform.machine()} GPU (MPS)"
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    model = next(
-        (text.partition(":")[2].strip() for text in lines if text.startswith("model name")), platform.machine()
-    )
-    return f"{model}, {torch.get_num_threads()} threads"
+    return f"{_cpu_facts().get('model name', platform.machine())}, {torch.get_num_threads()} threads"
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from comparison import shapes, studies, study_pages
 from comparison.cli import UserError
 
 RESULTS = Path(__file__).parents[1]
-NAMES = ("steps", "cost", "data", "timesteps")
+NAMES = ("steps", "cost", "data", "hybrid")
 
 
 def entry(value, half, n=500):
@@ -80,8 +80,14 @@ class FakeModels:
         config |= {"finished": {**done, "peak_memory_bytes": 10**9}, "device": "a CPU", "precision": "bfloat16"}
         write(folder / "config.json", {**config, "versions": {"torch": "2"}, "git_commit": "abc"})
         slow = 2.0 if value.get("--precision") == "float32" else 1.0
-        rows = [f"{i},{16 * i},{slow * i}" for i in (1, 2, 3)]
-        (folder / "progress.csv").write_text("\n".join(["step,images_seen,wall_seconds", *rows]) + "\n")
+        judged = (
+            [f"accuracy_{side}_t{t}" for t in (0, 1) for side in ("real", "fake")]
+            if "--reconstruction" in value
+            else []
+        )
+        header = ",".join(["step,images_seen,wall_seconds", *(["loss_g", *judged] if judged else [])])
+        rows = [",".join([f"{i},{16 * i},{slow * i}", *(["1", *4 * ["0.75"]] if judged else [])]) for i in (1, 2, 3)]
+        (folder / "progress.csv").write_text("\n".join([header, *rows]) + "\n")
         name = {"gans": "checkpoint_9.pt", "denoising-diffusion-gan": "netG_9.pth"}.get(model, "ema_0.9_9.pt")
         (folder / name).write_bytes(b"")
 
@@ -124,11 +130,11 @@ SMALL = {
     "steps": ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan,ddgan-T2"),
     "cost": ("--rounds", 2, "--updates", 2, "--cells", "dcgan-w16-b128-bf16,dcgan-w16-b128-float32"),
     "data": ("--num_samples", 64, "--seconds", 2, "--cells", f"dcgan-10,dcgan-100,dcgan-64px,{SUPER_RESOLUTION}"),
-    "timesteps": ("--num_samples", 64, "--images", 900, "--seeds", 2, "--cells", "T1,T4"),
+    "hybrid": ("--num_samples", 64, "--seconds", 2, "--seeds", 2, "--cells", "haar-x_t-decay,haar-x_0-decay,denoiser"),
 }
 
 
-@pytest.mark.parametrize(("name", "most"), [("steps", 16), ("cost", 12), ("data", 22), ("timesteps", 25)])
+@pytest.mark.parametrize(("name", "most"), [("steps", 16), ("cost", 12), ("data", 22), ("hybrid", 28)])
 def test_plan_states_minutes_of_its_cells_and_runs_nothing(script, tmp_path, name, most):
     result = script(
         tmp_path, f"studies/{name}.py", "--plan", "--out", tmp_path / "out", "--runs_dir", tmp_path / "runs"
@@ -355,35 +361,27 @@ def test_precision_is_judged_by_the_range_of_the_rounds():
     assert "too few for a claim" in said([1], [2])
 
 
-def test_trainings_of_every_t_have_the_same_budget_and_are_pooled_over_seeds(finished):
-    folder, models = finished["timesteps"]
+def test_cells_of_the_hybrid_differ_in_their_parts_alone_and_are_pooled_over_seeds(finished):
+    folder, models = finished["hybrid"]
     trained = [dict(pairwise(c)) for c in models.commands if c[0] == studies.TRAIN["denoising-diffusion-gan"]]
-    assert [(v["--num_timesteps"], v["--seed"]) for v in trained] == [("1", "0"), ("1", "1"), ("4", "0"), ("4", "1")]
-    assert {value["--max_images"] for value in trained} == {"900"}
-    assert not any("--max_seconds" in value for value in trained)
+    parts = [(v["--domain"], v["--discriminator_input"], v["--reconstruction"], v["--seed"]) for v in trained[:4]]
+    assert parts == [("haar", judged, "decay", seed) for judged in ("x_t", "x_0") for seed in "01"]
+    assert [v["--denoiser_fraction"] for v in trained[4:]] == ["1", "1"]
+    assert {value["--max_seconds"] for value in trained} == {"2"}
     page = (folder / "out" / "README.md").read_text()
-    assert len(re.findall(r"^\| T = \d \| [14] \|", page, re.MULTILINE)) == 2
-    assert "trained on 900 images; settings of `quick` in flags.sh (16 channels, 1,234 parameters" in page
+    assert "| D sees x_0, denoiser first, haar | 9 | 0.75 0.75 |" in page
+    assert "| its denoiser alone | 9 | - |" in page
+    assert re.search(r"input x_0 in place of x_t: of 1 comparisons with all else equal, (better|worse|not)", page)
+    assert "Against the denoiser: " in page
     assert "over 2 trainings with different seeds (Student's t)" in page
-    assert "An image takes 1 ms at T = 1 and 4 times as long at T = 4" in page
-    assert "- T8: not among --cells." in page
-
-
-def test_note_on_the_data_and_a_budget_of_seconds_reach_the_page(script, fake, pictures, tmp_path):
-    flags = ("--num_samples", 64, "--seconds", 5, "--num_timesteps", 2, "--data_note", "Made of shapes.")
-    result = run(script, tmp_path, "timesteps", pictures, *flags)
-    assert result.returncode == 0, result.stderr
-    page = (tmp_path / "out" / "README.md").read_text()
-    assert "Each network trained for 5 s" in page
-    assert "Made of shapes. 64 images of each row" in page
-    assert read_study(tmp_path)["options"]["images"] is None
+    assert "- pixel-x_t-none: not among --cells." in page
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("timesteps", ("--num_samples", 64, "--images", 32, "--num_timesteps", 1, 2)),
+        ("hybrid", ("--num_samples", 64, "--seconds", 3, "--cells", "haar-x_0-decay,pixel-x_t-none,denoiser")),
         ("steps", ("--num_samples", 64, "--seconds", 2, "--cells", "ddpm,ddgan-T1,dcgan")),
         ("cost", ("--rounds", 1, "--updates", 2, "--benchmark_seconds", 0.05, "--cells", "ddpm-w16-b16-bf16")),
         ("data", ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan-10,dcgan-100,dcgan-64px")),

@@ -1,0 +1,83 @@
+"""The space that the process and both networks work in: pixels, folded pixels, or Haar coefficients.
+
+A fold makes each 2 x 2 square of pixels one position of four times the channels: a network of the same width does a
+quarter of the work. Both folds are orthonormal up to one factor, so white noise stays white and the process and its
+posterior keep their formulas. Haar coefficients for denoising diffusion GANs: Phung et al. 2023 (WaveDiff).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddgan.options import DOMAINS
+
+# Rows: mean, then differences of columns, of rows, and of the diagonals of a square [[a, b], [c, d]]; H H^T = 1.
+HAAR = 0.5 * torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+
+
+class Domain:
+    """The map from images in [-1, 1] to what is diffused, and back.
+
+    Args:
+        name: "pixel" (the images themselves), "patch" (2 x 2 squares folded into channels) or "haar" (the squares'
+            orthonormal Haar coefficients, halved, so that the first of four is the square's mean).
+        num_channels, image_size: of the images; the size is even unless the domain is "pixel".
+        detail_scale: factor of the three detail coefficients of "haar", undone by `inverse`. Those of photographs are
+            small, so that the process would drown them in noise long before the means.
+
+    Raises:
+        ValueError: there is no such domain, or the size is odd.
+    """
+
+    def __init__(self, name: str, num_channels: int, image_size: int, detail_scale: float = 1.0):
+        if name not in DOMAINS:
+            raise ValueError(f"domain must be one of {', '.join(DOMAINS)}, not {name!r}")
+        if name != "pixel" and image_size % 2:
+            raise ValueError(f"image_size must be even for the domain {name}, not {image_size}")
+        self.name, self.detail_scale = name, detail_scale
+        self.num_channels = num_channels if name == "pixel" else 4 * num_channels
+        self.size = image_size if name == "pixel" else image_size // 2
+        scales = torch.tensor([1.0, detail_scale, detail_scale, detail_scale])
+        self._forward = scales[:, None] * HAAR / 2
+        self._inverse = 2 * HAAR.T / scales
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Domain":
+        """Build the domain of flags, those of runs from before the option included."""
+        scale = config.get("detail_scale", 1.0)
+        return cls(config.get("domain", "pixel"), config["num_channels"], config["image_size"], scale)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what is diffused."""
+        return self.num_channels, self.size, self.size
+
+    def bounds(self) -> Tensor | None:
+        """Return (num_channels, 1, 1) float32, the greatest magnitude of each channel; None where all are 1."""
+        if self.name != "haar" or self.detail_scale == 1:
+            return None
+        bands = torch.tensor([1.0, self.detail_scale, self.detail_scale, self.detail_scale])
+        return bands.repeat(self.num_channels // 4)[:, None, None]
+
+    def transform(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [-1, 1] -> what is diffused; a fold gives (N, 4 C, H / 2, W / 2)."""
+        if self.name == "pixel":
+            return images
+        squares = F.pixel_unshuffle(images, 2)
+        return squares if self.name == "patch" else _mix(squares, self._forward)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Return the images of what was diffused: the inverse of `transform`, linear for any values."""
+        if self.name == "pixel":
+            return x
+        return F.pixel_shuffle(x if self.name == "patch" else _mix(x, self._inverse), 2)
+
+
+def _mix(x: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply every four consecutive channels of (N, 4 C, H, W) by a (4, 4) matrix."""
+    n, channels, height, width = x.shape
+    bands = x.reshape(n, channels // 4, 4, height, width)
+    return torch.einsum("ij,ncjhw->ncihw", matrix.to(x.device, x.dtype), bands).reshape(x.shape)

@@ -1,0 +1,138 @@
+"""The forward passes of both half-updates, from what was drawn for them to the losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from comparison.replay import Inputs, Outputs
+from torch import Tensor, nn
+
+from ddgan.losses import finite_difference_penalty, r1_penalty, real_loss, reconstruction_loss, relativistic_loss
+from ddgan.meters import HITS
+from ddgan.objective import FINITE_DIFFERENCE, Objective
+from ddgan.process import DenoisingProcess
+
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What turns drawn inputs (t, z, posterior, x_0, x_t, x_t_plus_1, perhaps labels) into losses.
+
+    Attributes:
+        objective: what the networks are trained for.
+        process: on the networks' device.
+        r1_gamma: weight of the gradient penalty.
+        autocast_dtype: of the network passes; None for float32.
+        generator, discriminator: as the other network's update calls them, perhaps compiled.
+        shared_generator, shared_discriminator: as their own updates call them, which average gradients over processes.
+        plain_discriminator: the latter, not compiled, which can be differentiated twice.
+    """
+
+    objective: Objective
+    process: DenoisingProcess
+    r1_gamma: float
+    autocast_dtype: torch.dtype | None
+    generator: Network
+    discriminator: Network
+    shared_generator: Network
+    shared_discriminator: Network
+    plain_discriminator: nn.Module
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the context of the network passes."""
+        return torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def _predict(self, call: Network, drawn: Inputs) -> Tensor:
+        with self.autocast(drawn["t"].device):
+            return call(drawn["x_t_plus_1"], drawn["t"], drawn["z"], *_labels(drawn))
+
+    def _real(self, drawn: Inputs) -> Tensor:
+        """Return what the discriminator judges of real images, beside x_{t+1}."""
+        return drawn[self.objective.discriminator_input]
+
+    def _generated(self, x_0_pred: Tensor, drawn: Inputs) -> Tensor:
+        """Return what the discriminator judges of a predicted clean image: itself, or noised by the posterior."""
+        if self.objective.discriminator_input == "x_0":
+            return x_0_pred
+        return self.process.sample_posterior(x_0_pred, drawn["x_t_plus_1"], drawn["t"], drawn["posterior"])
+
+    def discriminator_total(self, losses: Inputs) -> Tensor:
+        """Return what the discriminator minimises: its loss and the penalties, where they were due."""
+        penalties = (losses[name] for name in ("r1", "r2") if name in losses)
+        return losses["loss_d"] + sum(self.r1_gamma / 2 * penalty for penalty in penalties)
+
+    def discriminator_losses(self, drawn: Inputs, due: bool) -> Outputs:
+        """Return loss_d with its terms, the penalties if they are due, and hits; see `Trainer.update`."""
+        t, x_t_plus_1, labels = drawn["t"], drawn["x_t_plus_1"], _labels(drawn)
+        real = self._real(drawn)
+        with torch.no_grad():
+            fake = self._generated(self._predict(self.generator, drawn), drawn)
+        losses: dict[str, Tensor] = {}
+        if due and self.objective.penalty_estimate == "exact":
+            # Twice differentiated: in float32, as bf16's 8 bits do not carry the second derivative, and not compiled.
+            real = real.detach().requires_grad_()
+            logits_real = self.plain_discriminator(real, t, x_t_plus_1, *labels)
+            losses["r1"] = r1_penalty(logits_real, real)
+            if self.objective.penalty == "r1r2":
+                fake = fake.requires_grad_()
+                logits_fake = self.plain_discriminator(fake, t, x_t_plus_1, *labels)
+                losses["r2"] = r1_penalty(logits_fake, fake)
+            else:
+                with self.autocast(drawn["t"].device):
+                    logits_fake = self.shared_discriminator(fake, t, x_t_plus_1, *labels)
+        elif due:
+            losses, logits_real, logits_fake = self._finite_difference_penalties(real, fake, drawn)
+        else:
+            twice = (torch.cat([value, value]) for value in (t, x_t_plus_1, *labels))
+            with self.autocast(drawn["t"].device):
+                logits = self.shared_discriminator(torch.cat([real, fake]), *twice, parts=2)
+            logits_real, logits_fake = logits.chunk(2)
+        losses |= self.objective.discriminator_losses(logits_real, logits_fake)
+        losses[HITS] = self.objective.hits(logits_real, logits_fake, t, self.process.num_timesteps)
+        return losses
+
+    def _finite_difference_penalties(
+        self, real: Tensor, fake: Tensor, drawn: Inputs
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the penalties and the logits of real and generated inputs, from one pass in float32.
+
+        bf16 would round the small differences away.
+        """
+        sides = [real, fake] if self.objective.penalty == "r1r2" else [real]
+        moved = [side + FINITE_DIFFERENCE * noise for side, noise in zip(sides, drawn["penalty"], strict=False)]
+        parts = [real, fake, *moved]
+        repeated = (torch.cat([value] * len(parts)) for value in (drawn["t"], drawn["x_t_plus_1"], *_labels(drawn)))
+        logits = self.shared_discriminator(torch.cat(parts), *repeated, parts=len(parts)).chunk(len(parts))
+        pairs = zip(("r1", "r2"), logits[:2], logits[2:], strict=False)
+        penalties = {name: finite_difference_penalty(here, there, FINITE_DIFFERENCE) for name, here, there in pairs}
+        return penalties, logits[0], logits[1]
+
+    def generator_losses(self, drawn: Inputs) -> tuple[Tensor, Outputs]:
+        """Return what the generator minimises, and its terms without gradients."""
+        x_0_pred = self._predict(self.shared_generator, drawn)
+        pair = (drawn["t"], drawn["x_t_plus_1"], *_labels(drawn))
+        with self.autocast(drawn["t"].device):
+            logits = self.discriminator(self._generated(x_0_pred, drawn), *pair)
+            if self.objective.gan_loss == "relativistic":
+                with torch.no_grad():
+                    logits_real = self.discriminator(self._real(drawn), *pair)
+                total = relativistic_loss(logits, logits_real)
+            else:
+                total = real_loss(logits)
+        losses = {"loss_g": total.detach()}
+        if "reconstruction_weight" in drawn:
+            distance = reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+            losses["reconstruction"] = distance.detach()
+            total = total + drawn["reconstruction_weight"] * distance
+        return total, losses
+
+    def denoiser_loss(self, drawn: Inputs) -> Tensor:
+        """Return the distance of the generator's x_0 from the true one; scalar float32 with gradients."""
+        x_0_pred = self._predict(self.shared_generator, drawn)
+        return reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+
+
+def _labels(drawn: Inputs) -> tuple[Tensor, ...]:
+    """Return the labels as what follows a network's other inputs: nothing where there are none."""
+    return (drawn["labels"],) if "labels" in drawn else ()

@@ -1,0 +1,299 @@
+"""What the networks are trained for: inputs, losses and penalties by closed form, phases, accuracies, the warning."""
+
+import json
+import math
+
+import pytest
+import torch
+import train_ddgan
+from comparison.runs import load_torch, read_progress
+from ddgan.checkpoints import seeded_networks
+from ddgan.discriminator import PlainDiscriminator
+from ddgan.domain import Domain
+from ddgan.draws import Batch, PairNoise
+from ddgan.ema import Ema
+from ddgan.losses import finite_difference_penalty, r1_penalty, reconstruction_loss, relativistic_loss
+from ddgan.meters import DiscriminatorWatch, LossMeter, mean_accuracies
+from ddgan.objective import FINITE_DIFFERENCE, Objective, Phase
+from ddgan.process import DenoisingProcess
+from ddgan.training import Trainer
+from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
+from torch import nn
+
+CONFIG = {
+    **{"image_size": 16, "num_channels": 3, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
+    **{"attn_resolutions": [8], "nz": 4, "z_emb_dim": 8, "n_mlp": 1, "ngf": 2, "t_emb_dim": 8},
+}
+
+
+def make_trainer(size: str = "plain", config=CONFIG, domain=None, **changes) -> Trainer:
+    generator, discriminator = seeded_networks(config, size, seed=0)
+    settings = {"seed": 0, "nz": 4, "lr_g": 1e-3, "lr_d": 1e-3, "lr_denoiser": 1e-2, "r1_gamma": 0.1, **changes}
+    return Trainer(generator, discriminator, DenoisingProcess(2), Ema(generator, 0.9), domain=domain, **settings)
+
+
+def images(n: int = 8) -> torch.Tensor:
+    return torch.linspace(-1, 1, n * 3 * 16 * 16).view(n, 3, 16, 16)
+
+
+class Quadratic(nn.Module):
+    """D(x, t, x_{t+1}) = sum of a x^2 / 2 over each image, whose gradient is a x; it keeps what it was asked."""
+
+    def __init__(self, a: float = 0.5):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a))
+        self.seen = []
+
+    def forward(self, x, t, x_t_plus_1, y=None, *, parts=1):
+        self.seen.append((x.detach(), x_t_plus_1.detach()))
+        return self.a * x.square().sum((1, 2, 3))[:, None] / 2
+
+
+class Fixed(nn.Module):
+    """A generator that predicts one value everywhere."""
+
+    def __init__(self, value: float = 0.25):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, x_t_plus_1, t, z, y=None):
+        return self.value.expand(x_t_plus_1.shape)
+
+
+def closed_form_trainer(**objective) -> Trainer:
+    settings = {"seed": 0, "nz": 2, "lr_g": 0.0, "lr_d": 0.0, "r1_gamma": 2.0, "objective": Objective(**objective)}
+    return Trainer(Fixed(), Quadratic(), DenoisingProcess(2), None, **settings)
+
+
+@pytest.mark.parametrize("given", ["x_t", "x_0"])
+def test_the_discriminator_judges_what_the_flag_says(given):
+    trainer, x_0 = closed_form_trainer(discriminator_input=given), images()
+    trainer.update(x_0, 1)
+    (real, condition), (fake, again) = trainer.discriminator.seen[:2]
+    noise, x_t, x_t_plus_1 = trainer._draw(Batch(x_0, None, 1), "d")
+    assert torch.equal(condition, x_t_plus_1)
+    assert torch.equal(again, x_t_plus_1)
+    predicted = torch.full_like(x_0, 0.25)
+    if given == "x_0":
+        assert torch.equal(real, x_0)
+        assert torch.equal(fake, predicted)
+    else:
+        expected = trainer.process.sample_posterior(predicted, x_t_plus_1, noise.t, noise.posterior)
+        assert torch.equal(real, x_t)
+        assert torch.equal(fake, expected)
+
+
+def test_the_optimum_of_x_0_and_of_x_t_leads_to_the_same_x_t():
+    """A generator with q(x_0 | x_{t+1}) gives q(x_t | x_{t+1}) through the posterior: two points, by density."""
+    process, points = DenoisingProcess(4), torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    tables = {name: value[2] for name, value in process.tables.items()}
+    x_t_plus_1 = 0.3
+    scale = tables["signal_scale"] * tables["step_signal_scale"]
+    spread = math.sqrt(1 - scale**2)
+    weights = torch.softmax(-((x_t_plus_1 - scale * points) ** 2) / (2 * spread**2), 0)
+    grid = torch.linspace(-8, 8, 8001, dtype=torch.float64)
+    mean = tables["posterior_coef_x_0"] * points + tables["posterior_coef_x_t_plus_1"] * x_t_plus_1
+    mixed = (weights * normal(grid[:, None], mean, tables["posterior_std"])).sum(1)
+    prior = normal(grid[:, None], tables["signal_scale"] * points, tables["noise_scale"]).mean(1)
+    bayes = prior * normal(torch.tensor(x_t_plus_1), tables["step_signal_scale"] * grid, tables["step_noise_scale"])
+    torch.testing.assert_close(mixed, bayes / torch.trapezoid(bayes, grid), atol=1e-6, rtol=1e-5)
+
+
+def normal(x, mean, std):
+    return torch.exp(-((x - mean) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi))
+
+
+def test_relativistic_loss_is_the_cross_entropy_of_differences_and_ignores_a_constant():
+    above, below = torch.tensor([[1.0], [-2.0]]), torch.tensor([[0.5], [3.0]])
+    expected = (math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(5))) / 2
+    assert relativistic_loss(above, below).item() == pytest.approx(expected)
+    assert relativistic_loss(above + 7, below + 7).item() == pytest.approx(expected)
+
+
+def test_reconstruction_is_the_mean_distance_in_either_norm():
+    x, y = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1), torch.tensor([0.0, 4.0]).view(2, 1, 1, 1)
+    assert reconstruction_loss(x, y, "l1").item() == pytest.approx(1.5)
+    assert reconstruction_loss(x, y, "l2").item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("penalty", ["r1", "r1r2"])
+@pytest.mark.parametrize("estimate", ["exact", "finite"])
+def test_penalties_are_the_squared_gradients_of_the_discriminator(penalty, estimate):
+    trainer = closed_form_trainer(penalty=penalty, penalty_estimate=estimate, discriminator_input="x_0")
+    x_0 = images()
+    found = [trainer.update(x_0, step) for step in range(300 if estimate == "finite" else 1)]
+    squares = {"r1": 0.25 * x_0.square().sum((1, 2, 3)).mean().item(), "r2": 0.25 * 0.25**2 * 3 * 16 * 16}
+    expected = {name: value for name, value in squares.items() if name in ("r1", penalty[2:])}
+    assert {name for name in found[0] if name.startswith("r")} == expected.keys()
+    for name, value in expected.items():
+        mean = sum(losses[name].item() for losses in found) / len(found)
+        if estimate == "finite":  # the mean square of a size e^T e / 2, D's second-order term
+            value += (0.5 * FINITE_DIFFERENCE / 2) ** 2 * (768**2 + 2 * 768)
+        assert mean == pytest.approx(value, rel=1e-5 if estimate == "exact" else 0.1)
+
+
+def test_finite_difference_penalty_equals_the_exact_one_in_expectation():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Softplus(), nn.Linear(16, 1)).double()
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    exact = r1_penalty(network(x), x).item()
+    many = x.detach().repeat(20_000, 1, 1, 1)
+    moved = many + 1e-4 * torch.randn_like(many)
+    assert finite_difference_penalty(network(many), network(moved), 1e-4).item() == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("loss", ["softplus", "relativistic"])
+def test_gradients_of_the_generator_are_those_of_loss_and_reconstruction(loss):
+    """All written out for D = a x^2 / 2 and a generator of one number v."""
+    objective = {"gan_loss": loss, "reconstruction": "constant", "discriminator_input": "x_0"}
+    trainer, x_0 = closed_form_trainer(**objective), images()
+    trainer.update(x_0, 0, Phase(False, 3.0))
+    value, count = 0.25, 3 * 16 * 16
+    logits_real, logit = 0.25 * x_0.square().sum((1, 2, 3)), 0.25 * value**2 * count
+    shift = logits_real if loss == "relativistic" else torch.zeros(8)
+    adversarial = -(0.5 * value * count * torch.sigmoid(shift - logit)).mean()
+    reconstruction = 2 * (value - x_0).mean()
+    assert trainer.generator.value.grad.item() == pytest.approx((adversarial + 3 * reconstruction).item(), rel=1e-4)
+
+
+def test_phases_follow_the_share_of_the_budget():
+    constant = Objective(denoiser_fraction=0.4, reconstruction="constant", reconstruction_weight=5.0)
+    assert [constant.phase(p) for p in (0.0, 0.39, 0.4, 1.0)] == [Phase(True, 1.0)] * 2 + [Phase(False, 5.0)] * 2
+    decay = Objective(denoiser_fraction=0.4, reconstruction="decay", reconstruction_weight=5.0)
+    assert [decay.phase(p).reconstruction_weight for p in (0.4, 0.7, 1.0)] == pytest.approx([5.0, 2.5, 0.0])
+    assert Objective().phase(0.0) == Phase()
+    assert Objective(denoiser_fraction=1.0).phase(1.0) == Phase()  # the budget is over
+    assert Objective(denoiser_fraction=1.0).adversarial_progress(0.5) == 0
+
+
+def test_each_t_is_drawn_so_many_times_as_often_as_the_one_before():
+    def shares(decay: float) -> list[float]:
+        noise = PairNoise((8000, 1, 1, 1), 1, 4, (0, 0, "d"), torch.device("cpu"), t_decay=decay)
+        return (noise.t.bincount(minlength=4) / 8000).tolist()
+
+    assert shares(0.5) == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15], abs=0.02)
+    assert shares(1.0) == pytest.approx([0.25] * 4, abs=0.02)
+    whole, half = (
+        PairNoise((8, 1, 1, 1), 1, 4, (0, 0, "d"), torch.device("cpu"), rows, 0.5) for rows in (None, slice(4, 8))
+    )
+    assert torch.equal(half.t, whole.t[4:])
+
+
+def test_a_denoiser_update_regresses_x_0_and_leaves_the_discriminator_alone():
+    trainer = make_trainer(objective=Objective(denoiser_fraction=0.5))
+    before = {name: value.clone() for name, value in trainer.discriminator.state_dict().items()}
+    distances = [trainer.update(images(), step, Phase(True, 1.0))["reconstruction"].item() for step in range(20)]
+    assert distances[-1] < 0.8 * distances[0]
+    assert all(torch.equal(before[name], value) for name, value in trainer.discriminator.state_dict().items())
+
+
+def test_the_discriminator_may_train_beside_the_denoiser():
+    trainer = make_trainer(objective=Objective(denoiser_fraction=0.5), denoiser_d_every=2)
+    found = [trainer.update(images(), step, Phase(True, 1.0)) for step in range(3)]
+    assert ["loss_d" in losses for losses in found] == [True, False, True]
+    assert all("loss_g" not in losses for losses in found)
+
+
+@pytest.mark.parametrize("loss", ["softplus", "relativistic"])
+def test_hits_count_right_answers_by_t(loss):
+    real, fake = torch.tensor([[1.0], [-1.0], [2.0]]), torch.tensor([[2.0], [-3.0], [-1.0]])
+    hits = Objective(gan_loss=loss).hits(real, fake, torch.tensor([0, 2, 2]), 3)
+    expected = {"softplus": [[1, 0, 1], [0, 0, 2]], "relativistic": [[0, 0, 2], [0, 0, 2]]}[loss]
+    assert hits.tolist() == [*expected, [1, 0, 2]]
+    meter = LossMeter()
+    meter.add({"hits": hits})
+    meter.add({"hits": hits})
+    row = meter.take()
+    assert row["accuracy_real_t2"] == expected[0][2] / 2
+    assert row["accuracy_real_t1"] == 0.5  # no image had it
+    assert mean_accuracies(row)[2] == (expected[0][2] + expected[1][2]) / 4
+
+
+def row(*accuracies: float) -> dict[str, float]:
+    return {f"accuracy_{side}_t{t}": value for t, value in enumerate(accuracies) for side in ("real", "fake")}
+
+
+@pytest.mark.parametrize(("accuracies", "words"), [((0.5, 0.54), "at chance"), ((1.0, 1.0), "every real pair")])
+def test_a_useless_discriminator_is_warned_of_once(accuracies, words):
+    watch = DiscriminatorWatch()
+    said = [watch.look(step, row(*accuracies)) for step in range(0, 3001, 100)]
+    assert [n for n, text in enumerate(said) if text] == [5]
+    assert words in said[5]
+    assert "500 updates" in said[5]
+
+
+def test_a_discriminator_that_learns_something_at_one_t_is_not_warned_of():
+    watch = DiscriminatorWatch()
+    assert not any(watch.look(step, row(0.5, 0.7 if step % 400 == 0 else 0.5)) for step in range(0, 3000, 100))
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 32])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_plain_discriminator_begins_with_logits_of_order_1(size, classes):
+    torch.manual_seed(0)
+    network = PlainDiscriminator(size, 3, 32, 64, classes)
+    x, condition = torch.randn(2, 64, 3, size, size)
+    y = torch.arange(64) % classes if classes else None
+    logits = network(x, torch.arange(64) % 4, condition, y)
+    assert logits.shape == (64, 1)
+    assert 0.1 < logits.std().item() < 4
+
+
+def test_plain_discriminator_judges_parts_by_themselves_and_learns_in_every_layer():
+    torch.manual_seed(0)
+    network = PlainDiscriminator(8, 3, 4, 8)
+    x, condition, t = torch.randn(8, 3, 8, 8), torch.randn(8, 3, 8, 8), torch.arange(8) % 4
+    together = network(x, t, condition, parts=2)
+    apart = torch.cat([network(*(v[half] for v in (x, t, condition))) for half in (slice(0, 4), slice(4, 8))])
+    torch.testing.assert_close(together, apart)
+    together.sum().backward()
+    assert all(p.grad.abs().max() > 1e-3 for p in network.parameters())
+
+
+def test_an_update_in_haar_coefficients_is_that_of_the_coefficients():
+    domain = Domain("haar", 3, 16, 2.0)
+    config = {**CONFIG, "domain": "haar", "detail_scale": 2.0, "attn_resolutions": [4]}
+    a, b = make_trainer(config=config, domain=domain), make_trainer(config=config)
+    assert a.update(images(), 0)["loss_d"] == b.update(domain.transform(images()), 0)["loss_d"]
+
+
+FLAGS = [
+    *("--discriminator", "plain", "--discriminator_input", "x_0", "--denoiser_fraction", "0.5"),
+    *(
+        "--lr_denoiser",
+        "0.01",
+        "--denoiser_d_every",
+        "2",
+        "--reconstruction",
+        "decay",
+        "--reconstruction_weight",
+        "5",
+        "--domain",
+        "haar",
+    ),
+    *("--detail_scale", "2", "--gan_loss", "relativistic", "--penalty", "r1r2", "--penalty_estimate", "finite"),
+    *("--lr_decay", "cosine", "--num_epoch", "0", "--max_images", "96"),
+]
+
+
+def train(folder, pictures, *more) -> int:
+    arguments = ["--dataset", str(pictures), "--exp", f"{folder}/", *TINY_NETWORK, *TINY_TRAINING, *FLAGS, *more]
+    return train_ddgan.main(train_ddgan.parse_args(arguments))
+
+
+def test_a_run_with_both_phases_resumes_bit_for_bit(tmp_path):
+    pictures = make_images(tmp_path / "pictures")
+    assert train(tmp_path / "whole", pictures) == 0
+    for images_seen in ("32", "64"):  # within the denoiser's phase, and after it
+        assert train(tmp_path / "parts", pictures, "--stop_after", images_seen) == 0
+    assert train(tmp_path / "parts", pictures) == 0
+    rows = [read_progress(tmp_path / name / "progress.csv") for name in ("whole", "parts")]
+    for first, second in zip(*rows, strict=True):
+        assert {**first, "wall_seconds": 0} == {**second, "wall_seconds": 0}
+    assert "loss_g" not in rows[0][0]
+    assert "reconstruction" in rows[0][0]
+    assert {"loss_g", "r1", "r2", "accuracy_fake_t1", "reconstruction"} <= rows[0][-1].keys()
+    states = [load_torch(tmp_path / name / "content.pth") for name in ("whole", "parts")]
+    assert json.dumps(states[0], default=lambda v: v.tolist()).replace(
+        str(states[0]["wall_seconds"]), ""
+    ) == json.dumps(states[1], default=lambda v: v.tolist()).replace(str(states[1]["wall_seconds"]), "")
