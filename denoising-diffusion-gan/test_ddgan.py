@@ -19,6 +19,7 @@ from comparison.cli import (
     add_device_options,
     add_sampling_extras,
     check_folder,
+    fraction,
     local_path,
     make_parser,
     non_negative_int,
@@ -59,6 +60,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument("--batch_size", type=positive_int, default=200, help="images that a process draws at a time")
     group.add_argument("--seed", type=non_negative_int, default=1024, help="of all noise")
+    group.add_argument(
+        "--eta", type=fraction, default=1.0, metavar="X",
+        help="new noise of a step: 1 as published; 0 for none, as in DDIM, which short trainings gain by",
+    )  # fmt: skip
     group.add_argument(
         "--class_label", default=None, help="draw only this class, by name or number; default all in turn"
     )
@@ -120,7 +125,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
     only = None if label is None else find_class(label, generator.cfg.num_classes, config.get("class_names") or ())
     device = worker_device(args.device, place)
     set_threads(args.threads, place.local_world_size)
-    source = ImageSource(generator, config, args.seed, device, args.precision, only, not args.no_cuda_graph)
+    source = ImageSource(generator, config, args.seed, device, args.precision, only, not args.no_cuda_graph, args.eta)
     common = {"image_size": config["image_size"], "device": device, "facts": source.describe(path)}
     if args.benchmark:
         from comparison.timing import write_benchmark

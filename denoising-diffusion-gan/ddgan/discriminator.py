@@ -156,7 +156,8 @@ class PlainDiscriminator(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, a=SLOPE)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         with torch.no_grad():
             nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5)
             self.conv_in.weight[:, num_channels:] *= self.CONDITION

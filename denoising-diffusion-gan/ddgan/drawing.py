@@ -36,6 +36,7 @@ class ImageSource:
         precision: "auto", "float32" or "bf16", of the network passes.
         only_class: of all images; None takes the classes in turn.
         record: on a CUDA GPU, record the evaluations of small batches and replay them.
+        eta: see `DenoisingProcess.sample_posterior`.
     """
 
     def __init__(
@@ -47,11 +48,14 @@ class ImageSource:
         precision: str,
         only_class: int | None = None,
         record: bool = True,
+        eta: float = 1.0,
     ):
         network = generator.to(device).to(memory_format=torch.channels_last)
         self.network = for_sampling(network, device, record)
         self.config, self.seed, self.device, self.only_class = config, seed, device, only_class
-        self.sampler = f"posterior, {config['num_timesteps']} steps"
+        self.eta = eta
+        kind = "posterior" if eta == 1 else f"DDIM with eta {eta:g}"
+        self.sampler = f"{kind}, {config['num_timesteps']} steps"
         self.num_classes = generator.cfg.num_classes
         self.dtype = autocast_dtype(precision, device)
         steps = config["num_timesteps"], config["beta_min"], config["beta_max"], config["use_geometric"]
@@ -102,8 +106,8 @@ class ImageSource:
         }
 
     def _draw(self, noise: SampleNoise, labels: Tensor | None) -> Tensor:
-        x_0 = sample_from(noise, self.network, self.process, self.config["nz"], self.shape, self.dtype, labels)
-        return self.domain.inverse(x_0)
+        what = self.network, self.process, self.config["nz"], self.shape, self.dtype, labels, self.eta
+        return self.domain.inverse(sample_from(noise, *what))
 
 
 def announce(out: Path) -> None:

@@ -100,12 +100,16 @@ class RunFiles:
             self.record.log(message)
 
     def _gradient_norms(self) -> dict[str, float]:
-        """Return the norms of the last update's gradients; empty before the first one."""
+        """Return the norms of the last update's gradients, of a network that has had none nothing."""
         from ddgan.training import gradient_norm
 
         networks = {"grad_norm_g": self.trainer.generator, "grad_norm_d": self.trainer.discriminator}
-        done = any(p.grad is not None for p in self.trainer.generator.parameters())
-        return {name: gradient_norm(network).item() for name, network in networks.items()} if done else {}
+        updated = {
+            name: network
+            for name, network in networks.items()
+            if any(parameter.grad is not None for parameter in network.parameters())
+        }
+        return {name: gradient_norm(network).item() for name, network in updated.items()}
 
     def _refuse_divergence(self, step: int, values: dict[str, float]) -> None:
         if not all(math.isfinite(value) for value in values.values()):

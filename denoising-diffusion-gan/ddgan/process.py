@@ -98,17 +98,27 @@ class DenoisingProcess(nn.Module):
         x_t_plus_1 = self._at("step_signal_scale", t) * x_t + self._at("step_noise_scale", t) * noise_for_x_t_plus_1
         return x_t, x_t_plus_1
 
-    def sample_posterior(self, x_0: Tensor, x_t_plus_1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Draw x_t from q(x_t | x_{t+1}, x_0), the step of sampling.
+    def sample_posterior(self, x_0: Tensor, x_t_plus_1: Tensor, t: Tensor, noise: Tensor, eta: float = 1.0) -> Tensor:
+        """Draw x_t from q(x_t | x_{t+1}, x_0), the step of sampling, or from its relative with less noise.
+
+        With eta below 1 the noise of x_{t+1} is partly kept in place of new noise (Song et al. 2021, DDIM, Eq. 12). If
+        x_0 is drawn from q(x_0 | x_{t+1}), the noise in x_{t+1} is standard normal and independent of it, so x_t has
+        the right distribution for every eta.
 
         Args:
             x_0: (N, C, H, W) float32, the generator's prediction in [-1, 1].
             x_t_plus_1: (N, C, H, W) float32.
             t: (N,) int64 in [0, T); where it is 0 the result is `x_0` exactly.
             noise: (N, C, H, W) float32, standard normal.
+            eta: standard deviation of the new noise relative to that of the posterior, in [0, 1].
 
         Returns:
             x_t, (N, C, H, W) float32.
         """
-        mean = self._at("posterior_coef_x_0", t) * x_0 + self._at("posterior_coef_x_t_plus_1", t) * x_t_plus_1
-        return mean + self._at("posterior_std", t) * noise
+        if eta == 1:
+            mean = self._at("posterior_coef_x_0", t) * x_0 + self._at("posterior_coef_x_t_plus_1", t) * x_t_plus_1
+            return mean + self._at("posterior_std", t) * noise
+        alpha_bar, std = self._at("alpha_bar", t), eta * self._at("posterior_std", t)
+        old_noise = (x_t_plus_1 - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+        kept = (self._at("noise_scale", t).square() - std.square()).sqrt()
+        return self._at("signal_scale", t) * x_0 + kept * old_noise + std * noise

@@ -22,6 +22,7 @@ def sample(
     device: torch.device,
     autocast_dtype: torch.dtype | None = None,
     labels: Tensor | None = None,
+    eta: float = 1.0,
 ) -> Tensor:
     """Draw the images `indices` of a seed, each the same whatever the others.
 
@@ -35,11 +36,13 @@ def sample(
         device: where everything is drawn.
         autocast_dtype: of the network passes; None for float32.
         labels: (N,) int64, the classes of these images; None for a network without classes.
+        eta: see `DenoisingProcess.sample_posterior`.
 
     Returns:
         (N, C, H, W) float32, in [-1, 1] for a tanh generator.
     """
-    return sample_from(SampleNoise(seed, indices, device), generator, process, nz, shape, autocast_dtype, labels)
+    noise = SampleNoise(seed, indices, device)
+    return sample_from(noise, generator, process, nz, shape, autocast_dtype, labels, eta)
 
 
 def sample_from(
@@ -50,6 +53,7 @@ def sample_from(
     shape: tuple[int, int, int],
     autocast_dtype: torch.dtype | None = None,
     labels: Tensor | None = None,
+    eta: float = 1.0,
 ) -> Tensor:
     """Draw the images of some noise: its draws `x_T`, `z <t>` and `posterior <t>`; arguments as in `sample`."""
     x = noise.normal(shape, "x_T").contiguous(memory_format=torch.channels_last)
@@ -59,5 +63,5 @@ def sample_from(
         with torch.autocast(x.device.type, autocast_dtype, enabled=autocast_dtype is not None):
             x_0 = generator(x, t, noise.normal((nz,), f"z {index}"), *condition)
         # The last step returns x_0 itself, so it needs no noise.
-        x = process.sample_posterior(x_0, x, t, noise.normal(shape, f"posterior {index}")) if index else x_0
+        x = process.sample_posterior(x_0, x, t, noise.normal(shape, f"posterior {index}"), eta) if index else x_0
     return x

@@ -104,16 +104,25 @@ class Trainer:
         self.device = next(generator.parameters()).device
         # The networks as their own updates call them: with gradients averaged over the processes, perhaps compiled.
         self._shared_g, self._shared_d = (share_gradients(net, self.device) for net in (generator, discriminator))
-        plain = (generator, discriminator, self._shared_g, self._shared_d)
-        calls = [_callable(network, compile_backend) for network in plain]
-        self._passes = Passes(objective, process, r1_gamma, autocast_dtype, *calls, self._shared_d)
+        self._passes = Passes(
+            objective,
+            process,
+            r1_gamma,
+            autocast_dtype,
+            generator=_callable(generator, compile_backend),
+            discriminator=_callable(discriminator, compile_backend),
+            shared_generator=_callable(self._shared_g, compile_backend),
+            shared_discriminator=_callable(self._shared_d, compile_backend),
+            plain_discriminator=self._shared_d,
+        )
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         self.optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr_g, betas=(beta1, beta2), **fused)
         self.optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=lr_d, betas=(beta1, beta2), **fused)
         self.optimizer_denoiser: torch.optim.Adam | None = None
         if objective.denoiser_fraction:
-            options = {"lr": lr_denoiser, "betas": DENOISER_BETAS, **fused}
-            self.optimizer_denoiser = torch.optim.Adam(generator.parameters(), **options)
+            self.optimizer_denoiser = torch.optim.Adam(
+                generator.parameters(), lr=lr_denoiser, betas=DENOISER_BETAS, **fused
+            )
         # What leaves the discriminator's gradient without and with the penalty, and the generator's.
         self._gradient_d: dict[bool, Work] = {}
         self._gradient_g: Work | None = None

@@ -297,3 +297,13 @@ def test_a_run_with_both_phases_resumes_bit_for_bit(tmp_path):
     assert json.dumps(states[0], default=lambda v: v.tolist()).replace(
         str(states[0]["wall_seconds"]), ""
     ) == json.dumps(states[1], default=lambda v: v.tolist()).replace(str(states[1]["wall_seconds"]), "")
+
+
+def test_a_denoiser_alone_is_a_run_without_adversarial_losses(tmp_path):
+    pictures = make_images(tmp_path / "pictures")
+    assert train(tmp_path / "run", pictures, "--denoiser_fraction", "1", "--denoiser_d_every", "0") == 0
+    rows = read_progress(tmp_path / "run" / "progress.csv")
+    assert all({"reconstruction", "lr", "grad_norm_g"} <= row.keys() for row in rows)
+    assert not any({"loss_g", "loss_d", "accuracy_real_t0", "grad_norm_d"} & row.keys() for row in rows)
+    assert rows[0]["lr"] > rows[-1]["lr"] > 0
+    assert (tmp_path / "run" / "loss.png").is_file()

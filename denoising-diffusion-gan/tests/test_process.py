@@ -103,3 +103,29 @@ def test_an_impossible_schedule_is_refused():
         make_betas(0, 0.1, 20.0, use_geometric=False)
     assert all(0 < beta < 1 for beta in make_betas(8, 0.01, 0.9, use_geometric=True))
     assert not math.isnan(make_betas(1, 0.1, 20.0, use_geometric=False)[0])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_a_step_from_the_true_x_0_gives_the_forward_marginal_for_every_eta(eta):
+    """Mean and variance of x_t given x_0, in closed form from those of x_{t+1}."""
+    process = DenoisingProcess(4)
+    for t in range(4):
+        index, x_0 = torch.tensor([t]), torch.full((1, 1, 1, 1), 0.7)
+        zero, one = torch.zeros_like(x_0), torch.ones_like(x_0)
+        scale, spread = process.alpha_bar[t].sqrt(), (1 - process.alpha_bar[t]).sqrt()
+
+        def step(old, new, x_0=x_0, index=index, scale=scale, spread=spread):
+            return process.sample_posterior(x_0, scale * x_0 + spread * old, index, new, eta)
+
+        mean = step(zero, zero)
+        variance = (step(one, zero) - mean).square() + (step(zero, one) - mean).square()
+        torch.testing.assert_close(mean, process.signal_scale[t] * x_0)
+        torch.testing.assert_close(variance.flatten()[0], process.noise_scale[t].square(), atol=1e-6, rtol=1e-5)
+
+
+def test_eta_just_below_1_is_nearly_the_posterior():
+    process = DenoisingProcess(4)
+    x_0, x, noise = torch.randn(3, 4, 3, 2, 2)
+    t = torch.arange(4)
+    nearly = process.sample_posterior(x_0, x, t, noise, 1 - 1e-6)
+    torch.testing.assert_close(nearly, process.sample_posterior(x_0, x, t, noise), atol=1e-4, rtol=1e-4)

@@ -175,7 +175,7 @@ def test_flags_of_the_training_pass_through_and_the_last_one_counts(pictures, tm
 
 def test_the_default_base_flags_are_those_of_the_quick_preset():
     args = tune_ddgan.parse_args([])
-    assert (args.training.num_channels_dae, args.training.ngf, args.training.batch_size) == (16, 16, 16)
+    assert (args.training.num_channels_dae, args.training.ngf, args.training.batch_size) == (64, 32, 16)
 
 
 # The space

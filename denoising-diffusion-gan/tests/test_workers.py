@@ -20,6 +20,7 @@ from comparison.runs import load_torch, read_progress
 from ddgan.distributed import Place, find_place
 from ddgan.draws import Batch
 from ddgan.launching import launch
+from ddgan.objective import Objective, Phase
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import N, draws, gradients, images, joint_batch, let_draw, make_trainer
 
@@ -118,16 +119,21 @@ def test_two_processes_make_the_updates_of_one_with_the_joint_batch(tmp_path):
     assert all(torch.equal(averages[0][key], averages[1][key]) for key in averages[0])
 
 
-def test_joint_gradients_are_the_mean_of_the_parts():
-    """What the comparison above stands on, without any process."""
-    alone = make_trainer(lr_d=0.0)
-    alone.update([let_draw(alone, [0], 2 * N)], 0)
+@pytest.mark.parametrize("phase", [None, Phase(True), Phase(False, 2.0)])
+def test_joint_gradients_are_the_mean_of_the_parts(phase):
+    """What the comparison above stands on, without any process; of the denoiser and the reconstruction as well."""
+    options = {"lr_d": 0.0}
+    if phase:
+        options["objective"] = Objective(discriminator_input="x_0", denoiser_fraction=0.5, reconstruction="constant")
+    phase = phase or Phase()
+    alone = make_trainer(**options)
+    alone.update([let_draw(alone, [0], 2 * N)], 0, phase)
     parts = []
     for rank in range(2):
-        trainer = make_trainer(Place(rank, 2), lr_d=0.0)
-        trainer.update([Batch(joint_batch(0).chunk(2)[rank], None, 0)], 0)
+        trainer = make_trainer(Place(rank, 2), **options)
+        trainer.update([Batch(joint_batch(0).chunk(2)[rank], None, 0)], 0, phase)
         parts.append(trainer)
-    for name in ("generator", "discriminator"):
+    for name in ("generator",) if phase.denoiser else ("generator", "discriminator"):
         mean = sum(gradients(getattr(trainer, name)) for trainer in parts) / 2
         wanted = gradients(getattr(alone, name))
         assert (mean - wanted).norm() < 1e-5 * wanted.norm()

@@ -29,14 +29,14 @@ def draw_run_loss(folder: Path) -> None:
 
     beside = any(accuracies.values())
     figure = Figure(figsize=(11 if beside else 7, 4), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=[7, 4]) if beside else None
-    axes = figure.add_subplot(grid[:, 0]) if grid else figure.add_subplot()
+    grid = figure.add_gridspec(2, 1 + beside, width_ratios=[7, 4][: 1 + beside])
+    axes = figure.add_subplot(grid[:, 0])
     _draw_columns(axes, rows, {name: name for name in names})
     axes.set_xlabel("training images seen")
     axes.set_ylabel("loss")
     title = f"{folder.parent.name}, {folder.name}".replace("$", r"\$")
     axes.set_title(title.encode(errors="replace").decode(), fontsize=10)  # matplotlib draws only what is text
-    for number, (side, columns) in enumerate(accuracies.items() if grid else ()):
+    for number, (side, columns) in enumerate(accuracies.items() if beside else ()):
         panel = figure.add_subplot(grid[number, 1])
         _draw_columns(panel, rows, {name: name.rpartition("_t")[2] for name in columns})
         panel.axhline(0.5, color="#333333", linestyle=":", linewidth=1)

@@ -227,7 +227,7 @@ def draw_pictures(study: dict[str, Any], out: Any) -> None:
             axes.plot(range(len(found)), found, style, marker="o", markersize=3, color=colour(row["name"]))
     axes.axhline(0.5, color="#333333", linestyle=":", linewidth=1)
     axes.set(xlabel="t (dashed: pixels)", ylabel="D's right answers", ylim=(0.4, 1.0))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     tidy(axes)
     save(figure, out / "hybrid.png")
 
@@ -236,7 +236,8 @@ def colour(name: str) -> str:
     """Return a cell's colour: its input and reconstruction; the domain is told by label or line style."""
     if name in (WHOLE, ALONE):
         return "#009E73" if name == WHOLE else "#333333"
-    return COLOURS[tuple(name.split("-")[1:])]
+    _, judged, reconstruction = name.split("-")
+    return COLOURS[judged, reconstruction]
 
 
 if __name__ == "__main__":

@@ -80,11 +80,8 @@ class FakeModels:
         config |= {"finished": {**done, "peak_memory_bytes": 10**9}, "device": "a CPU", "precision": "bfloat16"}
         write(folder / "config.json", {**config, "versions": {"torch": "2"}, "git_commit": "abc"})
         slow = 2.0 if value.get("--precision") == "float32" else 1.0
-        judged = (
-            [f"accuracy_{side}_t{t}" for t in (0, 1) for side in ("real", "fake")]
-            if "--reconstruction" in value
-            else []
-        )
+        adversarial = model == "denoising-diffusion-gan" and value.get("--denoiser_fraction") != "1"
+        judged = [f"accuracy_{side}_t{t}" for t in (0, 1) for side in ("real", "fake")] if adversarial else []
         header = ",".join(["step,images_seen,wall_seconds", *(["loss_g", *judged] if judged else [])])
         rows = [",".join([f"{i},{16 * i},{slow * i}", *(["1", *4 * ["0.75"]] if judged else [])]) for i in (1, 2, 3)]
         (folder / "progress.csv").write_text("\n".join([header, *rows]) + "\n")
