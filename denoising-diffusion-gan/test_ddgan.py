@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--seed", type=non_negative_int, default=1024, help="of all noise")
     group.add_argument(
         "--eta", type=fraction, default=1.0, metavar="X",
-        help="new noise of a step: 1 as published; 0 for none, as in DDIM, which short trainings gain by",
+        help="new noise of a step: 1 as published; 0 for none, as in DDIM",
     )  # fmt: skip
     group.add_argument(
         "--class_label", default=None, help="draw only this class, by name or number; default all in turn"

@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--nz", type=cli.positive_int, default=2, help="length of the latent")
     add("--beta_min", type=cli.positive_float, default=0.01, help="variance at the start; noise rate without geometric")
     add("--beta_max", type=cli.positive_float, default=0.99, help="the same at the end")
-    add("--use_geometric", type=cli.str2bool, default=True, metavar="BOOL", help="growth of the variance")
+    add("--use_geometric", type=cli.str2bool, default=True, metavar="BOOL", help="as in train_ddgan.py")
     add("--eval_every", type=cli.positive_int, default=500, metavar="N", help="updates between counts of the modes")
     add("--num_samples", type=sample_count, default=10000, metavar="N", help="points counted at the end")
     add("--out", type=cli.local_path, metavar="DIR", help="results; results/studies/gaussians unless given")

@@ -55,9 +55,9 @@ class DiscriminatorWatch:
     """Notices once that the discriminator has taught nothing for long.
 
     Attributes:
-        UPDATES: how long.
-        CHANCE: an accuracy up to which a discriminator is at chance.
-        PERFECT: an accuracy from which it is never wrong.
+        UPDATES: how long, updates.
+        CHANCE: the accuracy, in [0, 1], up to which a discriminator is at chance.
+        PERFECT: the accuracy from which it is never wrong.
     """
 
     UPDATES = 500

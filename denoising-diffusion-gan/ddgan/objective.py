@@ -1,10 +1,10 @@
 """What the networks are trained for: which pairs the discriminator judges, by which losses, and when."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from comparison.schedule import Schedule
 from torch import Tensor
 
 from ddgan.losses import fake_loss, real_loss, relativistic_loss
@@ -56,12 +56,13 @@ class Objective:
     def phase(self, progress: float) -> Phase:
         """Return what an update does after a share of the budget in [0, 1]."""
         if progress < self.denoiser_fraction:
-            return Phase(True, 1.0)
+            return Phase(True)
         if self.reconstruction == "none":
             return Phase()
         if self.reconstruction == "constant":
             return Phase(False, self.reconstruction_weight)
-        return Phase(False, self.reconstruction_weight * half_cosine(self.adversarial_progress(progress)))
+        left = Schedule(decay="cosine").factor(self.adversarial_progress(progress))
+        return Phase(False, self.reconstruction_weight * left)
 
     def adversarial_progress(self, progress: float) -> float:
         """Return the share of the adversarial phase that is over, in [0, 1]; 0 before it."""
@@ -96,8 +97,3 @@ class Objective:
         else:
             right = torch.stack([real > 0, fake < 0])
         return torch.cat([right.float() @ one_hot, one_hot.sum(0, keepdim=True)])
-
-
-def half_cosine(progress: float) -> float:
-    """Return a weight that falls from 1 to 0 while `progress` goes from 0 to 1."""
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

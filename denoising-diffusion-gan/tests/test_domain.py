@@ -1,4 +1,4 @@
-"""Folds into channels and Haar coefficients: closed forms, round trips, and a whole run in each domain."""
+"""Folds into channels and Haar coefficients by closed forms; a whole run is in test_objective.py."""
 
 import numpy as np
 import pytest

@@ -3,7 +3,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import test_ddgan
 import torch
 import train_ddgan
 from comparison.runs import load_torch, read_progress
@@ -158,7 +160,7 @@ def test_gradients_of_the_generator_are_those_of_loss_and_reconstruction(loss):
 
 def test_phases_follow_the_share_of_the_budget():
     constant = Objective(denoiser_fraction=0.4, reconstruction="constant", reconstruction_weight=5.0)
-    assert [constant.phase(p) for p in (0.0, 0.39, 0.4, 1.0)] == [Phase(True, 1.0)] * 2 + [Phase(False, 5.0)] * 2
+    assert [constant.phase(p) for p in (0.0, 0.39, 0.4, 1.0)] == [Phase(True)] * 2 + [Phase(False, 5.0)] * 2
     decay = Objective(denoiser_fraction=0.4, reconstruction="decay", reconstruction_weight=5.0)
     assert [decay.phase(p).reconstruction_weight for p in (0.4, 0.7, 1.0)] == pytest.approx([5.0, 2.5, 0.0])
     assert Objective().phase(0.0) == Phase()
@@ -182,14 +184,14 @@ def test_each_t_is_drawn_so_many_times_as_often_as_the_one_before():
 def test_a_denoiser_update_regresses_x_0_and_leaves_the_discriminator_alone():
     trainer = make_trainer(objective=Objective(denoiser_fraction=0.5))
     before = {name: value.clone() for name, value in trainer.discriminator.state_dict().items()}
-    distances = [trainer.update(images(), step, Phase(True, 1.0))["reconstruction"].item() for step in range(20)]
+    distances = [trainer.update(images(), step, Phase(True))["reconstruction"].item() for step in range(20)]
     assert distances[-1] < 0.8 * distances[0]
     assert all(torch.equal(before[name], value) for name, value in trainer.discriminator.state_dict().items())
 
 
 def test_the_discriminator_may_train_beside_the_denoiser():
     trainer = make_trainer(objective=Objective(denoiser_fraction=0.5), denoiser_d_every=2)
-    found = [trainer.update(images(), step, Phase(True, 1.0)) for step in range(3)]
+    found = [trainer.update(images(), step, Phase(True)) for step in range(3)]
     assert ["loss_d" in losses for losses in found] == [True, False, True]
     assert all("loss_g" not in losses for losses in found)
 
@@ -258,21 +260,36 @@ def test_an_update_in_haar_coefficients_is_that_of_the_coefficients():
 
 
 FLAGS = [
-    *("--discriminator", "plain", "--discriminator_input", "x_0", "--denoiser_fraction", "0.5"),
-    *(
-        "--lr_denoiser",
-        "0.01",
-        "--denoiser_d_every",
-        "2",
-        "--reconstruction",
-        "decay",
-        "--reconstruction_weight",
-        "5",
-        "--domain",
-        "haar",
-    ),
-    *("--detail_scale", "2", "--gan_loss", "relativistic", "--penalty", "r1r2", "--penalty_estimate", "finite"),
-    *("--lr_decay", "cosine", "--num_epoch", "0", "--max_images", "96"),
+    "--discriminator",
+    "plain",
+    "--discriminator_input",
+    "x_0",
+    "--denoiser_fraction",
+    "0.5",
+    "--lr_denoiser",
+    "0.01",
+    "--denoiser_d_every",
+    "2",
+    "--reconstruction",
+    "decay",
+    "--reconstruction_weight",
+    "5",
+    "--domain",
+    "haar",
+    "--detail_scale",
+    "2",
+    "--gan_loss",
+    "relativistic",
+    "--penalty",
+    "r1r2",
+    "--penalty_estimate",
+    "finite",
+    "--lr_decay",
+    "cosine",
+    "--num_epoch",
+    "0",
+    "--max_images",
+    "96",
 ]
 
 
@@ -297,6 +314,21 @@ def test_a_run_with_both_phases_resumes_bit_for_bit(tmp_path):
     assert json.dumps(states[0], default=lambda v: v.tolist()).replace(
         str(states[0]["wall_seconds"]), ""
     ) == json.dumps(states[1], default=lambda v: v.tolist()).replace(str(states[1]["wall_seconds"]), "")
+    sample_in_both_ways(tmp_path / "whole")
+
+
+def sample_in_both_ways(run) -> None:
+    """Coefficients become images of the right size, and eta reaches the sampler and its record."""
+    found = {}
+    for eta in ("1", "0"):
+        out = run / f"eta{eta}" / "samples.npz"
+        flags = ["--exp", f"{run}/", "--num_samples", "4", "--device", "cpu", "--threads", "1", "--eta", eta]
+        assert test_ddgan.main(test_ddgan.parse_args([*flags, "--out", str(out)])) == 0
+        found[eta] = np.load(out)["arr_0"]
+        assert found[eta].shape == (4, 16, 16, 3)
+        sampler = json.loads((out.parent / "sampling.json").read_text())["sampler"]
+        assert sampler == {"1": "posterior, 2 steps", "0": "DDIM with eta 0, 2 steps"}[eta]
+    assert not np.array_equal(found["0"], found["1"])
 
 
 def test_a_denoiser_alone_is_a_run_without_adversarial_losses(tmp_path):

@@ -16,6 +16,7 @@ import train_ddgan
 from comparison.cli import UserError
 from comparison.runs import load_torch, read_progress, save_checkpoint
 from ddgan.files import prune_generators, saved_epochs
+from ddgan.options import PUBLISHED_OBJECTIVE
 from ddgan.setup import link_data
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 
@@ -326,3 +327,15 @@ def test_data_link_leads_to_the_data_root(tmp_path):
     link_data(real, tmp_path / "root")
     assert real.is_dir()
     assert not real.is_symlink()
+
+
+def test_a_run_from_before_the_objective_s_flags_continues(pictures, tmp_path):
+    folder = tmp_path / "run"
+    assert train(pictures, folder, "--num_epoch", "0", "--max_steps", "1") == 0
+    config = json.loads((folder / "config.json").read_text())
+    for name in (*PUBLISHED_OBJECTIVE, "domain", "detail_scale", "no_flip"):
+        del config["options"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert train(pictures, folder, "--num_epoch", "0", "--max_steps", "2") == 0
+    with pytest.raises(UserError, match="gan_loss softplus there, relativistic here"):
+        train(pictures, folder, "--num_epoch", "0", "--max_steps", "3", "--gan_loss", "relativistic")

@@ -157,7 +157,7 @@ def sentences(study: dict[str, Any]) -> list[str]:
         total = better + worse + open_
         if total:
             counts = [(better, "better"), (worse, "worse"), (open_, "not distinguishable")]
-            told = tables.listed([f"{words} in {count}" for count, words in counts if count])
+            told = tables.listed([f"{verdict} in {count}" for count, verdict in counts if count])
             said.append(f"{topic[0].upper()}{topic[1:]}: of {total} comparisons with all else equal, {told}")
     if ALONE in rows:
         hybrids = [row for name, row in rows.items() if name != ALONE]
