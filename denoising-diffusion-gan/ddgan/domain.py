@@ -76,6 +76,9 @@ class Domain:
         return F.pixel_shuffle(x if self.name == "patch" else _mix(x, self._inverse), 2)
 
 
+PIXELS = Domain("pixel", 3, 32)  # of images of any size
+
+
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
     """Multiply every four consecutive channels of (N, 4 C, H, W) by a (4, 4) matrix."""
     n, channels, height, width = x.shape

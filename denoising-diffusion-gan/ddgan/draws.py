@@ -51,6 +51,15 @@ class PairNoise:
         self.posterior = rng.normal(shape, *key, "posterior", **where)
 
 
+def roll(images: Tensor, shift: Tensor) -> Tensor:
+    """Roll each of the (N, C, H, W) images by its own (N, 2) int64 numbers of rows and columns."""
+    n, channels, height, width = images.shape
+    rows = (torch.arange(height, device=images.device) - shift[:, :1]) % height
+    columns = (torch.arange(width, device=images.device) - shift[:, 1:]) % width
+    images = images.gather(2, rows[:, None, :, None].expand(n, channels, height, width))
+    return images.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
+
+
 def penalty_noise(shape: tuple[int, ...], key: tuple[Any, ...], device: torch.device, rows: slice | None) -> Tensor:
     """Draw the (2, n, C, H, W) float32 standard normal noise of a finite-difference penalty: real, then generated."""
     draws = [rng.normal(shape, *key, "penalty", side, device=device, rows=rows) for side in ("real", "fake")]

@@ -34,6 +34,8 @@ class Objective:
 
     Attributes:
         discriminator_input: "x_t" or "x_0".
+        discriminator_shift: the discriminator sees each pair rolled by a random number of pixels. Its gradient with
+            respect to an image else repeats with the strides of its convolutions, and so do grids in the images.
         gan_loss: "softplus", the non-saturating loss of each logit, or "relativistic", of pairs of them.
         penalty: "r1", the squared gradient norm on real inputs, or "r1r2", on generated ones as well.
         penalty_estimate: "exact", by a second derivative, or "finite", by finite differences.
@@ -45,6 +47,7 @@ class Objective:
     """
 
     discriminator_input: str = "x_t"
+    discriminator_shift: bool = False
     gan_loss: str = "softplus"
     penalty: str = "r1"
     penalty_estimate: str = "exact"

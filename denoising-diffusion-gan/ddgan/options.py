@@ -128,6 +128,10 @@ def add_objective_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--discriminator_input", default="x_t", choices=["x_t", "x_0"], help=words)
     words = (
+        "show it each pair rolled by a random number of pixels, which keeps the grid of its strides out of the images"
+    )
+    add("--discriminator_shift", action="store_true", help=words)
+    words = (
         "frequency of each index t in the batches relative to that of t - 1; below 1 favours the last steps of sampling"
     )
     add("--t_decay", type=positive_float, default=1.0, metavar="X", help=words)
@@ -154,7 +158,13 @@ def add_objective_options(parser: argparse.ArgumentParser) -> None:
 
 # What the flags of the objective mean in runs that began before them.
 PUBLISHED_OBJECTIVE: dict[str, Any] = {
-    **{"discriminator_input": "x_t", "gan_loss": "softplus", "penalty": "r1", "t_decay": 1.0},
+    **{
+        "discriminator_input": "x_t",
+        "discriminator_shift": False,
+        "gan_loss": "softplus",
+        "penalty": "r1",
+        "t_decay": 1.0,
+    },
     **{"penalty_estimate": "exact", "reconstruction": "none", "reconstruction_weight": 1.0},
     **{"reconstruction_norm": "l2", "denoiser_fraction": 0.0, "lr_denoiser": 1e-3, "denoiser_warmup": 0.1},
     "denoiser_d_every": 0,

@@ -7,6 +7,8 @@ import torch
 from comparison.replay import Inputs, Outputs
 from torch import Tensor, nn
 
+from ddgan.domain import Domain
+from ddgan.draws import roll
 from ddgan.losses import finite_difference_penalty, r1_penalty, real_loss, reconstruction_loss, relativistic_loss
 from ddgan.meters import HITS
 from ddgan.objective import FINITE_DIFFERENCE, Objective
@@ -22,6 +24,7 @@ class Passes:
     Attributes:
         objective: what the networks are trained for.
         process: on the networks' device.
+        domain: of what is diffused.
         r1_gamma: weight of the gradient penalty.
         autocast_dtype: of the network passes; None for float32.
         generator, discriminator: as the other network's update calls them, perhaps compiled.
@@ -31,6 +34,7 @@ class Passes:
 
     objective: Objective
     process: DenoisingProcess
+    domain: Domain
     r1_gamma: float
     autocast_dtype: torch.dtype | None
     generator: Network
@@ -47,15 +51,21 @@ class Passes:
         with self.autocast(drawn["t"].device):
             return call(drawn["x_t_plus_1"], drawn["t"], drawn["z"], *_labels(drawn))
 
+    def _shown(self, x: Tensor, drawn: Inputs) -> Tensor:
+        """Return how the discriminator sees one half of a pair: as it is, or rolled."""
+        if "shift" not in drawn:
+            return x
+        return self.domain.transform(roll(self.domain.inverse(x), drawn["shift"]))
+
     def _real(self, drawn: Inputs) -> Tensor:
         """Return what the discriminator judges of real images, beside x_{t+1}."""
-        return drawn[self.objective.discriminator_input]
+        return self._shown(drawn[self.objective.discriminator_input], drawn)
 
     def _generated(self, x_0_pred: Tensor, drawn: Inputs) -> Tensor:
         """Return what the discriminator judges of a predicted clean image: itself, or noised by the posterior."""
-        if self.objective.discriminator_input == "x_0":
-            return x_0_pred
-        return self.process.sample_posterior(x_0_pred, drawn["x_t_plus_1"], drawn["t"], drawn["posterior"])
+        if self.objective.discriminator_input == "x_t":
+            x_0_pred = self.process.sample_posterior(x_0_pred, drawn["x_t_plus_1"], drawn["t"], drawn["posterior"])
+        return self._shown(x_0_pred, drawn)
 
     def discriminator_total(self, losses: Inputs) -> Tensor:
         """Return what the discriminator minimises: its loss and the penalties, where they were due."""
@@ -64,7 +74,7 @@ class Passes:
 
     def discriminator_losses(self, drawn: Inputs, due: bool) -> Outputs:
         """Return loss_d with its terms, the penalties if they are due, and hits; see `Trainer.update`."""
-        t, x_t_plus_1, labels = drawn["t"], drawn["x_t_plus_1"], _labels(drawn)
+        t, x_t_plus_1, labels = drawn["t"], self._shown(drawn["x_t_plus_1"], drawn), _labels(drawn)
         real = self._real(drawn)
         with torch.no_grad():
             fake = self._generated(self._predict(self.generator, drawn), drawn)
@@ -82,7 +92,7 @@ class Passes:
                 with self.autocast(drawn["t"].device):
                     logits_fake = self.shared_discriminator(fake, t, x_t_plus_1, *labels)
         elif due:
-            losses, logits_real, logits_fake = self._finite_difference_penalties(real, fake, drawn)
+            losses, logits_real, logits_fake = self._finite_difference_penalties(real, fake, x_t_plus_1, drawn)
         else:
             twice = (torch.cat([value, value]) for value in (t, x_t_plus_1, *labels))
             with self.autocast(drawn["t"].device):
@@ -93,7 +103,7 @@ class Passes:
         return losses
 
     def _finite_difference_penalties(
-        self, real: Tensor, fake: Tensor, drawn: Inputs
+        self, real: Tensor, fake: Tensor, x_t_plus_1: Tensor, drawn: Inputs
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the penalties and the logits of real and generated inputs, from one pass in float32.
 
@@ -102,7 +112,7 @@ class Passes:
         sides = [real, fake] if self.objective.penalty == "r1r2" else [real]
         moved = [side + FINITE_DIFFERENCE * noise for side, noise in zip(sides, drawn["penalty"], strict=False)]
         parts = [real, fake, *moved]
-        repeated = (torch.cat([value] * len(parts)) for value in (drawn["t"], drawn["x_t_plus_1"], *_labels(drawn)))
+        repeated = (torch.cat([value] * len(parts)) for value in (drawn["t"], x_t_plus_1, *_labels(drawn)))
         logits = self.shared_discriminator(torch.cat(parts), *repeated, parts=len(parts)).chunk(len(parts))
         pairs = zip(("r1", "r2"), logits[:2], logits[2:], strict=False)
         penalties = {name: finite_difference_penalty(here, there, FINITE_DIFFERENCE) for name, here, there in pairs}
@@ -111,7 +121,7 @@ class Passes:
     def generator_losses(self, drawn: Inputs) -> tuple[Tensor, Outputs]:
         """Return what the generator minimises, and its terms without gradients."""
         x_0_pred = self._predict(self.shared_generator, drawn)
-        pair = (drawn["t"], drawn["x_t_plus_1"], *_labels(drawn))
+        pair = (drawn["t"], self._shown(drawn["x_t_plus_1"], drawn), *_labels(drawn))
         with self.autocast(drawn["t"].device):
             logits = self.discriminator(self._generated(x_0_pred, drawn), *pair)
             if self.objective.gan_loss == "relativistic":

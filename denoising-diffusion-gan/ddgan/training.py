@@ -12,7 +12,7 @@ from comparison.replay import Inputs, Outputs, Recorder, Replay, Work
 from torch import Tensor, nn
 
 from ddgan.distributed import Place, local_gradients, share_gradients
-from ddgan.domain import Domain
+from ddgan.domain import PIXELS, Domain
 from ddgan.draws import Batch, PairNoise, penalty_noise
 from ddgan.ema import Ema
 from ddgan.meters import HITS
@@ -97,7 +97,8 @@ class Trainer:
         self.generator, self.discriminator, self.process, self.ema = generator, discriminator, process, ema
         self.place = place
         self.seed, self.nz, self.r1_gamma, self.lazy_reg = seed, nz, r1_gamma, lazy_reg
-        self.objective, self.t_decay, self.domain = objective, t_decay, domain
+        self.objective, self.t_decay = objective, t_decay
+        self.domain = domain or PIXELS
         self.lr_g, self.lr_d, self.lr_denoiser = lr_g, lr_d, lr_denoiser
         self.denoiser_d_every = denoiser_d_every
         self.autocast_dtype = autocast_dtype
@@ -107,6 +108,7 @@ class Trainer:
         self._passes = Passes(
             objective,
             process,
+            self.domain,
             r1_gamma,
             autocast_dtype,
             generator=_callable(generator, compile_backend),
@@ -168,8 +170,7 @@ class Trainer:
         """
         if isinstance(micro_batches, Tensor):
             micro_batches = [Batch(micro_batches, None, step)]
-        if self.domain is not None:
-            micro_batches = [batch._replace(x_0=self.domain.transform(batch.x_0)) for batch in micro_batches]
+        micro_batches = [batch._replace(x_0=self.domain.transform(batch.x_0)) for batch in micro_batches]
         several = [self.place.rank] if self.place.world_size > 1 else []
         rng.seed_default(self.seed, step, "dropout", *several)
         every = self.denoiser_d_every
@@ -201,6 +202,11 @@ class Trainer:
         noise, x_t, x_t_plus_1 = self._draw(batch, half)
         drawn = {"t": noise.t, "z": noise.z, "posterior": noise.posterior, "x_t": x_t, "x_t_plus_1": x_t_plus_1}
         drawn["x_0"] = batch.x_0
+        if self.objective.discriminator_shift:
+            key = (self.seed, batch.micro_step, half, "shift")
+            pixels = self.domain.inverse(batch.x_0[:1]).shape[2]
+            shape, rows = (self._joint(batch.x_0)[0], 2), self.place.rows(len(batch.x_0))
+            drawn["shift"] = rng.randint(pixels, shape, *key, device=batch.x_0.device, rows=rows)
         return drawn if batch.labels is None else {**drawn, "labels": batch.labels}
 
     def _discriminator_inputs(self, batch: Batch, due: bool) -> Outputs:

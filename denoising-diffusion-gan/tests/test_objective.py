@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,43 @@ def test_the_discriminator_judges_what_the_flag_says(given):
         expected = trainer.process.sample_posterior(predicted, x_t_plus_1, noise.t, noise.posterior)
         assert torch.equal(real, x_t)
         assert torch.equal(fake, expected)
+
+
+@pytest.mark.parametrize("name", ["pixel", "patch", "haar"])
+def test_a_shifted_pair_is_rolled_as_pixels_and_as_one(name):
+    domain = Domain(name, 3, 16, 2.0)
+    trainer = closed_form_trainer(discriminator_input="x_t", discriminator_shift=True)
+    trainer.domain, trainer._passes = domain, replace(trainer._passes, domain=domain)
+    trainer.update(images(), 1)
+    batch = Batch(domain.transform(images()), None, 1)
+    for half, calls in (("d", trainer.discriminator.seen[:2]), ("g", trainer.discriminator.seen[2:])):
+        drawn = trainer._inputs(batch, half)
+        shift = drawn["shift"]
+        assert shift.shape == (8, 2)
+        assert set(shift.flatten().tolist()) <= set(range(16))
+        assert len(shift.unique(dim=0)) > 4
+        fake = trainer.process.sample_posterior(
+            torch.full_like(batch.x_0, 0.25), drawn["x_t_plus_1"], drawn["t"], drawn["posterior"]
+        )
+        sides = [drawn["x_t"], fake] if half == "d" else [fake]
+        for (seen, condition), side in zip(calls, sides, strict=True):
+            torch.testing.assert_close(seen, rolled(side, shift, domain))
+            torch.testing.assert_close(condition, rolled(drawn["x_t_plus_1"], shift, domain))
+
+
+def rolled(x, shift, domain):
+    pairs = zip(domain.inverse(x), shift.tolist(), strict=True)
+    return domain.transform(torch.stack([image.roll(both, (1, 2)) for image, both in pairs]))
+
+
+def test_a_shift_changes_nothing_for_a_discriminator_that_does_not_see_it():
+    settings = {"discriminator_input": "x_0", "reconstruction": "constant"}
+    plain, shifted = (closed_form_trainer(discriminator_shift=on, **settings) for on in (False, True))
+    phase = Phase(False, 3.0)
+    for step in (0, 1):
+        before, after = (trainer.update(images(), step, phase) for trainer in (plain, shifted))
+        for name, value in before.items():
+            torch.testing.assert_close(after[name], value)
 
 
 def test_the_optimum_of_x_0_and_of_x_t_leads_to_the_same_x_t():
@@ -262,6 +300,7 @@ def test_an_update_in_haar_coefficients_is_that_of_the_coefficients():
 FLAGS = [
     "--discriminator",
     "plain",
+    "--discriminator_shift",
     "--discriminator_input",
     "x_0",
     "--denoiser_fraction",

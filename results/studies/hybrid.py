@@ -1,13 +1,13 @@
 """Study: why the hybrid is hard to train, and what lifts it: each part of the recipe with and without the others.
 
   python results/studies/hybrid.py --plan
-  python results/studies/hybrid.py --seconds 150 --seeds 3
+  python results/studies/hybrid.py --seconds 150 --seeds 3 --longer 3,9
 
 Trains DDGAN for the same --seconds with the discriminator judging x_t, as published, or x_0; with the generator
 trained as a denoiser first and kept near it by a reconstruction term, or by the adversarial loss alone; on pixels or
 their Haar coefficients. Two more cells are the preset as it is, and its generator trained as a denoiser alone. All
-else is the preset's. A call that was cut short goes on when it is repeated. Writes README.md, study.json and hybrid.png
-into results/studies/hybrid/.
+else is the preset's. --longer trains these two with seed 0 for multiples of the time as well. A call that was cut short
+goes on when it is repeated. Writes README.md, study.json, hybrid.png and time.png into results/studies/hybrid/.
 
 The parts: Xiao et al. 2022 (x_t), Phung et al. 2023 (reconstruction, Haar), see denoising-diffusion-gan/README.md.
 """
@@ -26,6 +26,7 @@ MODEL = "denoising-diffusion-gan"
 IMAGE_SIZE = 32
 INPUTS, RECONSTRUCTIONS, DOMAINS = ("x_t", "x_0"), ("none", "decay"), ("pixel", "haar")
 WHOLE, ALONE = "preset", "denoiser"  # cells without further parts
+LONGER = "@"  # before the multiple of the time in the name of a longer training
 DETAIL_SCALE = "2"  # of the Haar coefficients, whose details are small
 COLOURS = {
     ("x_t", "none"): "#D55E00",
@@ -40,7 +41,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.make_parser(__doc__)
     studies.add_options(parser, seconds=150, num_samples=1000)
+    words = "multiples of --seconds for which the preset and its denoiser alone are trained too"
+    parser.add_argument("--longer", type=multiples, default=(), metavar="K,K", help=words)
     return parser.parse_args(argv)
+
+
+def multiples(text: str) -> tuple[int, ...]:
+    """Read whole numbers from 2, divided by commas, an argparse type."""
+    found = tuple(sorted({cli.positive_int(part) for part in text.split(",")}))
+    if 1 in found:
+        raise argparse.ArgumentTypeError(f"must be whole numbers of at least 2, divided by commas, not {text}")
+    return found
 
 
 def main(args: argparse.Namespace) -> None:
@@ -58,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         return
     cells = []
     for number, job in enumerate(jobs, start=1):
-        for seed in range(args.seeds):
+        for seed in range(1 if LONGER in job.name else args.seeds):
             cells.append(run_cell(lab, args, job.name, seed))
             facts = cells[-1]["training"]
             print(f"[{number}/{len(jobs)}] {job.name}, seed {seed}: {facts['steps']:,} updates", flush=True)
@@ -70,11 +81,18 @@ def plan(args: argparse.Namespace) -> list[Job]:
     """Return a cell for each combination and two more, with what its trainings of all seeds cost."""
     seconds = studies.START_SECONDS + args.seconds + studies.drawing_seconds(MODEL, args.num_samples, 4)
     names = ["-".join(parts) for parts in product(DOMAINS, INPUTS, RECONSTRUCTIONS)] + [WHOLE, ALONE]
-    return [Job(name, words(name), args.seeds * seconds) for name in names]
+    jobs = [Job(name, words(name), args.seeds * seconds) for name in names]
+    for times, name in product(args.longer, (WHOLE, ALONE)):
+        longer = f"{name}{LONGER}{times}"
+        jobs.append(Job(longer, words(longer), seconds + (times - 1) * args.seconds))
+    return jobs
 
 
 def words(name: str) -> str:
     """Say what a cell is."""
+    name, _, times = name.partition(LONGER)
+    if times:
+        return f"{words(name)}, {times} times as long"
     if name in (WHOLE, ALONE):
         return "the preset" if name == WHOLE else "its denoiser alone"
     domain, judged, reconstruction = name.split("-")
@@ -82,7 +100,8 @@ def words(name: str) -> str:
 
 
 def cell_flags(name: str) -> list[str]:
-    """Return what distinguishes a cell from the preset."""
+    """Return what distinguishes a cell from the preset, but for its time."""
+    name = name.partition(LONGER)[0]
     if name in (WHOLE, ALONE):
         return [] if name == WHOLE else ["--denoiser_fraction", "1", "--denoiser_d_every", "0"]
     domain, judged, reconstruction = name.split("-")
@@ -97,7 +116,8 @@ def run_cell(lab: Lab, args: argparse.Namespace, name: str, seed: int) -> dict[s
     folder = lab.folder(MODEL, f"{name}-s{seed}")
     common = ["--seed", str(seed), "--precision", args.precision]
     flags = ["--image_size", str(IMAGE_SIZE), *cell_flags(name), *common]
-    config = studies.train(lab, MODEL, folder, ["--max_seconds", f"{args.seconds:g}"], flags)
+    seconds = args.seconds * int(name.partition(LONGER)[2] or 1)
+    config = studies.train(lab, MODEL, folder, ["--max_seconds", f"{seconds:g}"], flags)
     place = folder / "settings" / "default"
     drawn = studies.draw(lab, MODEL, folder, place, [*common, "--num_samples", str(args.num_samples)])
     facts = {key: drawn[key] for key in ("nfe", "seconds_per_image", "sampler", "batch_size")}
@@ -133,7 +153,7 @@ def accuracies(study: dict[str, Any], name: str) -> list[float]:
 
 def sentences(study: dict[str, Any]) -> list[str]:
     """Return what each part of the recipe changes with the others held, and whether the hybrid beats its denoiser."""
-    rows = {row["name"]: row for row in study_pages.pooled(study)}
+    rows = {row["name"]: row for row in study_pages.pooled(study) if LONGER not in row["name"]}
     said = []
     factors = {
         "the discriminator's input x_0 in place of x_t": (INPUTS, "{domain}-{}-{reconstruction}"),
@@ -170,10 +190,43 @@ def sentences(study: dict[str, Any]) -> list[str]:
     return [line if line.endswith(".") else f"{line}." for line in said if line]
 
 
+def by_time(study: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the preset and of its denoiser alone, each by the seconds of training."""
+    rows = [row for row in study_pages.pooled(study) if row["name"].partition(LONGER)[0] in (WHOLE, ALONE)]
+    rows.sort(key=lambda row: row["training"]["seconds"])
+    return {name: [row for row in rows if row["name"].partition(LONGER)[0] == name] for name in (WHOLE, ALONE)}
+
+
+def crossing(study: dict[str, Any]) -> list[str]:
+    """Return for each metric after which times of training the hybrid is better than its denoiser alone."""
+    said = []
+    pairs = [
+        (hybrid, alone)
+        for hybrid in by_time(study)[WHOLE]
+        for alone in by_time(study)[ALONE]
+        if hybrid["name"].partition(LONGER)[2] == alone["name"].partition(LONGER)[2]
+    ]
+    for name in SHOWN:
+        told = []
+        for hybrid, alone in pairs:
+            if name not in hybrid["metrics"] or name not in alone["metrics"]:
+                continue
+            a, b = hybrid["metrics"][name], alone["metrics"][name]
+            better = (a["value"] < b["value"]) == (tables.METRICS[name][1] == "lower")
+            verdict = ("better" if better else "worse") if tables.apart(a, b) else "not distinguishable"
+            told.append(f"{verdict} after {tables.seconds(hybrid['training']['seconds'])}")
+        if told:
+            said.append(f"{tables.METRICS[name][0]}: the hybrid is {tables.listed(told)}.")
+    return said
+
+
 def page(study: dict[str, Any]) -> str:
     """Return README.md."""
-    rows, options = study_pages.pooled(study), study["options"]
-    accuracy = {row["name"]: " ".join(f"{value:.2f}" for value in accuracies(study, row["name"])) for row in rows}
+    options = study["options"]
+    every = study_pages.pooled(study)
+    rows = [row for row in every if LONGER not in row["name"]]
+    longer = by_time(study) if len(rows) < len(every) else {}
+    accuracy = {row["name"]: " ".join(f"{value:.2f}" for value in accuracies(study, row["name"])) for row in every}
     extra = {
         "updates": lambda row: tables.count(row["training"]["steps"]),
         "D right at t = 0, 1, ...": lambda row: accuracy[row["name"]] or tables.MISSING,
@@ -193,17 +246,24 @@ def page(study: dict[str, Any]) -> str:
         "![Frechet distance, modes and the discriminator's accuracy of each cell](hybrid.png)",
         "## Numbers",
         study_pages.score_table(rows, study["anchors"]["floor"], extra),
+        "## With more time" if longer else None,
+        crossing(study) if longer else None,
+        "![Frechet distance and modes against the seconds of training](time.png)" if longer else None,
+        study_pages.score_table([*longer[WHOLE], *longer[ALONE]], None, extra) if longer else None,
         "## Left out" if study["left_out"] else None,
         [f"{item['name']}: {item['reason']}." for item in study["left_out"]],
     )
 
 
 def draw_pictures(study: dict[str, Any], out: Any) -> None:
-    """Draw hybrid.png: a bar for each cell and metric, and the discriminator's accuracy against t."""
+    """Draw hybrid.png, a bar for each cell and metric and the discriminator's accuracy against t, and time.png."""
     from comparison.plots import DPI, save, tidy
     from matplotlib.figure import Figure
 
-    rows = study_pages.pooled(study)[::-1]
+    every = study_pages.pooled(study)[::-1]
+    rows = [row for row in every if LONGER not in row["name"]]
+    if len(rows) < len(every):
+        draw_times(study, out)
     names = [name for name in SHOWN if all(name in row["metrics"] for row in rows)]
     figure = Figure(figsize=(3.2 + 2.9 * (len(names) + 1), 0.45 * len(rows) + 1.3), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(1, len(names) + 1)
@@ -230,6 +290,18 @@ def draw_pictures(study: dict[str, Any], out: Any) -> None:
     axes.locator_params(axis="x", integer=True)
     tidy(axes)
     save(figure, out / "hybrid.png")
+
+
+def draw_times(study: dict[str, Any], out: Any) -> None:
+    """Draw time.png: each metric of the preset and of its denoiser alone against the seconds of training."""
+    panels: list[dict[str, Any]] = []
+    for name in SHOWN:
+        lines = []
+        for cell, rows in by_time(study).items():
+            points = [(row["training"]["seconds"], row["metrics"][name]) for row in rows if name in row["metrics"]]
+            lines.append({"label": words(cell), "model": MODEL if cell == WHOLE else "", "points": points})
+        panels.append({"x": "training, s", "y": tables.METRICS[name][0], "log": "x", "lines": lines})
+    study_pages.draw_lines(panels, out / "time.png")
 
 
 def colour(name: str) -> str:

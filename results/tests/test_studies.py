@@ -127,7 +127,10 @@ SMALL = {
     "steps": ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan,ddgan-T2"),
     "cost": ("--rounds", 2, "--updates", 2, "--cells", "dcgan-w16-b128-bf16,dcgan-w16-b128-float32"),
     "data": ("--num_samples", 64, "--seconds", 2, "--cells", f"dcgan-10,dcgan-100,dcgan-64px,{SUPER_RESOLUTION}"),
-    "hybrid": ("--num_samples", 64, "--seconds", 2, "--seeds", 2, "--cells", "haar-x_t-decay,haar-x_0-decay,denoiser"),
+    "hybrid": (
+        *("--num_samples", 64, "--seconds", 2, "--seeds", 2, "--longer", "3"),
+        *("--cells", "haar-x_t-decay,haar-x_0-decay,preset,denoiser,preset@3,denoiser@3"),
+    ),
 }
 
 
@@ -363,8 +366,9 @@ def test_cells_of_the_hybrid_differ_in_their_parts_alone_and_are_pooled_over_see
     trained = [dict(pairwise(c)) for c in models.commands if c[0] == studies.TRAIN["denoising-diffusion-gan"]]
     parts = [(v["--domain"], v["--discriminator_input"], v["--reconstruction"], v["--seed"]) for v in trained[:4]]
     assert parts == [("haar", judged, "decay", seed) for judged in ("x_t", "x_0") for seed in "01"]
-    assert [v["--denoiser_fraction"] for v in trained[4:]] == ["1", "1"]
-    assert {value["--max_seconds"] for value in trained} == {"2"}
+    assert [value["--max_seconds"] for value in trained] == ["2"] * 8 + ["6"] * 2
+    alone = [value["--denoiser_fraction"] == "1" for value in trained]
+    assert alone == [False] * 6 + [True] * 2 + [False, True]
     page = (folder / "out" / "README.md").read_text()
     assert "| D sees x_0, denoiser first, haar | 9 | 0.75 0.75 |" in page
     assert "| its denoiser alone | 9 | - |" in page
@@ -372,6 +376,18 @@ def test_cells_of_the_hybrid_differ_in_their_parts_alone_and_are_pooled_over_see
     assert "Against the denoiser: " in page
     assert "over 2 trainings with different seeds (Student's t)" in page
     assert "- pixel-x_t-none: not among --cells." in page
+    assert "(time.png)" in page
+    assert (folder / "out" / "time.png").is_file()
+    verdict = "(better|worse|not distinguishable)"
+    assert re.search(rf"- Frechet: the hybrid is {verdict} after 2 s and {verdict} after 6 s\.", page)
+    assert page.count("| its denoiser alone, 3 times as long | 9 | - |") == 1
+
+
+@pytest.mark.parametrize("words", ["1", "1,3", "0", "x", "3,"])
+def test_longer_trainings_of_the_hybrid_are_multiples_from_two(script, tmp_path, words):
+    result = script(tmp_path, "studies/hybrid.py", "--longer", words, "--plan")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
