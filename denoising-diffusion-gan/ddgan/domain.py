@@ -41,8 +41,8 @@ class Domain:
         self.num_channels = num_channels if name == "pixel" else 4 * num_channels
         self.size = image_size if name == "pixel" else image_size // 2
         scales = torch.tensor([1.0, detail_scale, detail_scale, detail_scale])
-        self._forward = scales[:, None] * HAAR / 2
-        self._inverse = 2 * HAAR.T / scales
+        self._matrices = {"forward": scales[:, None] * HAAR / 2, "inverse": 2 * HAAR.T / scales}
+        self._placed: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Domain":
@@ -67,20 +67,22 @@ class Domain:
         if self.name == "pixel":
             return images
         squares = F.pixel_unshuffle(images, 2)
-        return squares if self.name == "patch" else _mix(squares, self._forward)
+        return squares if self.name == "patch" else self._mix(squares, "forward")
 
     def inverse(self, x: Tensor) -> Tensor:
         """Return the images of what was diffused: the inverse of `transform`, linear for any values."""
         if self.name == "pixel":
             return x
-        return F.pixel_shuffle(x if self.name == "patch" else _mix(x, self._inverse), 2)
+        return F.pixel_shuffle(x if self.name == "patch" else self._mix(x, "inverse"), 2)
+
+    def _mix(self, x: Tensor, direction: str) -> Tensor:
+        """Multiply every four consecutive channels of (N, 4 C, H, W) by a (4, 4) matrix."""
+        key = direction, x.device, x.dtype
+        if key not in self._placed:  # copied once: a CUDA graph cannot record a copy from the CPU
+            self._placed[key] = self._matrices[direction].to(x.device, x.dtype)
+        n, channels, height, width = x.shape
+        bands = x.reshape(n, channels // 4, 4, height, width)
+        return torch.einsum("ij,ncjhw->ncihw", self._placed[key], bands).reshape(x.shape)
 
 
 PIXELS = Domain("pixel", 3, 32)  # of images of any size
-
-
-def _mix(x: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply every four consecutive channels of (N, 4 C, H, W) by a (4, 4) matrix."""
-    n, channels, height, width = x.shape
-    bands = x.reshape(n, channels // 4, 4, height, width)
-    return torch.einsum("ij,ncjhw->ncihw", matrix.to(x.device, x.dtype), bands).reshape(x.shape)
