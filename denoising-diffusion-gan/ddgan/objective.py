@@ -34,8 +34,8 @@ class Objective:
 
     Attributes:
         discriminator_input: "x_t" or "x_0".
-        discriminator_shift: the discriminator sees each pair rolled by a random number of pixels. Its gradient with
-            respect to an image else repeats with the strides of its convolutions, and so do grids in the images.
+        discriminator_shift: the discriminator sees each pair rolled by a random number of pixels. Without it, its
+            gradient with respect to an image repeats with its strides, which may show as a grid in the samples.
         gan_loss: "softplus", the non-saturating loss of each logit, or "relativistic", of pairs of them.
         penalty: "r1", the squared gradient norm on real inputs, or "r1r2", on generated ones as well.
         penalty_estimate: "exact", by a second derivative, or "finite", by finite differences.

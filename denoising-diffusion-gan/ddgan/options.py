@@ -127,9 +127,7 @@ def add_objective_options(parser: argparse.ArgumentParser) -> None:
         "the discriminator judges x_t, as published, or the clean image before the posterior's noise, beside x_{t+1}"
     )
     add("--discriminator_input", default="x_t", choices=["x_t", "x_0"], help=words)
-    words = (
-        "show it each pair rolled by a random number of pixels, which keeps the grid of its strides out of the images"
-    )
+    words = "show it each pair rolled by a random number of pixels, against grids with the period of its strides"
     add("--discriminator_shift", action="store_true", help=words)
     words = (
         "frequency of each index t in the batches relative to that of t - 1; below 1 favours the last steps of sampling"

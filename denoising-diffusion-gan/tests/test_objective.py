@@ -12,6 +12,7 @@ import train_ddgan
 from comparison.runs import load_torch, read_progress
 from ddgan.checkpoints import seeded_networks
 from ddgan.discriminator import PlainDiscriminator
+from ddgan.distributed import Place
 from ddgan.domain import Domain
 from ddgan.draws import Batch, PairNoise
 from ddgan.ema import Ema
@@ -111,6 +112,17 @@ def test_a_shifted_pair_is_rolled_as_pixels_and_as_one(name):
 def rolled(x, shift, domain):
     pairs = zip(domain.inverse(x), shift.tolist(), strict=True)
     return domain.transform(torch.stack([image.roll(both, (1, 2)) for image, both in pairs]))
+
+
+def test_shifts_of_each_process_are_its_rows_of_the_joint_batch():
+    trainer = closed_form_trainer(discriminator_shift=True)
+    joint = trainer._inputs(Batch(images(8), None, 3), "d")["shift"]
+    for rank in (0, 1):
+        trainer.place = Place(rank=rank, world_size=2)
+        part = trainer._inputs(Batch(images(4), None, 3), "d")["shift"]
+        assert torch.equal(part, joint[4 * rank : 4 * rank + 4])
+    trainer.place = Place()
+    assert not torch.equal(joint, trainer._inputs(Batch(images(8), None, 3), "g")["shift"])
 
 
 def test_a_shift_changes_nothing_for_a_discriminator_that_does_not_see_it():
