@@ -8,11 +8,11 @@ average and range instead, for trainings that differ in the seed. Writes one PNG
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from comparison.cli import UserError, local_path, make_parser, positive_int, run
 from comparison.curves import running_mean
+from comparison.files import atomic
 from comparison.runs import read_progress
 from ddgan.options import run_folder
 
@@ -122,9 +122,8 @@ def draw(rows: dict[Path, list[dict[str, float]]], smooth: int, also: list[str],
     panels[0][0].legend(frameon=False, fontsize=8)
     panels[-1][0].set_xlabel("training images seen")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    FigureCanvasAgg(figure).print_png(temporary)
-    os.replace(temporary, out)
+    with atomic(out) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def draw_each(axes, curves: dict[str, tuple[Curve, Curve]], colour: str, label: str) -> None:

@@ -128,14 +128,14 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
     source = ImageSource(generator, config, args.seed, device, args.precision, only, not args.no_cuda_graph, args.eta)
     common = {"image_size": config["image_size"], "device": device, "facts": source.describe(path)}
     if args.benchmark:
-        from comparison.timing import write_benchmark
+        from comparison.sampling.timing import write_benchmark
 
         options = {**common, "min_seconds": args.benchmark_seconds}
         write_benchmark(out.parent / "timing.json", source.draw, [source.network], source.evaluate, **options)
         return 0
 
     from comparison.runs import trained_facts
-    from comparison.sampling import draw_samples
+    from comparison.sampling.draw import draw_samples
 
     count = image_count(args)
     labels = source.labels(range(count))
@@ -158,15 +158,17 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
 
 def finish(args: argparse.Namespace, out: Path, source: "ImageSource", real: str) -> None:
     """Tell what was drawn, write what else was asked for, and score."""
-    from ddgan.drawing import announce, score, write_contact_sheet, write_pngs
+    from comparison.png import write_pngs
+    from ddgan.drawing import announce, score, write_contact_sheet
 
     announce(out)
     if args.interpolation:
-        from comparison.interpolation import draw_interpolation
+        from comparison.sampling.interpolation import draw_interpolation
 
         draw_interpolation(out.parent, source.draw_walk, latent="x_T", sampler=source.sampler)
     if args.png_dir:
-        write_pngs(out, args.png_dir)
+        write_pngs(out, args.png_dir, digits=5)
+        print(f"{args.png_dir}: {args.num_samples} PNGs")
     if args.contact_sheet:
         write_contact_sheet(out.parent / "samples.png", args.contact_sheet)
     if args.compute_fid:

@@ -17,8 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from comparison import cli, study_pages
-from comparison.runs import git_commit, read_json, versions, write_json
+from comparison import cli
+from comparison.files import read_json, write_json
+from comparison.report import study_page
+from comparison.runs import git_commit, versions
 from comparison.studies import SCHEMA
 from ddgan.options import below_one
 from ddgan.toy_page import STUDY, draw_pictures, page
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         limit = " < 1" if args.use_geometric else ""
         raise cli.UserError(f"--beta_min {low:g}, --beta_max {high:g}: beta_min < beta_max{limit} must hold")
     if args.page:
-        study_pages.rewrite(out, STUDY, page, draw_pictures)
+        study_page.rewrite(out, STUDY, page, draw_pictures)
         return
     plan = [(t, args.seed + k) for t in sorted(set(args.num_timesteps)) for k in range(args.seeds)]
     cells = []
@@ -96,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     study = {"schema": SCHEMA, "study": STUDY, "options": options, "real": real_points(args), "cells": cells}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "study.json", study)
-    study_pages.rewrite(out, STUDY, page, draw_pictures)
+    study_page.rewrite(out, STUDY, page, draw_pictures)
 
 
 def run_cell(timesteps: int, seed: int, args: argparse.Namespace, runs: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comparison.budget import Budget, Clock, StopSignal
 from comparison.cli import (
     UserError,
     add_run_options,
@@ -23,9 +22,10 @@ from comparison.cli import (
     positive_float,
     positive_int,
 )
+from comparison.data.sources import KINDS, check_source
 from comparison.runs import Run
 from comparison.schedule import DECAYS, Schedule, add_schedule_options
-from comparison.sources import KINDS, check_source
+from comparison.training import Budget, Clock, StopSignal
 from ddgan.distributed import Place, agree, check_same, check_same_flags, find_place, group, worker_device
 from ddgan.files import RunFiles
 from ddgan.launching import launch, run
@@ -46,10 +46,10 @@ from ddgan.setup import build_trainer, class_facts, objective_of, open_batches, 
 from ddgan.windows import Windows
 
 if TYPE_CHECKING:
-    from comparison.batches import BatchStream
-    from comparison.files import FileSet
-    from comparison.images import ImageSet
-    from comparison.streaming import FileStream
+    from comparison.data.batches import BatchStream
+    from comparison.data.folders import FileSet
+    from comparison.data.images import ImageSet
+    from comparison.data.streaming import FileStream
     from ddgan.training import Trainer
 
 SPEED_OPTIONS = ("compile", "no_cuda_graph")

@@ -30,7 +30,7 @@ import test_ddgan
 import train_ddgan
 from comparison import cli, studies
 from comparison.cli import UserError
-from comparison.sources import check_source
+from comparison.data.sources import check_source
 from ddgan.options import MODEL, check_architecture
 from ddgan.tuning import SPACE, Knob, Search, make_space, require_optuna
 from ddgan.tuning_page import rewrite_pages

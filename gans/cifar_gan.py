@@ -16,10 +16,11 @@ import argparse
 from pathlib import Path
 
 from comparison import cli
-from comparison.budget import Budget, Clock, StopSignal
-from comparison.runs import Run, newest
+from comparison.checkpoints import newest
+from comparison.data.sources import check_source, source_name
+from comparison.runs import Run
 from comparison.schedule import Schedule
-from comparison.sources import check_source, source_name
+from comparison.training import Budget, Clock, StopSignal
 from gan import options as gan_options
 from gan.files import CHECKPOINTS, MODEL, is_drawn, sampled_checkpoint
 
@@ -66,11 +67,11 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
         0, or 130 when Ctrl-C asked to stop; a checkpoint is written in both cases.
     """
     from comparison import rng
-    from comparison.batches import BatchStream
+    from comparison.data.batches import BatchStream
+    from comparison.data.held_out import load_data, test_split
     from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
+    from comparison.gpu.replay import cuda_graph
     from comparison.progress import bar
-    from comparison.replay import cuda_graph
-    from gan.data import load_data, test_split
     from gan.diagnosis import Probe, Scorer
     from gan.distributed import agree, local_device
     from gan.record import Recorder

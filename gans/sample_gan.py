@@ -61,10 +61,10 @@ def main(args: argparse.Namespace) -> None:
         sample_checkpoint(checkpoint, out, **samples, **network, **device)
         print(f"{args.num_samples} images in {out}")
     if args.out_dir:
-        from gan.sampling import write_pngs
+        from comparison.png import write_pngs
 
         args.out_dir.mkdir(parents=True, exist_ok=True)
-        write_pngs(out, args.out_dir)
+        write_pngs(out, args.out_dir, digits=6)
 
 
 def refuse_other_pngs(folder: Path, num_samples: int) -> None:

@@ -24,7 +24,8 @@ from typing import Any
 
 import study_cells
 import study_text
-from comparison import cli, studies, study_pages
+from comparison import cli, studies
+from comparison.report import study_page
 from comparison.studies import Lab
 from study_cells import PHOTOS, STUDIES, Cell
 
@@ -112,9 +113,9 @@ def write(lab: Lab, name: str, study: dict[str, Any] | None = None) -> None:
 
     place = replace(lab, study=f"gan-{name}", out=lab.out / f"gan-{name}")
     if study is None:
-        study_pages.rewrite(place.out, place.study, study_text.page, study_pictures.DRAW[name])
+        study_page.rewrite(place.out, place.study, study_text.page, study_pictures.DRAW[name])
     else:
-        study_pages.write(place, study, study_text.page, study_pictures.DRAW[name])
+        study_page.write(place, study, study_text.page, study_pictures.DRAW[name])
 
 
 if __name__ == "__main__":

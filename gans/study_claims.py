@@ -7,9 +7,9 @@ numbers are missing is left out.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from comparison import tables
-from comparison.tables import listed
-from comparison.tradeoffs import QUALITY
+from comparison import formatting
+from comparison.formatting import listed
+from comparison.report.tradeoffs import QUALITY
 from study_cells import LABELS, MODE_COUNTS, PERCENTS, PHOTOS, PRESETS, SHAPES
 
 Row = Mapping[str, Any]
@@ -33,7 +33,7 @@ def claim(expected: str, found: str, holds: bool | None) -> str:
 
 def below(low: Entry | None, high: Entry | None) -> bool | None:
     """Tell whether one entry is below another; None where an interval is missing or the intervals do not decide."""
-    if not low or not high or "interval" not in low or "interval" not in high or not tables.apart(low, high):
+    if not low or not high or "interval" not in low or "interval" not in high or not formatting.apart(low, high):
         return None
     return bool(low["value"] < high["value"])
 
@@ -46,7 +46,7 @@ def at_source(rows: Sequence[Row], source: str) -> dict[str, Row]:
 def named(name: str, mine: Mapping[str, Row], variants: Sequence[str] = PRESETS) -> str:
     """List a metric of several variants."""
     known = [v for v in variants if v in mine and name in mine[v]["metrics"]]
-    return listed([f"{LABELS[v]} {tables.metric(name, mine[v]['metrics'][name])}" for v in known])
+    return listed([f"{LABELS[v]} {formatting.metric(name, mine[v]['metrics'][name])}" for v in known])
 
 
 def said_of(source: str, data_name: str) -> str:
@@ -99,7 +99,7 @@ def detector(cells: Sequence[Row], source: str, where: str) -> str:
         mine = [c for c in cells if c["source"] == source and c["variant"] == preset and c.get("along")]
         fallen = [c["along"]["collapsed_at"] for c in mine if c["along"]["collapsed_at"] is not None]
         counts.append(len(fallen))
-        when = f" (first after {tables.count(min(fallen))} images)" if fallen else ""
+        when = f" (first after {formatting.count(min(fallen))} images)" if fallen else ""
         told.append(f"{len(fallen)} of {len(mine)} of {LABELS[preset]}{when}")
     plain, plus = counts
     return claim(
@@ -120,7 +120,7 @@ def collapse(rows: Sequence[Row], floors: Mapping[str, Row], data_name: str) -> 
         said.append(
             claim(
                 "DCGAN leaves modes out (99 of 1,000 on StackedMNIST in Srivastava et al. 2017)",
-                f"on shapes {named(name, shapes, ['dcgan'])}, as many real images {tables.metric(name, floor)}",
+                f"on shapes {named(name, shapes, ['dcgan'])}, as many real images {formatting.metric(name, floor)}",
                 below(plain, floor),
             )
         )
@@ -140,7 +140,7 @@ def collapse(rows: Sequence[Row], floors: Mapping[str, Row], data_name: str) -> 
             claim(
                 f"DCGAN's {name} is low (StudioGAN's benchmark on CIFAR-10, other features: {published}) and the cured "
                 "GAN's higher",
-                f"on {data_name} {named(name, photos)}, real images {tables.metric(name, floors[PHOTOS][name])}",
+                f"on {data_name} {named(name, photos)}, real images {formatting.metric(name, floors[PHOTOS][name])}",
                 below(plain, plus),
             )
         )
@@ -187,8 +187,8 @@ def modes(rows: Sequence[Row]) -> list[str]:
 
 def _early(label: str, row: Row) -> str:
     """Say that a model draws no figures yet."""
-    shown = tables.metric("modes_matched", row["metrics"]["modes_matched"])
-    seen = tables.count(row["training"]["images_seen"])
+    shown = formatting.metric("modes_matched", row["metrics"]["modes_matched"])
+    seen = formatting.count(row["training"]["images_seen"])
     return (
         f"{label} shows a mode in {shown} of its images even where there are {MODE_COUNTS[0]}: after {seen} training "
         "images it is too early to say anything of their number."
@@ -197,7 +197,7 @@ def _early(label: str, row: Row) -> str:
 
 def as_share(entry: Entry) -> str:
     """Write a share with its interval in per cent."""
-    return f"{tables.with_error(100 * entry['value'], 100 * tables.half_width(entry))}%"
+    return f"{formatting.with_error(100 * entry['value'], 100 * formatting.half_width(entry))}%"
 
 
 def overfitting(rows: Sequence[Row]) -> list[str]:
@@ -222,7 +222,7 @@ def overfitting(rows: Sequence[Row]) -> list[str]:
         pair = [known.get((percent, augment)) for augment in (True, False)]
         if pair[0] and pair[1]:
             entries = [row["metrics"][QUALITY] for row in pair if row]
-            told = f"{tables.metric(QUALITY, entries[1])} without, {tables.metric(QUALITY, entries[0])} with it"
+            told = f"{formatting.metric(QUALITY, entries[1])} without, {formatting.metric(QUALITY, entries[0])} with it"
             was = f"BigGAN's FID from {published[percent]} in Zhao et al. 2020"
             said.append(claim(f"at {percent}% DiffAugment lowers the distance ({was})", told, below(*entries)))
     said.append(_copies(rows))
@@ -233,7 +233,9 @@ def _gaps(expected: str, known: Mapping[Any, Row], pair: Sequence[Any]) -> str |
     entries = [(known.get(key) or {}).get("gap") for key in pair]
     if not all(entries):
         return None
-    told = listed([f"{known[key]['label']} {tables.metric('gap', e)}" for key, e in zip(pair, entries, strict=True)])
+    told = listed(
+        [f"{known[key]['label']} {formatting.metric('gap', e)}" for key, e in zip(pair, entries, strict=True)]
+    )
     return claim(expected, told, below(entries[0], entries[1]))
 
 
@@ -243,8 +245,8 @@ def _copies(rows: Sequence[Row]) -> str | None:
         return None
     more = [row for row in judged if below(row["held_out"], row["metrics"]["memorised"])]
     told = [
-        f"{row['label']} ({tables.metric('memorised', row['metrics']['memorised'])}, held-out images "
-        f"{tables.metric('memorised', row['held_out'])})"
+        f"{row['label']} ({formatting.metric('memorised', row['metrics']['memorised'])}, held-out images "
+        f"{formatting.metric('memorised', row['held_out'])})"
         for row in more
     ]
     found = f"more than held-out images do in {listed(told)}" if more else "nowhere more often than held-out images do"

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import tables
-from comparison.plots import COLOURS, CONTROL, DPI, INK, SPARE, save, tidy
-from comparison.study_pages import pooled
-from comparison.tradeoffs import QUALITY
+from comparison import formatting
+from comparison.report.plots import COLOURS, CONTROL, DPI, INK, SPARE, save, tidy
+from comparison.report.study_page import pooled
+from comparison.report.tradeoffs import QUALITY
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study_cells import LABELS, PERCENTS, PHOTOS, SHAPES
@@ -208,7 +208,7 @@ def _plain_log(axes: Axes) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: tables.plain(value))
+    axes.yaxis.set_major_formatter(lambda value, _: formatting.plain(value))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

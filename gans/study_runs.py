@@ -10,10 +10,11 @@ from typing import Any
 
 import study_cells
 from comparison import studies
+from comparison.checkpoints import newest
 from comparison.cli import UserError
-from comparison.runs import newest, read_progress
+from comparison.report.tradeoffs import QUALITY
+from comparison.runs import read_progress
 from comparison.studies import Lab
-from comparison.tradeoffs import QUALITY
 from gan.files import BEST
 from study_cells import PERCENTS, PHOTOS, Cell
 
@@ -29,7 +30,7 @@ def count_photos(lab: Lab, image_size: int) -> int:
     Raises:
         UserError: too few for the smallest share.
     """
-    from gan.data import load_data
+    from comparison.data.held_out import load_data
 
     total = len(load_data(lab.data, image_size, 0, study_cells.HELD_OUT)[0])
     if total * min(PERCENTS) // 100 < LEAST_IMAGES:
@@ -142,12 +143,12 @@ def add_copies(lab: Lab, cells: Sequence[Found], args: argparse.Namespace, total
 
     The floor, `held_out`, is the same share of real images that the training did not see.
     """
-    from comparison import features
-    from comparison.evaluation import find_samples
-    from comparison.images import load_npz
-    from comparison.neighbours import memorised, nearest_training
-    from comparison.reference import Reference
-    from gan.data import load_data
+    from comparison.data.held_out import load_data
+    from comparison.data.images import load_npz
+    from comparison.scores import features
+    from comparison.scores.evaluation import find_samples
+    from comparison.scores.neighbours import memorised, nearest_training
+    from comparison.scores.reference import Reference
 
     reference = Reference.load(lab.data, args.image_size, args.num_samples, 0, "auto")
     known: dict[int, Any] = {}

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import study_claims
-from comparison import study_pages, tables
-from comparison.study_pages import pooled
+from comparison import formatting
+from comparison.report import study_page
+from comparison.report.study_page import pooled
 from study_cells import PHOTOS
 
 Row = Mapping[str, Any]
@@ -41,9 +42,9 @@ def page(study: Mapping[str, Any]) -> str:
         if len(sources) > 1:
             blocks.append(f"### {study_claims.said_of(source, photos_name(study))}")
         mine = [row for row in rows if row["source"] == source]
-        blocks.append(study_pages.score_table(mine, study["floors"][source], columns(name, mine)))
+        blocks.append(study_page.score_table(mine, study["floors"][source], columns(name, mine)))
     left = study["left_out"]
-    return study_pages.join(
+    return study_page.join(
         f"# Study: {name}",
         QUESTIONS[name],
         setting(study, rows),
@@ -54,7 +55,7 @@ def page(study: Mapping[str, Any]) -> str:
         "## Numbers",
         *blocks,
         "## How far this goes",
-        [*limits(name, study), *([f"Left out: {tables.listed(left)}."] if left else [])],
+        [*limits(name, study), *([f"Left out: {formatting.listed(left)}."] if left else [])],
     )
 
 
@@ -105,7 +106,7 @@ def setting(study: Mapping[str, Any], rows: Sequence[Row]) -> str:
     if any(row["source"] != PHOTOS for row in rows):
         text += "; shapes are not mirrored, since mirrored ones are not in the data"
     note = f" {options['data_note']}" if options.get("data_note") and photos_name(study) != PHOTOS else ""
-    return f"{text}.{note} {study_pages.machine(rows)}"
+    return f"{text}.{note} {study_page.machine(rows)}"
 
 
 def scoring(study: Mapping[str, Any]) -> str:
@@ -115,10 +116,10 @@ def scoring(study: Mapping[str, Any]) -> str:
     seen: dict[str, list[str]] = {}
     for source, facts in known.items():
         seen.setdefault(facts["extractor"]["name"], []).append(study_claims.said_of(source, facts["reference"]["name"]))
-    named = [f"the {name} ({tables.listed(sources)})" for name, sources in seen.items()]
+    named = [f"the {name} ({formatting.listed(sources)})" for name, sources in seen.items()]
     text = (
         f"{count} images of each row are scored against as many training images, in features of "
-        f"{tables.listed(named)}: relative within one table, not comparable with published figures. 95% intervals: "
+        f"{formatting.listed(named)}: relative within one table, not comparable with published figures. 95% intervals: "
     )
     if of_one_seed(study):
         text += (
@@ -127,7 +128,7 @@ def scoring(study: Mapping[str, Any]) -> str:
         )
     else:
         text += f"over {study['options']['seeds']} trainings with different seeds (Student's t)."
-    return text + study_pages.counted_leniently(dict(study))
+    return text + study_page.counted_leniently(dict(study))
 
 
 def of_one_seed(study: Mapping[str, Any]) -> bool:
@@ -150,10 +151,12 @@ def claims(name: str, study: Mapping[str, Any], rows: Sequence[Row]) -> list[str
 
 def columns(name: str, rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
     """Return the columns before the scores."""
-    found: dict[str, Callable[[Row], str]] = {"images seen": lambda row: tables.count(row["training"]["images_seen"])}
+    found: dict[str, Callable[[Row], str]] = {
+        "images seen": lambda row: formatting.count(row["training"]["images_seen"])
+    }
 
     def entry(where: str, key: str) -> Callable[[Row], str]:
-        return lambda row: tables.metric(key, (row.get(where) or {}).get(key))
+        return lambda row: formatting.metric(key, (row.get(where) or {}).get(key))
 
     if name == "stability":
         found |= {"last / best": entry("metrics", "worsened"), "swing": entry("metrics", "swing")}
@@ -162,10 +165,10 @@ def columns(name: str, rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         found |= {"share of modes": lambda row: study_claims.as_share(row["metrics"]["share"])}
     if name == "overfitting":
         found |= {
-            "images": lambda row: tables.count(row["training_images"]),
-            "passes": lambda row: tables.plain(row["training"]["images_seen"] / row["training_images"], 2),
-            "gap": lambda row: tables.metric("gap", row.get("gap")),
-            "held out": lambda row: tables.metric("memorised", row.get("held_out")),
+            "images": lambda row: formatting.count(row["training_images"]),
+            "passes": lambda row: formatting.plain(row["training"]["images_seen"] / row["training_images"], 2),
+            "gap": lambda row: formatting.metric("gap", row.get("gap")),
+            "held out": lambda row: formatting.metric("memorised", row.get("held_out")),
         }
     return found
 
@@ -173,11 +176,11 @@ def columns(name: str, rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
 def limits(name: str, study: Mapping[str, Any]) -> list[str]:
     """Return what a reader should know before believing the numbers."""
     options = study["options"]
-    budget = f"{options['images']:,} images" if options["images"] else tables.seconds(options["seconds"])
+    budget = f"{options['images']:,} images" if options["images"] else formatting.seconds(options["seconds"])
     said = [
         LIMITS[name],
         f"Small networks after {budget}: far from published training lengths, where things may look different. What "
         "does not show here may show later.",
     ]
-    told = None if options["images"] else study_pages.unequal(study["cells"])
+    told = None if options["images"] else study_page.unequal(study["cells"])
     return [*said, *([told] if told else [])]

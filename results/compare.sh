@@ -134,7 +134,7 @@ import sys
 
 try:
     from comparison.cli import UserError
-    from comparison.sources import check_source, find_images, is_database, is_name, source_name, stored_images
+    from comparison.data.sources import check_source, find_images, is_database, is_name, source_name, stored_images
 except ImportError:
     sys.exit("compare.sh: error: the package `comparison` is missing: pip install -r requirements.txt")
 data, preset, name = sys.argv[1:]

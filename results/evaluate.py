@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.cli import UserError, make_parser, non_negative_int, positive_int, run
-from comparison.sources import KINDS, check_source
+from comparison.data.sources import KINDS, check_source
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -84,8 +84,8 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag} {path}: no such file")
     standard = find_standard(args) if args.standard else None
 
-    from comparison import sharding
     from comparison.device import pick_device, set_threads
+    from comparison.scores import sharding
 
     rank, size = sharding.place()
     set_threads(args.threads, size)
@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         anchors, results = score(args, standard, team, device)
     print_table(anchors, results)
     if args.json:
-        from comparison.runs import write_json
+        from comparison.files import write_json
 
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.json, {"anchors": anchors, "samples": results})
@@ -128,8 +128,8 @@ def find_standard(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: one sentence that names what is missing, and where it goes.
     """
-    from comparison.inception import check_weights, find_weights, require
-    from comparison.statistics import read_statistics
+    from comparison.scores.inception import check_weights, find_weights, require
+    from comparison.scores.statistics import read_statistics
 
     require()
     statistics = None if args.fid_stats is None else read_statistics(args.fid_stats)
@@ -141,8 +141,8 @@ def score(
     args: argparse.Namespace, standard: dict[str, Any] | None, team: Any, device: Any
 ) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
     """Return the controls, or None without --anchors, and the scores of each sample set."""
-    from comparison import evaluation
-    from comparison.reference import Reference
+    from comparison.scores import evaluation
+    from comparison.scores.reference import Reference
 
     files = {
         str(folder): evaluation.find_samples(folder)
@@ -175,12 +175,12 @@ def score(
 
 def print_table(anchors: dict[str, Any] | None, results: dict[str, dict[str, Any]]) -> None:
     """Print controls and samples, then the controls that do not behave."""
-    from comparison import tables
+    from comparison import formatting
 
     rows = {row["label"]: row["metrics"] for row in (anchors["anchors"].values() if anchors else ())}
     rows |= {name: result["metrics"] for name, result in results.items()}
-    names = tables.metrics_columns(list(rows.values()))
-    cells = [[label, *(tables.metric(n, metrics.get(n)) for n in names)] for label, metrics in rows.items()]
+    names = formatting.metrics_columns(list(rows.values()))
+    cells = [[label, *(formatting.metric(n, metrics.get(n)) for n in names)] for label, metrics in rows.items()]
     first = next(iter(results.values()), anchors) or {}
     extractor = first["extractor"]
     print(
@@ -188,7 +188,7 @@ def print_table(anchors: dict[str, Any] | None, results: dict[str, dict[str, Any
         f"{first['image_size']} pixels, against {first['reference']['name']} ({first['reference']['fingerprint']}); "
         f"features of the {extractor['name']} {extractor['fingerprint']}, relative within this table\n"
     )
-    print(tables.console_table(["", *(tables.METRICS[n][0] for n in names)], cells))
+    print(formatting.console_table(["", *(formatting.METRICS[n][0] for n in names)], cells))
     for name, result in results.items():
         if result.get("standard"):
             found = result["standard"]["metrics"]
@@ -197,7 +197,7 @@ def print_table(anchors: dict[str, Any] | None, results: dict[str, dict[str, Any
     if anchors:
         for check in anchors["checks"]:
             if not check["ok"]:
-                print(f"warning: {tables.check_sentence(check, anchors['anchors'])}")
+                print(f"warning: {formatting.check_sentence(check, anchors['anchors'])}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from comparison import cli
-from comparison.sources import KINDS, check_source
+from comparison.data.sources import KINDS, check_source
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Judge paths and weights, then embed the images and write."""
-    from comparison import inception, statistics
+    from comparison.scores import inception, statistics
 
     if args.out.exists() and not args.overwrite:
         raise cli.UserError(f"--out {args.out}: exists; name another file, or add --overwrite")
@@ -56,8 +56,8 @@ def main(args: argparse.Namespace) -> None:
     weights = inception.find_weights(args.inception_weights)
     inception.check_weights(weights)
 
+    from comparison.data.images import load_images
     from comparison.device import pick_device, set_threads
-    from comparison.images import load_images
 
     set_threads(args.threads)
     device = pick_device(args.device)

@@ -26,8 +26,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Fill or check the blocks; return the exit status."""
-    from comparison import readme
-    from comparison.runs import write_text
+    from comparison.files import write_text
+    from comparison.report import readme
 
     path = args.readme or repo_root() / "README.md"
     reports = args.reports or repo_root() / "results" / "reports"

@@ -41,13 +41,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Judge the paths, then write and print."""
-    from comparison.rows import check_runs
+    from comparison.report.rows import check_runs
 
     if not args.anchors.is_file():
         raise UserError(f"--anchors {args.anchors}: no such file; evaluate.py --anchors writes it")
     check_runs(args.runs)
 
-    from comparison import report
+    from comparison.report import page as report
 
     out = args.out or repo_root() / "results" / "reports" / args.name
     made = report.make_report(args.name, args.runs, args.anchors, out, args.budget, args.data_note or None)

@@ -14,8 +14,8 @@ import argparse
 from pathlib import Path
 
 from comparison import cli
+from comparison.data.sources import check_source, source_name
 from comparison.runs import Run
-from comparison.sources import check_source, source_name
 
 MODEL = "classifier"
 
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name not in ("run_dir", "out")}
     run = Run.open(folder, options, model=MODEL, fresh=args.fresh)
 
-    from comparison import classifier_training
+    from comparison.scores import classifier_training
 
     return classifier_training.train_and_export(run, vars(args), args.out)
 

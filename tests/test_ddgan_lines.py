@@ -35,9 +35,9 @@ OUT = "denoising-diffusion-gan/out"
 # Python reads this file first: torchvision takes the made-up images for whole, and pixels stand for Inception features.
 STAND_IN = """
 import os
-import comparison.inception as inception
+import comparison.scores.inception as inception
 import torchvision.datasets.cifar as cifar
-from comparison.metrics import moments
+from comparison.scores.metrics import moments
 cifar.check_integrity = lambda path, md5=None: os.path.isfile(path)
 inception.require = lambda *_: None
 inception.find_weights = inception.check_weights = lambda path: path

@@ -282,7 +282,7 @@ def test_first_table_of_the_readme_says_what_the_report_says():
 
 
 def test_readme_shows_the_committed_reports():
-    from comparison import readme
+    from comparison.report import readme
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.stale(ROOT / "README.md", ROOT / "results" / "reports") == []

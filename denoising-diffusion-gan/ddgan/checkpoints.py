@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint
 from comparison.cli import UserError
-from comparison.runs import load_checkpoint, load_torch, save_checkpoint
 from torch import Tensor
 
 from ddgan.discriminator import Discriminator, PlainDiscriminator

@@ -141,7 +141,7 @@ def group(place: Place, device: "torch.device") -> Iterator[None]:
         yield
         return
     import torch.distributed as dist
-    from comparison.process_group import init_process_group
+    from comparison.distributed import init_process_group
 
     try:
         _store = _make_store(place)

@@ -1,17 +1,14 @@
 """What test_ddgan.py draws with a generator, says of it, and writes beside the archive of samples."""
 
-import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from comparison.device import autocast_dtype, precision_name
-from comparison.interpolation import COLUMNS, WalkNoise
-from comparison.progress import bar
-from comparison.replay import for_sampling
+from comparison.files import atomic, digest
+from comparison.gpu.replay import for_sampling
 from comparison.rng import SampleNoise
+from comparison.sampling.interpolation import COLUMNS, WalkNoise
 from PIL import Image
 from torch import Tensor
 
@@ -97,7 +94,7 @@ class ImageSource:
             "model": MODEL,
             "sampler": self.sampler,
             "checkpoint": path.name,
-            "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+            "checkpoint_sha256": digest(path),
             "network": "ema" if self.config.get("use_ema") else "raw",
             "images_seen": self.config.get("images_seen"),
             "seed": self.seed,
@@ -112,7 +109,7 @@ class ImageSource:
 
 def announce(out: Path) -> None:
     """Print what was drawn and how long it took."""
-    from comparison.runs import read_json
+    from comparison.files import read_json
 
     facts = read_json(out.parent / "sampling.json")
     print(
@@ -122,31 +119,11 @@ def announce(out: Path) -> None:
     )
 
 
-def write_pngs(out: Path, folder: Path) -> None:
-    """Write every image of the archive `out` as <number>.png; all appear in the folder when the last is written."""
-    part = folder / ".part"
-    part.mkdir(parents=True, exist_ok=True)
-    for path in part.glob("*.png"):  # of a call that was cut short, perhaps of more images
-        path.unlink()
-    with np.load(out) as archive:
-        images = archive["arr_0"]
-    with bar(len(images), 0, "write PNGs", "images") as progress:
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(part / f"{number:05d}.png")
-            progress.update()
-    for path in part.iterdir():
-        os.replace(path, folder / path.name)
-    part.rmdir()
-    print(f"{folder}: {len(images)} PNGs")
-
-
 def write_contact_sheet(samples: Path, path: Path) -> None:
     """Write the picture of the first samples as a JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with Image.open(samples) as picture:
+    with atomic(path) as temporary, Image.open(samples) as picture:
         picture.convert("RGB").save(temporary, "JPEG", quality=JPEG_QUALITY)
-    os.replace(temporary, path)
     print(f"{path}: contact sheet, not for scoring")
 
 
@@ -156,8 +133,8 @@ def score(out: Path, real: str, image_size: int, weights: Path | None, device: t
     Raises:
         UserError: there is nothing to compute it with.
     """
-    from comparison.images import load_npz
-    from comparison.runs import read_json, write_json
+    from comparison.data.images import load_npz
+    from comparison.files import read_json, write_json
 
     from ddgan.fid import frechet_inception_distance
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comparison.cli import UserError
-from comparison.inception import check_weights, embed, find_weights, image_statistics, require
-from comparison.sources import check_source
-from comparison.statistics import Statistics, is_statistics, read_statistics
+from comparison.data.sources import check_source
+from comparison.scores.inception import check_weights, embed, find_weights, image_statistics, require
+from comparison.scores.statistics import Statistics, is_statistics, read_statistics
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ def check_reference(real: str) -> Statistics | None:
     """Refuse a --real_img_dir from which no statistics can be had, before anything is drawn.
 
     Args:
-        real: a data source of `comparison.sources`, an .npz with mu and sigma, or an .npy dictionary of them.
+        real: a data source of `comparison.data.sources`, an .npz with mu and sigma, or an .npy dictionary of them.
 
     Returns:
         The statistics, or None for a source of images.
@@ -55,9 +55,9 @@ def frechet_inception_distance(
         UserError: the package or the weights are missing, or the weights are not the standard ones.
     """
     import torch
-    from comparison.files import FileSet
-    from comparison.images import open_images
-    from comparison.metrics import frechet, moments
+    from comparison.data.folders import FileSet
+    from comparison.data.images import open_images
+    from comparison.scores.metrics import frechet, moments
 
     require("pytorch-fid")
     weights = find_weights(weights)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison.budget import Clock
 from comparison.cli import UserError
 from comparison.runs import Run
+from comparison.training import Clock
 
 from ddgan.distributed import mean_over_processes
 from ddgan.windows import Windows
@@ -175,7 +175,8 @@ class RunFiles:
     def draw_grid(self, name: str) -> None:
         """Draw the first samples of the run's seed with the averaged weights, the same noise every time."""
         import torch
-        from comparison.images import save_grid, to_uint8
+        from comparison.data.images import to_uint8
+        from comparison.png import save_grid
 
         from ddgan.conditional import grid_labels
         from ddgan.domain import Domain

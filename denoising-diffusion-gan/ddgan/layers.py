@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from comparison.group_norm import group_norm, is_fused
+from comparison.gpu.group_norm import group_norm, is_fused
 from torch import Tensor, nn
 
 ROOT_HALF = math.sqrt(0.5)  # a sum of two unit-variance branches keeps unit variance

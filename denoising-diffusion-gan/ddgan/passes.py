@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from comparison.replay import Inputs, Outputs
+from comparison.gpu.replay import Inputs, Outputs
 from torch import Tensor, nn
 
 from ddgan.domain import Domain

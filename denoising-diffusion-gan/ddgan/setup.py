@@ -15,10 +15,10 @@ from ddgan.options import discriminator_size
 
 if TYPE_CHECKING:
     import torch
-    from comparison.batches import BatchStream
-    from comparison.files import FileSet
-    from comparison.images import ImageSet
-    from comparison.streaming import FileStream
+    from comparison.data.batches import BatchStream
+    from comparison.data.folders import FileSet
+    from comparison.data.images import ImageSet
+    from comparison.data.streaming import FileStream
 
     from ddgan.objective import Objective
     from ddgan.training import Trainer
@@ -33,7 +33,7 @@ def open_data(args: argparse.Namespace, place: Place) -> "ImageSet | FileSet":
         UserError: they are missing or corrupt, fewer than a batch, without classes where these are wanted, or not
             those of the first process.
     """
-    from comparison.images import open_images
+    from comparison.data.images import open_images
 
     with first_on_machine(place):
         images = open_images(args.dataset, args.image_size, processes=place.local_world_size)
@@ -58,7 +58,7 @@ def open_batches(
     Raises:
         UserError: the set holds fewer images than a batch.
     """
-    from comparison.streaming import open_stream
+    from comparison.data.streaming import open_stream
 
     return open_stream(
         images,
@@ -96,7 +96,7 @@ def build_trainer(
     """
     import torch
     from comparison.device import autocast_dtype
-    from comparison.replay import cuda_graph
+    from comparison.gpu.replay import cuda_graph
 
     from ddgan.checkpoints import seeded_networks
     from ddgan.domain import Domain

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import study_pages, tables
+from comparison import formatting
+from comparison.report import study_page
 from comparison.studies import pool
 
 STUDY = "gaussians"
@@ -35,10 +36,10 @@ def pooled(cells: Sequence[Cell], name: str) -> dict[str, Any] | None:
 def shown(entry: Mapping[str, Any] | None, scale: float = 1.0) -> str:
     """Write a pooled entry."""
     if entry is None:
-        return tables.MISSING
-    half = tables.half_width(entry)
+        return formatting.MISSING
+    half = formatting.half_width(entry)
     value = scale * entry["value"]
-    return tables.with_error(value, scale * half) if half else tables.plain(value)
+    return formatting.with_error(value, scale * half) if half else formatting.plain(value)
 
 
 def reached(cell: Cell) -> int | None:
@@ -60,7 +61,7 @@ def sentences(study: Study) -> list[str]:
         full = sum(count == MODES for count in modes)
         told = f"T = {t}: all {MODES} modes in {full} of {len(cells)} trainings"
         if full < len(cells):
-            told += f" ({tables.listed([str(count) for count in modes])})"
+            told += f" ({formatting.listed([str(count) for count in modes])})"
         steps = [step for cell in cells if (step := reached(cell))]
         if steps:
             least, most = (f"{edge(steps):,}" for edge in (min, max))
@@ -75,13 +76,13 @@ def sentences(study: Study) -> list[str]:
         tied = [
             f"T = {t} ({shown(entry, scale)}{unit})"
             for t, entry in entries.items()
-            if t != first and not tables.apart(entries[first], entry)
+            if t != first and not formatting.apart(entries[first], entry)
         ]
         told = f"{words}: best at T = {first} ({shown(entries[first], scale)}{unit})"
         if len(study["cells"]) == len(found):
             told += "; one training each, so no claim about chance"
         elif tied:
-            told += f"; no significant difference from {tables.listed(tied)}"
+            told += f"; no significant difference from {formatting.listed(tied)}"
         else:
             told += ", significantly"
         said.append(f"{told}.")
@@ -94,13 +95,13 @@ def page(study: Study) -> str:
     rows = [["the mixture itself", "-", str(study["real"]["end"]["modes"]), *_cells([study["real"]]), "-"]]
     for t, mine in by_timesteps(study).items():
         modes = ", ".join(str(cell["end"]["modes"]) for cell in mine)
-        seconds = tables.seconds(sum(cell["seconds"] for cell in mine) / len(mine))
+        seconds = formatting.seconds(sum(cell["seconds"] for cell in mine) / len(mine))
         rows.append([f"DDGAN, T = {t}", str(t), modes, *_cells(mine), seconds])
-    devices = tables.listed(list(dict.fromkeys(cell["device"] for cell in cells)))
-    torch = tables.listed(list(dict.fromkeys(str(cell["versions"].get("torch")) for cell in cells)))
-    commits = tables.listed(list(dict.fromkeys(str(cell["git_commit"]) for cell in cells)))
+    devices = formatting.listed(list(dict.fromkeys(cell["device"] for cell in cells)))
+    torch = formatting.listed(list(dict.fromkeys(str(cell["versions"].get("torch")) for cell in cells)))
+    commits = formatting.listed(list(dict.fromkeys(str(cell["git_commit"]) for cell in cells)))
     seeds = f"{options['seeds']} seeds" if options["seeds"] > 1 else "1 seed"
-    return study_pages.join(
+    return study_page.join(
         "# Study: 25 Gaussians",
         "Does the model cover every mode of a distribution whose modes can be counted, and do more denoising steps "
         "help? T = 1 is a GAN that makes points from noise.",
@@ -111,9 +112,9 @@ def page(study: Study) -> str:
         "those of the image model; generator and discriminator have three hidden layers of "
         f"{options['width']} features, and see sines and cosines along random directions beside the coordinates.",
         _schedule(options),
-        f"{tables.count(options['max_steps'])} updates of {options['batch_size']} points each; {seeds} for each T. "
+        f"{formatting.count(options['max_steps'])} updates of {options['batch_size']} points each; {seeds} for each T. "
         f"Device: {devices}; torch {torch}; commit {commits} (`+`: with changes).",
-        f"{tables.count(options['num_samples'])} samples of each training are counted. High quality: within "
+        f"{formatting.count(options['num_samples'])} samples of each training are counted. High quality: within "
         f"{NEAR:g} standard deviations of a centre. Covered: a mode that gets at least {LEAST_SHARE:.0%} of its equal "
         "share of the samples in high quality. KL: divergence of the modes' frequencies among these samples from "
         "equal ones, in nats. ±: 95% over the seeds (Student's t).",
@@ -122,7 +123,7 @@ def page(study: Study) -> str:
         "![Samples of the mixture and of each model](samples.png)",
         "![Modes covered and share of high quality against updates](progress.png)",
         "## Numbers",
-        tables.markdown_table(["", "NFE", "modes, each seed", "high quality", "KL", "training"], rows),
+        formatting.markdown_table(["", "NFE", "modes, each seed", "high quality", "KL", "training"], rows),
     )
 
 
@@ -143,7 +144,7 @@ def _cells(cells: Sequence[Cell]) -> list[str]:
 
 def draw_pictures(study: Study, out: Path) -> None:
     """Draw samples.png and progress.png."""
-    from comparison.plots import DPI, save, tidy
+    from comparison.report.plots import DPI, save, tidy
     from matplotlib.figure import Figure
 
     found = by_timesteps(study)

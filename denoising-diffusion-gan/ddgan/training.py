@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from comparison import rng
-from comparison.replay import Inputs, Outputs, Recorder, Replay, Work
+from comparison.gpu.replay import Inputs, Outputs, Recorder, Replay, Work
 from torch import Tensor, nn
 
 from ddgan.distributed import Place, local_gradients, share_gradients
@@ -64,9 +64,9 @@ class Trainer:
         autocast_dtype: of the network passes; None for float32.
         place: of this process; several, in a `distributed.group`, make the update of their joint batch.
         compile_backend: of torch.compile, which fuses the networks' operations at their first passes; None for none.
-        record: records the passes of both half-updates, so that later ones replay them, see `comparison.replay`; None
-            for none, as is for several processes. Updates with an exact penalty, of several micro-batches, or of the
-            denoiser stay as they are.
+        record: records the passes of both half-updates, so that later ones replay them, see `comparison.gpu.replay`;
+            None for none, as is for several processes. Updates with an exact penalty, of several micro-batches, or of
+            the denoiser stay as they are.
     """
 
     def __init__(

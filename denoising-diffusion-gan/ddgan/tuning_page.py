@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import studies, study_pages, tables
-from comparison.runs import read_json, write_text
-from comparison.study_pages import join
-from comparison.tradeoffs import QUALITY
+from comparison import formatting, studies
+from comparison.files import read_json, write_text
+from comparison.report import study_page
+from comparison.report.study_page import join
+from comparison.report.tradeoffs import QUALITY
 
 from ddgan.options import MODEL
 from ddgan.tuning import PRUNING_FROM, STARTUP_TRIALS
@@ -29,7 +30,7 @@ def rewrite_pages(folder: Path) -> None:
     Raises:
         UserError: it is missing, or of another study or schema.
     """
-    study_pages.rewrite(folder, STUDY, page, draw_pictures)
+    study_page.rewrite(folder, STUDY, page, draw_pictures)
     study = read_json(folder / "study.json")
     write_text(folder / "trials.csv", table_of_trials(study))
     if best := winner(study):
@@ -105,11 +106,13 @@ def sentences(study: Study) -> list[str]:
     best, base = winner(study), base_row(study)
     if best is None:
         return [*said, "No trial finished."]
-    told = tables.metric(QUALITY, best["scores"][-1])
+    told = formatting.metric(QUALITY, best["scores"][-1])
     if best["default"]:
         told = f"No trial is better than the base flags ({told})."
         return [*said, told, *_foresight(study), *_importance_sentence(study)]
-    before = f", the base flags' {tables.metric(QUALITY, base['scores'][-1])}" if base else "; the base flags failed"
+    before = (
+        f", the base flags' {formatting.metric(QUALITY, base['scores'][-1])}" if base else "; the base flags failed"
+    )
     said.append(
         f"Best in the search: trial {best['number']} ({told}{before}), with one seed each: the best of many noisy "
         "numbers looks better than it is. The intervals are of another draw from the same training."
@@ -124,11 +127,11 @@ def _course(study: Study) -> str:
     }
     last = [row["scores"][-1]["images"] for row in rows if row["state"] == "pruned"]
     ended = [f"{last.count(images)} at {images:,} images" for images in rungs[:-1]]
-    pruned = f"{states['pruned']} pruned ({tables.listed(ended)})" if states["pruned"] else "none pruned"
+    pruned = f"{states['pruned']} pruned ({formatting.listed(ended)})" if states["pruned"] else "none pruned"
     rest = [f"{states[state]} {state}" for state in ("diverged", "failed") if states[state]]
     seconds = sum(row["scores"][-1]["seconds"] for row in rows if row["scores"])
-    parts = tables.listed([f"{states['finished']} finished", pruned, *rest])
-    return f"{len(rows)} trials: {parts}; {tables.seconds(seconds)} of training."
+    parts = formatting.listed([f"{states['finished']} finished", pruned, *rest])
+    return f"{len(rows)} trials: {parts}; {formatting.seconds(seconds)} of training."
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
@@ -149,7 +152,7 @@ def _foresight(study: Study) -> list[str]:
     ]
     return [
         f"Rank correlation (Spearman) of the distance at a rung with the final one, over the {len(done)} finished "
-        f"trials: {tables.listed(told)} images. The nearer to 0, the more of the pruning was chance."
+        f"trials: {formatting.listed(told)} images. The nearer to 0, the more of the pruning was chance."
     ]
 
 
@@ -161,11 +164,11 @@ def _confirmation(study: Study) -> list[str]:
     for role, name in ((best, "winner"), (default, "base flags")):
         diverged = f", {role['diverged']} diverged" if role["diverged"] else ""
         told.append(f"{name} {_mean(role)} over {len(role['values'])} seeds{diverged}")
-    line = f"With other seeds than the search's: {tables.listed(told)} (mean ± standard deviation)."
+    line = f"With other seeds than the search's: {formatting.listed(told)} (mean ± standard deviation)."
     if found is None:
         return [line]
     difference, half = found
-    change = f"winner minus base flags {tables.with_error(-difference, half)}, 95% interval by Student's t"
+    change = f"winner minus base flags {formatting.with_error(-difference, half)}, 95% interval by Student's t"
     if difference > half:
         return [line, f"**The winner helps**: {change}."]
     if difference < -half:
@@ -178,7 +181,11 @@ def _confirmation(study: Study) -> list[str]:
 
 
 def _mean(role: Row) -> str:
-    return tables.with_error(role["mean"], role["deviation"]) if len(role["values"]) > 1 else tables.plain(role["mean"])
+    return (
+        formatting.with_error(role["mean"], role["deviation"])
+        if len(role["values"]) > 1
+        else formatting.plain(role["mean"])
+    )
 
 
 def _importance_sentence(study: Study) -> list[str]:
@@ -188,8 +195,8 @@ def _importance_sentence(study: Study) -> list[str]:
     leading = [f"{name} ({100 * share:.0f}%)" for name, share in list(first.items())[:3]]
     rung = study["options"]["rungs"][0]
     return [
-        f"What sets the best tenth of the trials apart, by the distance at {rung:,} images: {tables.listed(leading)} "
-        "before the other flags."
+        f"What sets the best tenth of the trials apart, by the distance at {rung:,} images: "
+        f"{formatting.listed(leading)} before the other flags."
     ]
 
 
@@ -201,10 +208,10 @@ def page(study: Study) -> str:
         "# Study: tuning DDGAN",
         "Which training flags give DDGAN the least Frechet distance at a fixed number of training images seen?",
         f"{options['max_images']:,} images of {score['reference']['name']} at {score['image_size']} pixels per full "
-        f"trial; {_plan(study)} The base flags are the first trial. {study_pages.machine([{'training': facts}])}",
+        f"trial; {_plan(study)} The base flags are the first trial. {study_page.machine([{'training': facts}])}",
         f"{score['n']} images of each trial are scored against as many training images "
         f"({score['reference']['fingerprint']}) in features of the {score['extractor']['name']}: relative within this "
-        f"page, not comparable with published figures. Real images get {tables.metric(QUALITY, study['floor'])}.",
+        f"page, not comparable with published figures. Real images get {formatting.metric(QUALITY, study['floor'])}.",
         "## What the numbers say",
         sentences(study),
         "![Distance of each trial](history.png)",
@@ -236,8 +243,8 @@ def _plan(study: Study) -> str:
             f"finished ones ends there, once {PRUNING_FROM} have finished"
         )
     return (
-        f"searched on logarithmic scales: {tables.listed(space)}. TPE sampler, the first {STARTUP_TRIALS} trials at "
-        f"random; {pruning}."
+        f"searched on logarithmic scales: {formatting.listed(space)}. TPE sampler, the first {STARTUP_TRIALS} trials "
+        f"at random; {pruning}."
     )
 
 
@@ -249,11 +256,11 @@ def _best_table(study: Study) -> str:
         [
             f"{row['number']} (base flags)" if row["default"] else str(row["number"]),
             *(f"{row['values'][name]:.6g}" for name in names),
-            tables.metric(QUALITY, row["scores"][-1]),
+            formatting.metric(QUALITY, row["scores"][-1]),
         ]
         for row in rows
     ]
-    return tables.markdown_table(["trial", *names, "Frechet"], cells)
+    return formatting.markdown_table(["trial", *names, "Frechet"], cells)
 
 
 def _confirmation_table(study: Study) -> list[str]:
@@ -263,10 +270,12 @@ def _confirmation_table(study: Study) -> list[str]:
     cells = []
     for role, name in (("default", "base flags"), ("winner", "winner")):
         mine = {entry["seed"]: entry for entry in study["confirm"] if entry["role"] == role}
-        told = ["diverged" if mine[seed]["value"] is None else tables.plain(mine[seed]["value"], 4) for seed in seeds]
+        told = [
+            "diverged" if mine[seed]["value"] is None else formatting.plain(mine[seed]["value"], 4) for seed in seeds
+        ]
         cells.append([name, *told, _mean(spread(study, role) or {})])
     head = ["", *(f"seed {seed}" for seed in seeds), "mean ± standard deviation"]
-    return ["## Winner and base flags, other seeds", tables.markdown_table(head, cells)]
+    return ["## Winner and base flags, other seeds", formatting.markdown_table(head, cells)]
 
 
 def _use(study: Study) -> str:
@@ -286,7 +295,7 @@ def draw_pictures(study: Study, out: Path) -> None:
 
 def draw_history(study: Study, path: Path) -> None:
     """Draw the distance of each trial, the best so far, and that of the base flags."""
-    from comparison.plots import COLOURS, CONTROL, DPI, INK, save, tidy
+    from comparison.report.plots import COLOURS, CONTROL, DPI, INK, save, tidy
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), dpi=DPI, layout="constrained")
@@ -308,8 +317,8 @@ def draw_history(study: Study, path: Path) -> None:
     if base := base_row(study):
         height = base["scores"][-1]["value"]
         axes.axhline(height, color=INK, linestyle="--", linewidth=1, label="base flags")
-    axes.yaxis.set_major_formatter(lambda value, _: tables.plain(value))
-    axes.yaxis.set_minor_formatter(lambda value, _: tables.plain(value) if f"{value:.0e}"[0] in "235" else "")
+    axes.yaxis.set_major_formatter(lambda value, _: formatting.plain(value))
+    axes.yaxis.set_minor_formatter(lambda value, _: formatting.plain(value) if f"{value:.0e}"[0] in "235" else "")
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("trial")
     axes.set_ylabel("Frechet distance\n(log, lower is better)")
@@ -320,7 +329,7 @@ def draw_history(study: Study, path: Path) -> None:
 
 def draw_importance(study: Study, path: Path) -> None:
     """Draw the share of each flag, by the final distance and by that of the first rung."""
-    from comparison.plots import COLOURS, CONTROL, DPI, save, tidy
+    from comparison.report.plots import COLOURS, CONTROL, DPI, save, tidy
     from matplotlib.figure import Figure
 
     rung = study["options"]["rungs"][0]

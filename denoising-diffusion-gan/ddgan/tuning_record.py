@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comparison import studies
-from comparison.runs import read_config, write_json
+from comparison.files import write_json
+from comparison.runs import read_config
 
 from ddgan.tuning import locked
 from ddgan.tuning_page import FEWEST, STUDY, rewrite_pages

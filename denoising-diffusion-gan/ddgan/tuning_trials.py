@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError
-from comparison.runs import read_config, read_json, write_json
+from comparison.files import read_json, write_json
+from comparison.runs import read_config
 
 from ddgan.tuning import locked, try_lock
 
@@ -41,8 +42,8 @@ class Scorer:
     def __init__(
         self, source: str, image_size: int, num_images: int, features: str, device: "torch.device | str" = "cpu"
     ):
-        from comparison.metrics import frechet_from, moments
-        from comparison.reference import Reference
+        from comparison.scores.metrics import frechet_from, moments
+        from comparison.scores.reference import Reference
 
         self.reference = Reference.load(source, image_size, num_images, 0, features, device=device)
         self.count = len(self.reference.chosen)
@@ -51,10 +52,10 @@ class Scorer:
     def __call__(self, path: Path) -> Entry:
         """Return value, interval and n of an .npz file with at least `count` images."""
         import torch
-        from comparison.images import load_npz
-        from comparison.metrics import frechet_estimate
-        from comparison.reference import embed_samples
-        from comparison.streams import LoadedSamples
+        from comparison.data.images import load_npz
+        from comparison.data.samples import LoadedSamples
+        from comparison.scores.metrics import frechet_estimate
+        from comparison.scores.reference import embed_samples
 
         images = load_npz(path)[0][: self.count]
         places = torch.arange(self.count)
@@ -64,7 +65,7 @@ class Scorer:
 
     def floor(self) -> Entry:
         """Return the distance of as many other training images: what a perfect generator would get."""
-        from comparison.metrics import frechet_estimate
+        from comparison.scores.metrics import frechet_estimate
 
         others = self.reference.training[self.reference.others[: self.count]]
         return frechet_estimate(self._distance, others).as_json()

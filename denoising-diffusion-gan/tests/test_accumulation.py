@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 import train_ddgan
+from comparison.checkpoints import load_torch
 from comparison.cli import UserError
-from comparison.runs import load_torch, read_progress
+from comparison.runs import read_progress
 from ddgan.draws import Batch
 from ddgan.layers import MinibatchStddev
 from ddgan.training import Trainer

@@ -9,7 +9,8 @@ import pytest
 import test_ddgan
 import torch
 import train_ddgan
-from comparison.runs import load_torch, read_progress
+from comparison.checkpoints import load_torch
+from comparison.runs import read_progress
 from ddgan.checkpoints import seeded_networks
 from ddgan.discriminator import PlainDiscriminator
 from ddgan.distributed import Place

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison.replay import Replay, cuda_graph
+from comparison.gpu.replay import Replay, cuda_graph
 from ddgan.draws import Batch
 from ddgan.objective import Objective, Phase
 from ddgan.training import Trainer, gradient_norm

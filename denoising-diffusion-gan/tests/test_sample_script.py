@@ -14,12 +14,13 @@ import pytest
 import test_ddgan as sampling
 import torch
 import train_ddgan
-from comparison import inception, shapes, statistics
+from comparison.checkpoints import save_checkpoint
 from comparison.cli import UserError
-from comparison.images import load_images, save_npz
-from comparison.interpolation import WalkNoise
-from comparison.metrics import frechet
-from comparison.runs import save_checkpoint
+from comparison.data import shapes
+from comparison.data.images import load_images, save_npz
+from comparison.sampling.interpolation import WalkNoise
+from comparison.scores import inception, statistics
+from comparison.scores.metrics import frechet
 from ddgan import drawing, fid
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample, sample_from

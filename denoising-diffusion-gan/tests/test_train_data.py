@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import train_ddgan
+from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
-from comparison.images import open_images
-from comparison.runs import load_torch, save_checkpoint
+from comparison.data.images import open_images
 from ddgan.distributed import Place
 from ddgan.options import MODEL
 from ddgan.setup import check_compiler, open_batches

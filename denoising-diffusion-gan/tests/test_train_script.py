@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import train_ddgan
+from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
-from comparison.runs import load_torch, read_progress, save_checkpoint
+from comparison.runs import read_progress
 from ddgan.files import prune_generators, saved_epochs
 from ddgan.options import PUBLISHED_OBJECTIVE
 from ddgan.setup import link_data

@@ -14,7 +14,7 @@ import pytest
 import train_ddgan
 import tune_ddgan
 from comparison.cli import UserError
-from comparison.runs import write_json
+from comparison.files import write_json
 from ddgan import tuning, tuning_page, tuning_trials
 from ddgan.tuning import Knob, Search, make_space
 from ddgan.tuning_trials import Bench, replace_flags, run_trial

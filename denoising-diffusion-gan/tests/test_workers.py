@@ -15,8 +15,9 @@ import torch
 import train_ddgan
 import worker_programs
 from comparison import rng
+from comparison.checkpoints import load_torch
 from comparison.cli import UserError
-from comparison.runs import load_torch, read_progress
+from comparison.runs import read_progress
 from ddgan.distributed import Place, find_place
 from ddgan.draws import Batch
 from ddgan.launching import launch

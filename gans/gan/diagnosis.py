@@ -5,10 +5,11 @@ Nothing here changes a weight, a running average or a random number of the train
 
 import numpy as np
 import torch
-from comparison import features, rng
-from comparison.images import ImageSet, from_uint8, to_uint8
-from comparison.metrics import MIN_IMAGES, frechet_from, moments
-from comparison.neighbours import radii, squared_distances
+from comparison import rng
+from comparison.data.images import ImageSet, from_uint8, to_uint8
+from comparison.scores import features
+from comparison.scores.metrics import MIN_IMAGES, frechet_from, moments
+from comparison.scores.neighbours import radii, squared_distances
 from torch import Tensor
 from torch.func import functional_call
 

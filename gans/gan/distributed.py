@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from comparison.cli import UserError
 from comparison.device import pick_device
-from comparison.process_group import init_process_group
+from comparison.distributed import init_process_group
 from torch import Tensor, nn
 
 

@@ -1,9 +1,9 @@
 """Names and files of this model's runs; no torch, so that a finished job says so at once."""
 
-import hashlib
 from pathlib import Path
 
-from comparison.runs import agrees, newest, read_json
+from comparison.checkpoints import newest
+from comparison.files import agrees, digest, read_json
 
 MODEL = "gans"  # the tag of this model's runs and checkpoints
 CHECKPOINTS = "checkpoint_*.pt"
@@ -18,11 +18,6 @@ def checkpoint_name(step: int) -> str:
 def sampled_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint of a run that is sampled: the best one where --keep_best kept it, else the newest."""
     return newest(folder, BEST) or newest(folder, CHECKPOINTS)
-
-
-def checkpoint_hash(path: Path) -> str:
-    """Return 16 hexadecimal digits of a file's SHA-256: checkpoints of two runs may share a name."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def is_drawn(
@@ -49,7 +44,7 @@ def is_drawn(
     if not out.is_file():
         return False
     wanted = {
-        **{"file": out.name, "checkpoint": checkpoint.name, "checkpoint_sha256": checkpoint_hash(checkpoint)},
+        **{"file": out.name, "checkpoint": checkpoint.name, "checkpoint_sha256": digest(checkpoint)},
         **{"images": num_samples, "batch_size": batch_size, "seed": seed},
     }
     if use_ema is not None:

@@ -1,9 +1,9 @@
 """diagnosis.png: what to look at while a GAN trains."""
 
-import os
 from pathlib import Path
 
 from comparison.curves import COLOURS, running_mean
+from comparison.files import atomic
 from comparison.runs import read_progress
 
 PANELS = {  # title -> columns of progress.csv or scores.csv
@@ -44,6 +44,5 @@ def draw_diagnosis(folder: Path) -> None:
             axes.set_yscale("log")
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=7)
-    temporary = folder / f".diagnosis.{os.getpid()}.png"
-    FigureCanvasAgg(figure).print_png(temporary)
-    os.replace(temporary, folder / "diagnosis.png")
+    with atomic(folder / "diagnosis.png") as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)

@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from comparison.checkpoints import load_checkpoint, prune, save_checkpoint
 from comparison.cli import UserError
-from comparison.images import save_grid, to_uint8
-from comparison.runs import Run, load_checkpoint, prune, save_checkpoint
+from comparison.data.images import to_uint8
+from comparison.png import save_grid
+from comparison.runs import Run
 from torch import Tensor
 
 from .diagnosis import Probe, Scorer

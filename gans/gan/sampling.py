@@ -4,20 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from comparison.checkpoints import load_checkpoint
 from comparison.cli import UserError
 from comparison.device import autocast_dtype, pick_device, precision_name, set_threads
-from comparison.interpolation import WalkNoise, draw_interpolation
-from comparison.progress import bar
+from comparison.files import digest
 from comparison.rng import SampleNoise
-from comparison.runs import load_checkpoint, trained_facts
-from comparison.sampling import draw_samples
-from comparison.timing import write_benchmark
-from PIL import Image
+from comparison.runs import trained_facts
+from comparison.sampling.draw import draw_samples
+from comparison.sampling.interpolation import WalkNoise, draw_interpolation
+from comparison.sampling.timing import write_benchmark
 from torch import Tensor
 
-from .files import MODEL, checkpoint_hash
+from .files import MODEL
 from .networks import Generator
 from .training import build_generator
 
@@ -128,7 +127,7 @@ class Sampler:
             "model": MODEL,
             "sampler": SAMPLER,
             "checkpoint": path.name,
-            "checkpoint_sha256": checkpoint_hash(path),
+            "checkpoint_sha256": digest(path),
             "network": "ema" if is_average else "raw",
             "seed": seed,
             "precision": precision_name(self.dtype),
@@ -218,12 +217,3 @@ def benchmark_checkpoint(
         facts=sampler.facts,
         min_seconds=min_seconds,
     )
-
-
-def write_pngs(npz: Path, folder: Path) -> None:
-    """Write the images of an .npz as 000000.png, 000001.png, ... into a folder."""
-    images = np.load(npz)["arr_0"]
-    with bar(len(images), 0, "write", "images") as progress:
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(folder / f"{number:06d}.png")
-            progress.update()

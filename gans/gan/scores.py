@@ -1,10 +1,10 @@
 """The scores of a run in its scores.csv, and the checkpoint of the best one."""
 
-import os
 import shutil
 from pathlib import Path
 
-from comparison.runs import read_progress, write_text
+from comparison.files import atomic, write_text
+from comparison.runs import read_progress
 
 from .diagnosis import collapses
 from .files import BEST, checkpoint_name
@@ -70,9 +70,8 @@ class Scores:
         target = self.folder / BEST.replace("*", f"{self.last_step:06d}")
         if not source.is_file() or target.is_file():
             return
-        temporary = self.folder / f".{target.name}.{os.getpid()}"
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        with atomic(target) as temporary:
+            shutil.copyfile(source, temporary)
         for older in self.folder.glob(BEST):
             if older != target:
                 older.unlink()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from comparison import rng
-from comparison.replay import Outputs, Recorder, Replay
+from comparison.gpu.replay import Outputs, Recorder, Replay
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm, parametrize
 
@@ -69,8 +69,8 @@ class DCGAN:
             r1_gamma: weight of the gradient penalty, 0 for none.
             r1_every: updates between penalties, which count so many times.
             dtype: of autocast in the network passes; None computes in float32.
-            record: records an iteration, so that later ones replay it, see `comparison.replay`; None for none, as is
-                with augmentation or the gradient penalty. The learning rates must stay then.
+            record: records an iteration, so that later ones replay it, see `comparison.gpu.replay`; None for none,
+                as is with augmentation or the gradient penalty. The learning rates must stay then.
         """
         self.generator, self.discriminator = generator, discriminator
         self.g_lr, self.d_lr = g_lr, d_lr

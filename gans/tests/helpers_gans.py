@@ -8,7 +8,8 @@ from pathlib import Path
 
 import cifar_gan
 import torch
-from comparison.runs import load_checkpoint, newest, read_progress
+from comparison.checkpoints import load_checkpoint, newest
+from comparison.runs import read_progress
 from gan.training import build_gan
 
 GANS = Path(__file__).resolve().parents[1]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from comparison.images import ImageSet, fingerprint
-from comparison.runs import save_checkpoint
-from gan.data import load_data, test_split
+from comparison.checkpoints import save_checkpoint
+from comparison.data.held_out import load_data, test_split
+from comparison.data.images import ImageSet, fingerprint
 from gan.diagnosis import Probe, Scorer, collapses
 from gan.pictures import draw_diagnosis
 from gan.scores import Scores

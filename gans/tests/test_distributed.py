@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from comparison.process_group import init_process_group
+from comparison.distributed import init_process_group
 from gan.distributed import agree, average_buffers, average_gradients, in_group, mean_values
 from gan.networks import Discriminator, normalise_spectrally
 

@@ -8,7 +8,8 @@ import cifar_gan
 import pytest
 import sample_gan
 import torch
-from comparison.runs import load_checkpoint, read_progress
+from comparison.checkpoints import load_checkpoint
+from comparison.runs import read_progress
 from gan.options import PRESETS
 from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, refused, train_here
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from comparison import rng
-from comparison.replay import Replay, cuda_graph
+from comparison.gpu.replay import Replay, cuda_graph
 from gan.options import PRESETS
 from gan.training import DCGAN, build_gan
 

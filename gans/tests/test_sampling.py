@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sample_gan
 import torch
-from comparison.runs import save_checkpoint
+from comparison.checkpoints import save_checkpoint
 from gan.training import build_gan
 from PIL import Image
 
@@ -80,7 +80,7 @@ def test_benchmark_draws_nothing_for_a_folder_of_pngs(checkpoint, tmp_path, caps
 
 
 def test_arithmetic_of_the_generator_is_that_of_its_convolutions(checkpoint):
-    from comparison.timing import count_flop
+    from comparison.sampling.timing import count_flop
     from gan.sampling import load_generator
 
     generator, _, facts = load_generator(checkpoint)

@@ -8,8 +8,9 @@ import signal
 import numpy as np
 import pytest
 import torch
+from comparison.checkpoints import load_checkpoint, save_checkpoint
 from comparison.cli import UserError
-from comparison.runs import load_checkpoint, read_progress, save_checkpoint
+from comparison.runs import read_progress
 from gan.sampling import load_generator, sample_checkpoint
 from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, newest_step, refused, train_here
 from PIL import Image

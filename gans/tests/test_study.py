@@ -16,7 +16,7 @@ import study_cells
 import study_claims
 import study_runs
 from comparison import studies
-from comparison.images import load_images
+from comparison.data.images import load_images
 from gan.options import parse
 from study_cells import MODELS, STUDIES, Cell
 

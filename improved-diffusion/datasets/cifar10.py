@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comparison.cli import UserError, check_folder, data_root, local_path, make_parser, positive_int, run
+from comparison.data.sources import check_source, find_images, is_cifar_batches
 from comparison.progress import bar
-from comparison.sources import check_source, find_images, is_cifar_batches
 
 # OpenAI's file names say plane and car.
 SHORT_NAMES = {"airplane": "plane", "automobile": "car"}
@@ -55,8 +55,8 @@ def write_split(source: str, split: str, folder: Path, num_images: int | None) -
     Raises:
         UserError: the folder holds another number of images, or cannot be written.
     """
-    from comparison.images import load_images
-    from improved_diffusion.png_folder import write_png_folder
+    from comparison.data.images import load_images
+    from comparison.png import write_png_folder
 
     there = sum(1 for _ in find_images(folder)) if folder.is_dir() else 0
     image_set = load_images(source, 32, split=split, limit=num_images)

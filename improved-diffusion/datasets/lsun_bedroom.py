@@ -9,7 +9,6 @@ complete, and a call that was cut short is continued by the same call.
 """
 
 import argparse
-import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from comparison.cli import UserError, check_folder, local_path, make_parser, pixels, positive_int, run
+from comparison.data.sources import find_images
+from comparison.files import digest
 from comparison.progress import bar
-from comparison.sources import find_images
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     if not (args.lmdb_path / "data.mdb").is_file():
         raise UserError(f"{args.lmdb_path}: not a folder with an LMDB database (data.mdb)")
     check_folder(args.out_dir, "out_dir")
-    from comparison.databases import open_database
+    from comparison.data.databases import open_database
 
     with open_database(args.lmdb_path) as database:
         stored = database.stat()["entries"]
@@ -61,8 +61,8 @@ def write(database: Any, count: int, args: argparse.Namespace) -> None:
     Raises:
         UserError: a picture is damaged, or the folder cannot be written.
     """
-    from comparison.images import fit
-    from improved_diffusion.png_folder import write_png_folder
+    from comparison.data.images import fit
+    from comparison.png import write_png_folder
     from PIL import Image
 
     def decode(item: tuple[bytes, bytes]) -> Any:
@@ -74,8 +74,8 @@ def write(database: Any, count: int, args: argparse.Namespace) -> None:
             raise UserError(f"{args.lmdb_path}: {key.decode(errors='replace')} is not a picture ({error})") from None
 
     names = [f"{args.prefix}_{i:07d}.png" for i in range(count)]
-    first = hashlib.sha256(b"\0".join(next(entries(database, args.lmdb_path)))).hexdigest()
-    key = {"first": first[:16], "stored": database.stat()["entries"], "image_size": args.image_size}
+    first = digest(b"\0".join(next(entries(database, args.lmdb_path))))
+    key = {"first": first, "stored": database.stat()["entries"], "image_size": args.image_size}
     pictures = islice(entries(database, args.lmdb_path), count)
     try:
         with bar(count, 0, args.out_dir.name, "images") as progress:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError, check_folder, local_path, make_parser, pixels, positive_int, repo_root, run
-from comparison.runs import write_json, write_text
-from comparison.sources import check_source
-from comparison.tables import markdown_table
+from comparison.data.sources import check_source
+from comparison.files import write_json, write_text
+from comparison.formatting import markdown_table
 from improved_diffusion import blob
 from improved_diffusion.schedules import NOISE_SCHEDULES, get_named_beta_schedule
 from improved_diffusion.script_util import MAX_STEPS
@@ -108,7 +108,7 @@ def write_eigenvalues(path: Path, data: str, image_size: int) -> None:
     """Write the eigenvalues of the images' pixel covariance, pixels in [-1, 1], largest first, and their source."""
     import numpy as np
     import torch
-    from comparison.images import load_images
+    from comparison.data.images import load_images
 
     images = load_images(data, image_size)
     pixels = images.images.flatten(1)
@@ -191,7 +191,7 @@ def frechet_share(
 
 def draw(study: dict[str, Any], path: Path) -> None:
     """Draw the distance against evaluations, both logarithmic."""
-    from comparison.plots import DPI, save, tidy
+    from comparison.report.plots import DPI, save, tidy
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.4, 4.6), dpi=DPI, layout="constrained")

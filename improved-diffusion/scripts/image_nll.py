@@ -14,15 +14,14 @@ cut short is continued by the same call; several processes share the images.
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError, add_device_options, make_parser, non_negative_int, positive_int, run, str2bool
-from comparison.runs import agrees, write_json
-from comparison.sources import KINDS, check_source
+from comparison.data.sources import KINDS, check_source
+from comparison.files import agrees, digest, write_json
 from improved_diffusion import blob
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main, run_guarded
 from improved_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
@@ -33,7 +32,7 @@ from trained import Trained, add_checkpoint_flags, add_network_flags, load_train
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from comparison.images import ImageSet
+    from comparison.data.images import ImageSet
 
 TERMS = ("vb", "mse", "xstart_mse")
 
@@ -61,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     check_source(args.data_dir, "--data_dir")
     flags = run_flags(args, model_and_diffusion_defaults(), MODEL)
 
-    from comparison.images import load_images
+    from comparison.data.images import load_images
 
     trained = load_trained(args, flags, create_model_and_diffusion)
     images = load_images(args.data_dir, flags["image_size"], split=args.split, limit=args.num_samples or None)
@@ -81,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{out_dir / 'nll.json'}: measured already")
         return 0
     out_dir.mkdir(parents=True, exist_ok=True)
-    state = out_dir / f"nll-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]}"
+    state = out_dir / f"nll-{digest(json.dumps(facts), digits=8)}"
     sums = measure(trained, images, state, args)
     if is_main():
         write_results(sums, out_dir, {**facts, "trained": training_of(args.model_path)})
@@ -183,7 +182,7 @@ def evaluate(
     trained: Trained, images: "ImageSet", indices: range, args: argparse.Namespace, advance: Callable[[int], object]
 ) -> "dict[str, np.ndarray]":
     """Return what `calc_bpd_loop` finds for some images, as float64; `advance` counts the terms."""
-    from comparison.images import from_uint8
+    from comparison.data.images import from_uint8
     from comparison.rng import SampleNoise
 
     noise, rows = SampleNoise(args.seed, indices, trained.device), slice(indices.start, indices.stop)
@@ -265,7 +264,7 @@ def write_results(sums: Sums, out_dir: Path, facts: dict[str, Any]) -> None:
 
 def draw_terms(vb: "np.ndarray", path: Path) -> None:
     """Draw the bound's terms, (T,) bits per dimension by t, on logarithmic axes (Nichol & Dhariwal 2021, Fig. 2)."""
-    from comparison.plots import save, tidy
+    from comparison.report.plots import save, tidy
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -69,8 +69,8 @@ def main(args: argparse.Namespace) -> int:
     judge_class_label(args, flags)
     judge_guidance(args, flags)
 
-    from comparison.sampling import draw_samples
-    from comparison.timing import write_benchmark
+    from comparison.sampling.draw import draw_samples
+    from comparison.sampling.timing import write_benchmark
 
     trained = load_trained(args, flags, create_model_and_diffusion)
     if args.class_label is not None and args.class_label >= trained.num_classes:
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
     )
     print(f"{args.num_samples} images ({facts['sampler']}): {out}")
     if args.interpolation and is_main():
-        from comparison.interpolation import draw_interpolation
+        from comparison.sampling.interpolation import draw_interpolation
 
         walks = source.without_eta()
         draw_interpolation(out_dir, walks.draw_walk, latent="x_T", sampler=walks.describe())
@@ -180,7 +180,7 @@ class ImageSource:
 
     def draw_walk(self, walk: int) -> "torch.Tensor":
         """Draw a row of interpolation.png: x_T changes, the class and the noise of the steps do not."""
-        from comparison.interpolation import COLUMNS, WalkNoise
+        from comparison.sampling.interpolation import COLUMNS, WalkNoise
 
         labels = self.labels(range(2 * walk, 2 * walk + 1))
         labels = None if labels is None else labels.repeat(COLUMNS)

@@ -32,8 +32,8 @@ from training_run import Task, add_train_options, train_network
 
 if TYPE_CHECKING:
     import torch
-    from comparison.files import FileSet
-    from comparison.images import ImageSet
+    from comparison.data.folders import FileSet
+    from comparison.data.images import ImageSet
     from comparison.rng import SampleNoise
     from improved_diffusion.respace import SpacedDiffusion
 

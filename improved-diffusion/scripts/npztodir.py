@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"{args.inputfile}: no such file")
     check_folder(args.outputdir, "outputdir")
 
-    from comparison.images import fingerprint, load_npz
-    from improved_diffusion.png_folder import write_png_folder
+    from comparison.data.images import fingerprint, load_npz
+    from comparison.png import write_png_folder
 
     images, labels = load_npz(args.inputfile)
     prefixes = [""] * len(images) if labels is None else [f"{label}_" for label in labels.tolist()]

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint
 from comparison.cli import UserError
-from comparison.runs import load_checkpoint, load_torch, save_checkpoint, trained_facts
+from comparison.runs import trained_facts
 from improved_diffusion import dist_util
 from improved_diffusion.launch import LaunchError, Place, find_place
 from improved_diffusion.script_util import check_flags
@@ -92,7 +93,7 @@ def connect(device_name: str, threads: int) -> "torch.device":
 def place(model: "torch.nn.Module", device: "torch.device", dtype: "torch.dtype | None") -> None:
     """Move a network to its device, in the memory format that is fastest there, with the kernels for it."""
     import torch
-    from comparison.group_norm import group_norm, is_fused
+    from comparison.gpu.group_norm import group_norm, is_fused
     from improved_diffusion.nn import NormKernel, use_norm_kernel
 
     # Convolutions prefer channels_last everywhere; a CPU's bf16 GroupNorm loses more in it than they gain.

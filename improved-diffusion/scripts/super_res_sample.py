@@ -24,7 +24,7 @@ from comparison.cli import (
     positive_int,
     run,
 )
-from comparison.sources import check_source
+from comparison.data.sources import check_source
 from improved_diffusion.dist_util import is_main, run_guarded
 from improved_diffusion.script_util import sr_create_model_and_diffusion, sr_model_and_diffusion_defaults
 from remote import with_local_paths
@@ -63,8 +63,8 @@ def main(args: argparse.Namespace) -> int:
     sampler = judge_sampler(args, flags)
     judge_guidance(args, flags)
 
-    from comparison.images import fingerprint
-    from comparison.sampling import draw_samples
+    from comparison.data.images import fingerprint
+    from comparison.sampling.draw import draw_samples
 
     trained = load_trained(args, flags, sr_create_model_and_diffusion)
     base, labels = read_base(args.base_samples, flags["small_size"], args.num_samples)
@@ -106,7 +106,7 @@ def read_base(source: str, size: int, count: int | None) -> "tuple[torch.Tensor,
     Raises:
         UserError: another size, or fewer images.
     """
-    from comparison.images import load_images, load_npz
+    from comparison.data.images import load_images, load_npz
 
     if source.endswith(".npz"):
         images, labels = load_npz(Path(source))
@@ -145,7 +145,7 @@ def make_enlarger(
     guidance_scale: float | None = None,
 ) -> "Callable[[range], torch.Tensor]":
     """Return the function that enlarges images by number to (n, 3, size, size) float32."""
-    from comparison.images import from_uint8
+    from comparison.data.images import from_uint8
     from comparison.rng import SampleNoise
     from improved_diffusion.samplers import classifier_free
 
@@ -164,7 +164,8 @@ def make_enlarger(
 
 def draw_comparison(out: Path, base: "torch.Tensor") -> None:
     """Write comparison.png beside the samples: rows of base images, each followed by that of the enlarged ones."""
-    from comparison.images import from_uint8, load_npz, save_grid, to_uint8
+    from comparison.data.images import from_uint8, load_npz, to_uint8
+    from comparison.png import save_grid
 
     large = load_npz(out)[0][:COMPARED]
     shown = in_rows(enlarge(from_uint8(base[:COMPARED]), large.shape[-1]), from_uint8(large))

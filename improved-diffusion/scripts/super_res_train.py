@@ -31,8 +31,8 @@ from training_run import Task, add_train_options, train_network
 
 if TYPE_CHECKING:
     import torch
-    from comparison.files import FileSet
-    from comparison.images import ImageSet
+    from comparison.data.folders import FileSet
+    from comparison.data.images import ImageSet
     from comparison.rng import SampleNoise
     from improved_diffusion.respace import SpacedDiffusion
 
@@ -89,7 +89,7 @@ class SuperResTask(Task):
         self, network: "torch.nn.Module", noise: "SampleNoise", labels: "torch.Tensor | None", num_steps: int
     ) -> "torch.Tensor":
         """Enlarge by DDIM with eta 1; return rows of small images, enlarged ones and originals, in turn."""
-        from comparison.images import from_uint8
+        from comparison.data.images import from_uint8
 
         rows = slice(noise.indices.start, noise.indices.stop)
         originals = from_uint8(self.originals[rows].to(noise.device))

@@ -1,7 +1,6 @@
 """A trained network for the scripts that use one: its flags from the run's config.json, its weights on the device."""
 
 import argparse
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError, check_folder, str2bool
+from comparison.files import digest
 from comparison.runs import read_config
 from improved_diffusion.script_util import add_dict_to_argparser, unify_prediction
 from remote import path_or_url
@@ -137,7 +137,7 @@ def load_trained(
         UserError: the file is damaged or does not fit the flags.
     """
     from comparison.device import precision_name
-    from comparison.replay import for_sampling
+    from comparison.gpu.replay import for_sampling
 
     device = connect(args.device, args.threads)
     dtype = choose_dtype(args.precision, args.use_fp16, device)
@@ -148,7 +148,7 @@ def load_trained(
     place(network, device, dtype)
     facts = {
         "checkpoint": args.model_path.name,
-        "checkpoint_sha256": hashlib.sha256(args.model_path.read_bytes()).hexdigest()[:16],
+        "checkpoint_sha256": digest(args.model_path),
         "network": "ema" if args.model_path.name.startswith("ema_") else "raw",
         "precision": precision_name(dtype),
         **({"compiled": True} if args.compile else {}),

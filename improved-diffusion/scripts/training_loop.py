@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from comparison import rng
-from comparison.budget import Budget, Clock, StopSignal
 from comparison.cli import UserError
+from comparison.data.images import to_uint8
 from comparison.device import peak_memory_bytes
-from comparison.images import save_grid, to_uint8
+from comparison.png import save_grid
 from comparison.progress import bar
 from comparison.runs import Run
+from comparison.training import Budget, Clock, StopSignal
 from event_files import open_events
 from improved_diffusion.dist_util import get_rank, get_world_size, is_main
 from improved_diffusion.resample import LossAwareSampler, LossSecondMomentResampler, create_named_schedule_sampler
@@ -28,8 +29,8 @@ from run_files import prune, restore, save
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from comparison.batches import BatchStream
-    from comparison.streaming import FileStream
+    from comparison.data.batches import BatchStream
+    from comparison.data.streaming import FileStream
     from improved_diffusion.log_formats import TensorBoardFormat
     from training_run import Task
 

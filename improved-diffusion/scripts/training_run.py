@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison.budget import Budget
 from comparison.cli import (
     UserError,
     add_run_options,
@@ -25,9 +24,11 @@ from comparison.cli import (
     positive_int,
     str2bool,
 )
-from comparison.runs import Run, read_progress, write_text
+from comparison.data.sources import KINDS, check_source, source_name
+from comparison.files import write_text
+from comparison.runs import Run, read_progress
 from comparison.schedule import Schedule, add_schedule_options, ema_rate
-from comparison.sources import KINDS, check_source, source_name
+from comparison.training import Budget
 from event_files import check_log_formats
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
 from improved_diffusion.script_util import unify_prediction
@@ -36,11 +37,11 @@ from run_files import choose_dtype, connect, judge_flags, my_place, place, saved
 
 if TYPE_CHECKING:
     import torch
-    from comparison.batches import BatchStream
-    from comparison.files import FileSet
-    from comparison.images import ImageSet
+    from comparison.data.batches import BatchStream
+    from comparison.data.folders import FileSet
+    from comparison.data.images import ImageSet
+    from comparison.data.streaming import FileStream
     from comparison.rng import SampleNoise
-    from comparison.streaming import FileStream
     from improved_diffusion.respace import SpacedDiffusion
 
 
@@ -164,7 +165,7 @@ def train_network(args: argparse.Namespace, task: Task) -> int:
 
     import torch
     from comparison import device as devices
-    from comparison.replay import by_cuda_graph
+    from comparison.gpu.replay import by_cuda_graph
     from improved_diffusion.training import Trainer
     from training_loop import Loop
 
@@ -250,7 +251,7 @@ def load_data(data_dir: str, task: Task, train_run: Run) -> "ImageSet | FileSet"
         UserError: they have no classes where these are wanted, are not those that the run began with, or not those
             of the first process.
     """
-    from comparison.images import open_images
+    from comparison.data.images import open_images
 
     image_set = open_images(data_dir, task.image_size, processes=my_place().local_world_size)
     if task.class_cond and image_set.labels is None:
@@ -272,7 +273,7 @@ def own_batches(
     Raises:
         UserError: the set holds fewer images than a batch.
     """
-    from comparison.streaming import open_stream
+    from comparison.data.streaming import open_stream
 
     return open_stream(
         image_set,

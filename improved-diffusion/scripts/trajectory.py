@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comparison.runs import agrees, read_json, write_json
+from comparison.files import agrees, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,8 @@ def draw_trajectory(folder: Path, draw: "Callable[..., torch.Tensor]", steps: in
         seed: of the samples.
     """
     import torch
-    from comparison.images import save_grid, to_uint8
+    from comparison.data.images import to_uint8
+    from comparison.png import save_grid
 
     record, path = folder / "sampling.json", folder / FILE
     count = min(COLUMNS, steps)

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import torch
 from comparison import rng
-from comparison.sampling import draw_samples
+from comparison.sampling.draw import draw_samples
 from diffusion_testing import tiny_flags
 from improved_diffusion import dist_util
 from improved_diffusion.resample import LossSecondMomentResampler

@@ -49,7 +49,7 @@ def refused_by_parser(capsys, words, script, *flags):
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
     """A folder out.partial with two of the four images of red.npz."""
-    from improved_diffusion import png_folder
+    from comparison import png
 
     calls = []
 
@@ -63,8 +63,8 @@ def interrupted(tmp_path, monkeypatch):
 
     red = write_npz(tmp_path / "red.npz", 200)
     with monkeypatch.context() as patch:
-        patch.setattr(png_folder, "Image", Failing)
-        patch.setattr(png_folder.os, "cpu_count", lambda: 1)
+        patch.setattr(png, "Image", Failing)
+        patch.setattr(png.os, "cpu_count", lambda: 1)
         with pytest.raises(KeyboardInterrupt):
             call_script(TO_FOLDER, red, tmp_path / "out")
     assert len(list((tmp_path / "out.partial").glob("*.png"))) == 2

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from comparison.timing import count_flop
+from comparison.sampling.timing import count_flop
 from diffusion_testing import FOLDER, call_script, tiny_flags
 from improved_diffusion.script_util import create_model_and_diffusion
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison.group_norm import group_norm, is_fused
+from comparison.gpu.group_norm import group_norm, is_fused
 from improved_diffusion.nn import GroupNorm32, NormKernel, norm_silu, use_norm_kernel
 from improved_diffusion.unet import AttentionBlock, UNetModel
 from torch import Tensor

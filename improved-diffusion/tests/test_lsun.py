@@ -52,7 +52,7 @@ def test_pictures_are_written_in_the_order_of_their_keys_cropped_to_the_centre(d
 
 
 def test_call_that_was_cut_short_is_continued(database, tmp_path, monkeypatch):
-    from comparison import images
+    from comparison.data import images
 
     fit, decoded = images.fit, count()
 
@@ -75,19 +75,19 @@ def test_call_that_was_cut_short_is_continued(database, tmp_path, monkeypatch):
 
 
 def test_few_pictures_are_in_memory_at_a_time(tmp_path):
-    from improved_diffusion import png_folder
+    from comparison import png
 
     taken = []
 
     def images():
-        for i in range(2 * png_folder.CHUNK):
+        for i in range(2 * png.CHUNK):
             taken.append(i)
             yield np.full((1, 1, 3), 7, np.uint8)
 
-    names = [f"{i}.png" for i in range(2 * png_folder.CHUNK)]
-    written = png_folder.write_png_folder(tmp_path / "out", images(), names, key={})
+    names = [f"{i}.png" for i in range(2 * png.CHUNK)]
+    written = png.write_png_folder(tmp_path / "out", images(), names, key={})
     next(written)
-    assert len(taken) == png_folder.CHUNK
+    assert len(taken) == png.CHUNK
     assert len(list(written)) == len(names) - 1
 
 

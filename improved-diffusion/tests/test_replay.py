@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from comparison.replay import Replay, by_cuda_graph
+from comparison.gpu.replay import Replay, by_cuda_graph
 from improved_diffusion.training import Trainer
 from test_training import tiny_batch, tiny_trainer
 

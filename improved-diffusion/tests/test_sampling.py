@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from comparison import replay
 from comparison.cli import UserError
+from comparison.gpu import replay
 from diffusion_testing import call_script, fill_from_names, run_script, tiny_flags
 from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image

@@ -1,10 +1,10 @@
 """The loss curve of one run, drawn from its progress.csv."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from comparison.files import atomic
 from comparison.runs import read_progress
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
@@ -47,9 +47,8 @@ def draw_run_loss(folder: Path) -> None:
         else:
             panel.set_xlabel("training images seen")
     axes.legend(frameon=False)
-    temporary = folder / f".loss.{os.getpid()}.png"
-    FigureCanvasAgg(figure).print_png(temporary)
-    os.replace(temporary, folder / "loss.png")
+    with atomic(folder / "loss.png") as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def _draw_columns(axes: Any, rows: Sequence[Mapping[str, float]], columns: Mapping[str, str]) -> None:

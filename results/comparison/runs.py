@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.cli import UserError, repo_root
+from comparison.files import atomic, read_json, write_json
 
 try:
     import fcntl
@@ -32,35 +33,6 @@ MAY_CHANGE = frozenset(
     }
 )
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, indented, with a newline at the end."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths need not be text
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        UserError: missing, damaged, or something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return content
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -80,14 +52,6 @@ def read_config(path: Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path}: not the config.json of a training run")
     return config
-
-
-def agrees(path: Path, wanted: dict[str, Any]) -> bool:
-    """Tell whether a JSON file is there and says all that is wanted."""
-    if not path.is_file():
-        return False
-    there = read_json(path)
-    return all(there.get(name) == value for name, value in json.loads(json.dumps(wanted, default=str)).items())
 
 
 def versions() -> dict[str, str]:
@@ -196,8 +160,8 @@ class Run:
                 with contextlib.suppress(OSError):  # a file, or a folder that holds something of the user's
                     path.rmdir()
         self._stale = []
-        for path in self.folder.glob(".*"):  # temporary names that a killed process left
-            if path.suffix[1:].isdigit() and path.is_file():
+        for path in self.folder.glob(".*"):  # temporary names that a killed process left, see `files.atomic`
+            if path.is_file() and re.search(r"\.\d+(\.\w+)?$", path.name):
                 path.unlink(missing_ok=True)
         self.config.pop("finished", None)
         self._write_config()
@@ -392,88 +356,8 @@ def trained_facts(
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     header = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header or ["step", "images_seen", "wall_seconds"])
         writer.writeheader()
         for row in rows:
             writer.writerow({k: int(v) if k in ("step", "images_seen") else v for k, v in row.items()})
-    os.replace(temporary, path)
-
-
-def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
-    """Write a checkpoint atomically.
-
-    Args:
-        path: of the file; it appears under this name only when whole.
-        payload: plain types and tensors, so that it loads with weights_only=True.
-        model: family name; `load_checkpoint` refuses another one.
-
-    Raises:
-        UserError: it could not be written; what was there before stays, and no temporary file.
-    """
-    import torch
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save({**payload, "model": model}, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror or error})") from None
-    except RuntimeError as error:
-        if "inline_container" not in str(error):  # torch's writer of files, which does not say why it stopped
-            raise
-        raise UserError(f"{path}: could not be written whole, perhaps for lack of space on the disk") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_torch(path: Path) -> Any:
-    """Load a file of plain types and tensors to the CPU.
-
-    Raises:
-        UserError: missing, truncated, or not such a file.
-    """
-    import torch
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch raise each their own on a damaged file
-        if "Weights only load failed" in str(error):
-            raise UserError(f"{path}: not a checkpoint of plain types and tensors") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not readable as a checkpoint, perhaps truncated ({reason})") from None
-
-
-def load_checkpoint(path: Path, *, model: str) -> dict[str, Any]:
-    """Load a checkpoint that `save_checkpoint` wrote.
-
-    Raises:
-        UserError: missing, truncated, or of another model.
-    """
-    payload = load_torch(path)
-    found = payload.get("model") if isinstance(payload, dict) else None
-    if found != model:
-        what = f"of {found}" if isinstance(found, str) else "without a model name"
-        raise UserError(f"{path}: a checkpoint {what}, not of {model}")
-    return payload
-
-
-def newest(folder: Path, pattern: str) -> Path | None:
-    """Return the file of `folder` matching `pattern` with the highest number in its name, or None."""
-    found = sorted(folder.glob(pattern), key=_number_in_name)
-    return found[-1] if found else None
-
-
-def prune(folder: Path, pattern: str, keep: int) -> None:
-    """Delete all but the newest `keep` files that match `pattern`; 0 keeps all."""
-    found = sorted(folder.glob(pattern), key=_number_in_name)
-    for path in found[:-keep] if keep else []:
-        path.unlink(missing_ok=True)
-
-
-def _number_in_name(path: Path) -> tuple[int, str]:
-    numbers = re.findall(r"\d+", path.stem)
-    return (int(numbers[-1]) if numbers else -1, path.name)

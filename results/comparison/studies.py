@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from comparison import cli, tables
+from comparison import cli, formatting
+from comparison.checkpoints import newest
 from comparison.cli import UserError
-from comparison.runs import newest, read_config, read_json, write_json
-from comparison.sources import KINDS, check_source, is_name
+from comparison.data.sources import KINDS, check_source, is_name
+from comparison.files import read_json, write_json
+from comparison.runs import read_config
 
 SCHEMA = 1
 MODELS = ("gans", "improved-diffusion", "denoising-diffusion-gan")
@@ -90,7 +92,7 @@ def plan_table(jobs: Sequence[Job], rest: float = 0.0) -> str:
     """Lay out a plan and its minutes; `rest` are seconds that belong to no cell."""
     rows = [[job.name, job.what, f"{job.seconds / 60:.1f}"] for job in jobs]
     total = sum(job.seconds for job in jobs) + rest
-    table = tables.console_table(["cell", "what", "minutes"], rows)
+    table = formatting.console_table(["cell", "what", "minutes"], rows)
     return f"{table}\n\n{len(jobs)} cells, about {total / 60:.0f} minutes on two CPU cores"
 
 

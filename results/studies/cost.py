@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparison import cli, studies, study_pages, tables
+from comparison import cli, formatting, studies
 from comparison.cli import UserError
+from comparison.report import study_page
 from comparison.runs import read_progress
 from comparison.studies import Job, Lab
 
@@ -84,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     """Judge, measure round by round, write."""
     lab = Lab.open("cost", args).without_sampler()
     if args.page:
-        study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
+        study_page.rewrite(lab.out, lab.study, page, draw_pictures)
         return
     if args.precision != "auto":
         raise UserError(f"--precision {args.precision}: a dimension of this study; name cells with --cells")
@@ -102,14 +103,14 @@ def main(args: argparse.Namespace) -> None:
             found = train_cell(lab, cell, turn, args.updates, data)
             rounds[cell.name].append(found)
             print(
-                f"[round {turn + 1}/{args.rounds}] {cell.name}: {tables.seconds(found['seconds_per_image'])} per "
-                f"training image, {tables.memory(found['peak_memory_bytes'])}",
+                f"[round {turn + 1}/{args.rounds}] {cell.name}: {formatting.seconds(found['seconds_per_image'])} per "
+                f"training image, {formatting.memory(found['peak_memory_bytes'])}",
                 flush=True,
             )
     measured = [gather(lab, cell, rounds[cell.name], args.benchmark_seconds) for cell in cells]
     options = {name: getattr(args, name) for name in ("rounds", "updates", "benchmark_seconds", "preset")}
     left = [{"name": cell.name, "reason": "not planned"} for cell in CELLS if cell not in cells]
-    study_pages.write(lab, {"options": options, "cells": measured, "left_out": left}, page, draw_pictures)
+    study_page.write(lab, {"options": options, "cells": measured, "left_out": left}, page, draw_pictures)
 
 
 def plan(cells: Sequence[Cell], rounds: int, updates: int) -> list[Job]:
@@ -126,7 +127,7 @@ def plan(cells: Sequence[Cell], rounds: int, updates: int) -> list[Job]:
 
 def write_images(lab: Lab, updates: int) -> Path:
     """Write as many training images as the updates see, so that no epoch ends and every start is quick."""
-    from comparison.images import load_images, save_npz
+    from comparison.data.images import load_images, save_npz
 
     count = (updates + 2) * max(max(sizes) for sizes in BATCHES.values())
     path = lab.runs / "studies" / lab.study / f"images-{Path(lab.data).stem.replace(':', '-')}-{count}.npz"
@@ -162,7 +163,7 @@ def gather(lab: Lab, cell: Cell, rounds: list[dict[str, Any]], benchmark_seconds
     """Return a cell of study.json: the rounds, their median and range, and the sampling of its network."""
     folders = [one.pop("folder") for one in rounds]
     facts = [one.pop("training") for one in rounds]
-    label = study_pages.label_of(SHORT[cell.model])
+    label = study_page.label_of(SHORT[cell.model])
     found = {"name": cell.name, "model": SHORT[cell.model], "label": label, "width": cell.width, "batch": cell.batch}
     found |= {"precision": cell.precision, "rounds": rounds, "training": facts[0], "timing": None}
     found["seconds_per_image"] = spread([one["seconds_per_image"] for one in rounds])
@@ -198,7 +199,7 @@ def ratio(over: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
     return spread([a["seconds_per_image"] / b["seconds_per_image"] for a, b in pairs])
 
 
-def told(entry: dict[str, Any], form: Any = tables.plain) -> str:
+def told(entry: dict[str, Any], form: Any = formatting.plain) -> str:
     """Write a median with its range."""
     low, high = entry["interval"]
     return form(entry["value"]) if low == high else f"{form(entry['value'])} ({form(low)} to {form(high)})"
@@ -246,31 +247,35 @@ def page(study: dict[str, Any]) -> str:
         thousand = {**cell["seconds_per_image"]}
         thousand["value"] *= 1000
         thousand["interval"] = [1000 * value for value in thousand["interval"]]
-        memory = told(cell["peak_memory_bytes"], tables.memory) if cell["peak_memory_bytes"] else tables.MISSING
-        lines.append([*front, told(thousand, tables.seconds), memory, tables.number(training)])
+        memory = told(cell["peak_memory_bytes"], formatting.memory) if cell["peak_memory_bytes"] else formatting.MISSING
+        lines.append([*front, told(thousand, formatting.seconds), memory, formatting.number(training)])
         if timing:
             first = timing["batches"][0]
             best = timing["best"]
             drawn.append(
                 [
-                    *(cell["label"], str(cell["width"]), cell["precision"], tables.count(timing["parameters"])),
-                    *(tables.number(evaluation), f"{timing['nfe']:g}", tables.number(timing["gflop_per_image"])),
+                    *(cell["label"], str(cell["width"]), cell["precision"], formatting.count(timing["parameters"])),
                     *(
-                        tables.seconds(first["seconds"]),
-                        f"{tables.rate(best['images_per_second'])} at {best['batch_size']}",
+                        formatting.number(evaluation),
+                        f"{timing['nfe']:g}",
+                        formatting.number(timing["gflop_per_image"]),
                     ),
-                    tables.memory(max(batch["peak_memory_bytes"] for batch in timing["batches"])),
+                    *(
+                        formatting.seconds(first["seconds"]),
+                        f"{formatting.rate(best['images_per_second'])} at {best['batch_size']}",
+                    ),
+                    formatting.memory(max(batch["peak_memory_bytes"] for batch in timing["batches"])),
                 ]
             )
     left = [item["name"] for item in study["left_out"]]
     header = ["", "width", "batch", "precision", "time per 1,000 images", "peak memory", "GFLOP per image, estimate"]
     sampling = ["", "width", "precision", "parameters", "GFLOP per evaluation", "NFE", "GFLOP per image"]
     sampling += ["latency, batch 1", "throughput, best batch", "peak memory"]
-    return study_pages.join(
+    return study_page.join(
         "# Study: cost",
         "What do a training image and a sample cost, and how does that change with width, batch size and precision?",
         f"Images of {IMAGE_SIZE} pixels; settings of `{options['preset']}` in flags.sh but for those in the table. "
-        f"{study_pages.machine(cells)}",
+        f"{study_page.machine(cells)}",
         f"Timed in each of {options['rounds']} rounds over all cells: {options['updates']} updates of each, after a "
         "first one that is left out; median (range) of the rounds. DDGAN's R1 penalty is in one of these updates. "
         "On a CPU memory is the peak of the whole process, libraries included.",
@@ -278,12 +283,12 @@ def page(study: dict[str, Any]) -> str:
         sentences(cells),
         "![Training time per 1,000 images against width](training.png)",
         "## Training",
-        tables.markdown_table(header, lines),
+        formatting.markdown_table(header, lines),
         "## Sampling",
         f"Protocol: {drawn and next(cell['timing']['protocol'] for cell in cells if cell['timing'])}."
         if drawn
         else None,
-        tables.markdown_table(sampling, drawn) if drawn else None,
+        formatting.markdown_table(sampling, drawn) if drawn else None,
         "![Sampling against width](sampling.png)" if drawn else None,
         "## Left out",
         [f"{UNCOUNTED}.", *([f"Combinations not measured: {', '.join(left)}."] if left else [])],
@@ -297,7 +302,7 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
         for precision in PRECISIONS:
             mine = [c for c in study["cells"] if c["model"] == model and c["precision"] == precision]
             mine = [cell for cell in mine if cell["batch"] == BATCHES[name][0]]
-            line = {"label": f"{study_pages.label_of(model)}, {precision}", "model": model}
+            line = {"label": f"{study_page.label_of(model)}, {precision}", "model": model}
             line["style"] = "-" if precision == "bf16" else "--"
             points = [(c["width"], scaled(c["seconds_per_image"], 1000)) for c in mine]
             training.append({**line, "points": points})
@@ -308,14 +313,14 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
                 points = [(c["width"], {"value": c["timing"]["gflop_per_evaluation"]}) for c in timed]
                 gflop.append({**line, "points": points})
     common = {"x": "width, channels (log)", "log": "xy", "ticks": True}
-    study_pages.draw_lines(
+    study_page.draw_lines(
         [{**common, "y": "seconds per 1,000 training images (log)", "lines": training}], out / "training.png"
     )
     panels = [
         {**common, "y": "seconds per image and evaluation, best batch (log)", "lines": latency},
         {**common, "y": "GFLOP per network evaluation (log)", "lines": gflop},
     ]
-    study_pages.draw_lines(panels, out / "sampling.png")
+    study_page.draw_lines(panels, out / "sampling.png")
 
 
 def evaluation_seconds(timing: dict[str, Any]) -> float:

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison import cli, studies, study_pages, tables
+from comparison import cli, formatting, studies
 from comparison.cli import UserError
+from comparison.report import study_page
+from comparison.report.tradeoffs import QUALITY
 from comparison.studies import Job, Lab
-from comparison.tradeoffs import QUALITY
 
 if TYPE_CHECKING:
-    from comparison.images import ImageSet
+    from comparison.data.images import ImageSet
 
 SMALL, LARGE = 32, 64
 PERCENTS = (10, 30, 100)
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     """Judge, train, draw, enlarge, score, write."""
     lab = Lab.open("data", args)
     if args.page:
-        study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
+        study_page.rewrite(lab.out, lab.study, page, draw_pictures)
         return
     jobs = plan(args.seconds, args.num_samples, args.seeds)
     names = studies.choose(args.cells, [job.name for job in jobs])
@@ -69,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
     missing = [{"name": name, "reason": "not among --cells"} for name in all_names() if name not in names]
     options = {name: getattr(args, name) for name in ("seconds", "seeds", "num_samples", "preset", "precision")}
     study = {"options": options, **scoring, "cells": cells, "left_out": missing}
-    study_pages.write(lab, study, page, draw_pictures)
+    study_page.write(lab, study, page, draw_pictures)
 
 
 def all_names() -> list[str]:
@@ -102,7 +103,7 @@ def read_data(lab: Lab) -> "ImageSet":
     Raises:
         UserError: the smallest share of them is too small to train on.
     """
-    from comparison.images import load_images
+    from comparison.data.images import load_images
 
     data = load_images(lab.data, SMALL)
     if len(data) * min(PERCENTS) // 100 < LEAST_IMAGES:
@@ -115,7 +116,7 @@ def subset_file(lab: Lab, data: "ImageSet", percent: int) -> tuple[str, int]:
     count = len(data) * percent // 100
     if percent == 100:
         return lab.data, count
-    from comparison.images import load_images, save_npz
+    from comparison.data.images import load_images, save_npz
 
     path = lab.runs / "studies" / lab.study / f"{data.name}-{percent}-{data.fingerprint[:8]}.npz"
     if not path.is_file():
@@ -136,7 +137,7 @@ def run_job(lab: Lab, name: str, args: argparse.Namespace, seed: int, data: "Ima
     common = ["--num_samples", str(args.num_samples), "--seed", str(seed), "--precision", args.precision]
     samples = folder / "settings" / "default"
     drawn = studies.draw(lab, model, folder, samples, common)
-    label = study_pages.label_of(model)
+    label = study_page.label_of(model)
     cell = {"name": name, "model": model, "seed": seed, "percent": percent, "training_images": count, "size": size}
     cell |= {"training": studies.training_facts(config), "folder": samples}
     cell |= {key: drawn[key] for key in ("nfe", "seconds_per_image", "sampler")}
@@ -156,7 +157,7 @@ def run_super_resolution(
 
     The cell's seconds, images seen and costs are those of both networks together.
     """
-    from comparison.evaluation import find_samples
+    from comparison.scores.evaluation import find_samples
 
     base = run_job(lab, BASE, args, seed, data)[0]
     model, folder = studies.SUPER_RESOLUTION, lab.folder(studies.SUPER_RESOLUTION, f"{name}-s{seed}")
@@ -169,15 +170,16 @@ def run_super_resolution(
     training = studies.training_facts(config)
     for fact in ("seconds", "images_seen", "steps"):
         training[fact] += base["training"][fact]
-    label = f"{study_pages.label_of(base['model'])}, {SMALL} by super-resolution"
+    label = f"{study_page.label_of(base['model'])}, {SMALL} by super-resolution"
     cell = {**base, "name": name, "label": label, "size": LARGE, "training": training, "folder": samples}
     return [{**cell, **{key: base[key] + drawn[key] for key in ("nfe", "seconds_per_image")}}]
 
 
 def enlarge(folder: Path) -> Path:
     """Write samples at 64 pixels, bicubic, beside their folder; return where."""
-    from comparison.evaluation import find_samples
-    from comparison.images import load_npz, resize, save_grid, save_npz
+    from comparison.data.images import load_npz, resize, save_npz
+    from comparison.png import save_grid
+    from comparison.scores.evaluation import find_samples
 
     target = folder.with_name("enlarged")
     target.mkdir(parents=True, exist_ok=True)
@@ -206,11 +208,11 @@ def add_memorised(lab: Lab, cells: Sequence[dict[str, Any]], num_samples: int) -
 
     The floor, `held_out`, is of real images that are neither in the reference nor among those images.
     """
-    from comparison import features
-    from comparison.evaluation import find_samples
-    from comparison.images import load_images, load_npz
-    from comparison.neighbours import memorised, nearest_training
-    from comparison.reference import Reference
+    from comparison.data.images import load_images, load_npz
+    from comparison.scores import features
+    from comparison.scores.evaluation import find_samples
+    from comparison.scores.neighbours import memorised, nearest_training
+    from comparison.scores.reference import Reference
 
     reference = Reference.load(lab.data, SMALL, num_samples, 0, "auto")
     held_out = reference.others[: len(reference.chosen)]
@@ -230,7 +232,7 @@ def add_memorised(lab: Lab, cells: Sequence[dict[str, Any]], num_samples: int) -
 
 def floor_share(x: Any, pool: Any) -> dict[str, Any]:
     """Return the memorised share of real images among others: where the pool holds them, they do not count."""
-    from comparison.neighbours import memorised, nearest_training, squared_distances
+    from comparison.scores.neighbours import memorised, nearest_training, squared_distances
 
     nearest = squared_distances(x, pool).min(1)
     same = (x - pool[nearest.indices]).norm(dim=1) < 1e-4
@@ -239,7 +241,7 @@ def floor_share(x: Any, pool: Any) -> dict[str, Any]:
 
 def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return what the numbers say of fewer images, of copies and of the two ways to 64 pixels."""
-    from comparison.verdicts import rank
+    from comparison.report.findings import rank
 
     said: list[str | None] = []
     named = {row["name"]: row for row in rows}
@@ -247,19 +249,19 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
         mine = [row for row in rows if row["model"] == model and row["size"] == SMALL]
         if not mine:
             continue
-        label = study_pages.label_of(model)
+        label = study_page.label_of(model)
         shares = [{**row, "label": f"{row['percent']}%"} for row in mine]
         said.append(rank(shares, QUALITY, f"{label}, Frechet distance by share of the images", lowest=True))
         few = [f"{row['percent']}% ({passes(row):.2g})" for row in mine if passes(row) < 1]
         if few:
             said.append(
-                f"{label}, less than one pass over the images: {tables.listed(few)}; there their number cannot be "
+                f"{label}, less than one pass over the images: {formatting.listed(few)}; there their number cannot be "
                 "the limit"
             )
         for row in mine:
             entry, floor = row["metrics"]["memorised"], row["held_out"]
-            if entry["value"] > floor["value"] and tables.apart(entry, floor):
-                cells = " and ".join(tables.metric("memorised", e) for e in (entry, floor))
+            if entry["value"] > floor["value"] and formatting.apart(entry, floor):
+                cells = " and ".join(formatting.metric("memorised", e) for e in (entry, floor))
                 said.append(f"{row['label']}: more samples close to training images than held-out ones are ({cells})")
     if not any("held-out" in (line or "") for line in said) and any("held_out" in row for row in rows):
         said.append("No cell has significantly more samples close to its training images than held-out images are")
@@ -268,15 +270,15 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
         if direct and enlarged:
             entries = (direct["metrics"][QUALITY], enlarged["metrics"][QUALITY])
             names = (f"{LARGE} pixels directly", f"{SMALL} pixels enlarged")
-            verdict = study_pages.against(names[0], entries[0], names[1], entries[1])
-            said.append(f"{study_pages.label_of(direct['model'])} at {LARGE} pixels: {verdict}")
+            verdict = study_page.against(names[0], entries[0], names[1], entries[1])
+            said.append(f"{study_page.label_of(direct['model'])} at {LARGE} pixels: {verdict}")
     resolved = named.get(SUPER_RESOLUTION)
     for name, words in (("ddpm-enlarged", "bicubic enlarging"), (f"ddpm-{LARGE}px", f"{LARGE} pixels directly")):
         if resolved and name in named:
             entries = (resolved["metrics"][QUALITY], named[name]["metrics"][QUALITY])
-            verdict = study_pages.against("super-resolution", entries[0], words, entries[1])
-            said.append(f"{study_pages.label_of(resolved['model'])} at {LARGE} pixels: {verdict}")
-    said.append(study_pages.unequal(rows))
+            verdict = study_page.against("super-resolution", entries[0], words, entries[1])
+            said.append(f"{study_page.label_of(resolved['model'])} at {LARGE} pixels: {verdict}")
+    said.append(study_page.unequal(rows))
     return [line if line.endswith(".") else f"{line}." for line in said if line]
 
 
@@ -287,34 +289,34 @@ def passes(row: dict[str, Any]) -> float:
 
 def page(study: dict[str, Any]) -> str:
     """Return README.md."""
-    rows = study_pages.pooled(study)
+    rows = study_page.pooled(study)
     small, large = ([row for row in rows if row["size"] == size] for size in (SMALL, LARGE))
     extra = {
-        "images": lambda row: tables.count(row["training_images"]),
-        "images seen": lambda row: tables.count(row["training"]["images_seen"]),
-        "passes": lambda row: tables.plain(passes(row), 2),
-        "time per image": lambda row: tables.seconds(row["seconds_per_image"]),
+        "images": lambda row: formatting.count(row["training_images"]),
+        "images seen": lambda row: formatting.count(row["training"]["images_seen"]),
+        "passes": lambda row: formatting.plain(passes(row), 2),
+        "time per image": lambda row: formatting.seconds(row["seconds_per_image"]),
     }
-    held = {"held out": lambda row: tables.metric("memorised", row["held_out"])}
+    held = {"held out": lambda row: formatting.metric("memorised", row["held_out"])}
     floors = study["floors"]
-    known = dict.fromkeys(f"{study_pages.label_of(row['model'])} {row['sampler']}" for row in rows)
+    known = dict.fromkeys(f"{study_page.label_of(row['model'])} {row['sampler']}" for row in rows)
     samplers = "; ".join(known)
-    return study_pages.join(
+    return study_page.join(
         "# Study: resolution and data",
         "What do fewer training images do to each model, and is it better to train at 64 pixels or to enlarge the "
         "samples of a network of 32 pixels, in the same time?",
         f"{study['options']['seconds']:g} s of training per cell, settings of `{study['options']['preset']}` in "
-        f"flags.sh. Samplers: {samplers}. {study_pages.machine(rows)}",
-        study_pages.scoring(study),
+        f"flags.sh. Samplers: {samplers}. {study_page.machine(rows)}",
+        study_page.scoring(study),
         "## What the numbers say",
         sentences(rows),
         "![Frechet distance and coverage against the share of the training images](data.png)" if small else None,
         "## Fewer images",
         "`memorised` counts copies among the images that the training saw; `held out` is the same share of real images "
         "that it did not see.",
-        study_pages.score_table(small, floors.get(str(SMALL)), {**extra, **held}) if small else None,
+        study_page.score_table(small, floors.get(str(SMALL)), {**extra, **held}) if small else None,
         f"## {LARGE} pixels",
-        study_pages.score_table(large, floors.get(str(LARGE)), extra) if large else None,
+        study_page.score_table(large, floors.get(str(LARGE)), extra) if large else None,
         "![Frechet distance at 64 pixels](resolution.png)" if large else None,
         "## Left out",
         [f"{item['name']}: {item['reason']}." for item in study["left_out"]],
@@ -323,21 +325,21 @@ def page(study: dict[str, Any]) -> str:
 
 def draw_pictures(study: dict[str, Any], out: Path) -> None:
     """Draw data.png and resolution.png."""
-    rows = study_pages.pooled(study)
+    rows = study_page.pooled(study)
     panels: list[dict[str, Any]] = []
     for metric, words in ((QUALITY, "Frechet distance (log, lower is better)"), ("coverage", "coverage")):
         lines = []
         for model in SHORT.values():
             mine = [row for row in rows if row["model"] == model and row["size"] == SMALL]
             points = [(row["percent"], row["metrics"][metric]) for row in mine]
-            lines.append({"label": study_pages.label_of(model), "model": model, "points": points})
+            lines.append({"label": study_page.label_of(model), "model": model, "points": points})
         log = "xy" if metric == QUALITY else "x"
         panels.append(
             {"x": "share of the training images, % (log)", "y": words, "log": log, "lines": lines, "ticks": True}
         )
-    study_pages.draw_lines(panels, out / "data.png")
+    study_page.draw_lines(panels, out / "data.png")
     large = [row for row in rows if row["size"] == LARGE]
-    study_pages.draw_bars(large, f"Frechet distance at {LARGE} pixels (log, lower is better)", out / "resolution.png")
+    study_page.draw_bars(large, f"Frechet distance at {LARGE} pixels (log, lower is better)", out / "resolution.png")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-from comparison import cli, studies, study_pages, tables
+from comparison import cli, formatting, studies
+from comparison.report import study_page
+from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_progress
 from comparison.studies import Job, Lab
-from comparison.tradeoffs import QUALITY
 
 MODEL = "denoising-diffusion-gan"
 IMAGE_SIZE = 32
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     """Judge, train, draw, score, write."""
     lab = Lab.open("hybrid", args)
     if args.page:
-        study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
+        study_page.rewrite(lab.out, lab.study, page, draw_pictures)
         return
     jobs = plan(args)
     names = studies.choose(args.cells, [job.name for job in jobs])
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
             facts = cells[-1]["training"]
             print(f"[{number}/{len(jobs)}] {job.name}, seed {seed}: {facts['steps']:,} updates", flush=True)
     controls = studies.evaluate(lab, [cell["folder"] for cell in cells], IMAGE_SIZE, args.num_samples)
-    study_pages.write(lab, describe(args, cells, controls, left_out), page, draw_pictures)
+    study_page.write(lab, describe(args, cells, controls, left_out), page, draw_pictures)
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
@@ -153,7 +154,7 @@ def accuracies(study: dict[str, Any], name: str) -> list[float]:
 
 def sentences(study: dict[str, Any]) -> list[str]:
     """Return what each part of the recipe changes with the others held, and whether the hybrid beats its denoiser."""
-    rows = {row["name"]: row for row in study_pages.pooled(study) if LONGER not in row["name"]}
+    rows = {row["name"]: row for row in study_page.pooled(study) if LONGER not in row["name"]}
     said = []
     factors = {
         "the discriminator's input x_0 in place of x_t": (INPUTS, "{domain}-{}-{reconstruction}"),
@@ -168,7 +169,7 @@ def sentences(study: dict[str, Any]) -> list[str]:
             if with_ != f"{domain}-{judged}-{reconstruction}" or not {without, with_} <= rows.keys():
                 continue  # each pair once, at the cell that has the part
             a, b = (rows[name]["metrics"][QUALITY] for name in (without, with_))
-            if not tables.apart(a, b):
+            if not formatting.apart(a, b):
                 open_ += 1
             elif b["value"] < a["value"]:
                 better += 1
@@ -177,22 +178,22 @@ def sentences(study: dict[str, Any]) -> list[str]:
         total = better + worse + open_
         if total:
             counts = [(better, "better"), (worse, "worse"), (open_, "not distinguishable")]
-            told = tables.listed([f"{verdict} in {count}" for count, verdict in counts if count])
+            told = formatting.listed([f"{verdict} in {count}" for count, verdict in counts if count])
             said.append(f"{topic[0].upper()}{topic[1:]}: of {total} comparisons with all else equal, {told}")
     if ALONE in rows:
         hybrids = [row for name, row in rows.items() if name != ALONE]
         if hybrids:
             best = min(hybrids, key=lambda row: row["metrics"][QUALITY]["value"])
             both = (best["metrics"][QUALITY], rows[ALONE]["metrics"][QUALITY])
-            told = study_pages.against(f"the best hybrid ({best['label']})", both[0], "its denoiser alone", both[1])
+            told = study_page.against(f"the best hybrid ({best['label']})", both[0], "its denoiser alone", both[1])
             said.append(f"Against the denoiser: {told}")
-    said.append(study_pages.unequal(list(rows.values())) or "")
+    said.append(study_page.unequal(list(rows.values())) or "")
     return [line if line.endswith(".") else f"{line}." for line in said if line]
 
 
 def by_time(study: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of the preset and of its denoiser alone, each by the seconds of training."""
-    rows = [row for row in study_pages.pooled(study) if row["name"].partition(LONGER)[0] in (WHOLE, ALONE)]
+    rows = [row for row in study_page.pooled(study) if row["name"].partition(LONGER)[0] in (WHOLE, ALONE)]
     rows.sort(key=lambda row: row["training"]["seconds"])
     return {name: [row for row in rows if row["name"].partition(LONGER)[0] == name] for name in (WHOLE, ALONE)}
 
@@ -212,44 +213,44 @@ def crossing(study: dict[str, Any]) -> list[str]:
             if name not in hybrid["metrics"] or name not in alone["metrics"]:
                 continue
             a, b = hybrid["metrics"][name], alone["metrics"][name]
-            better = (a["value"] < b["value"]) == (tables.METRICS[name][1] == "lower")
-            verdict = ("better" if better else "worse") if tables.apart(a, b) else "not distinguishable"
-            told.append(f"{verdict} after {tables.seconds(hybrid['training']['seconds'])}")
+            better = (a["value"] < b["value"]) == (formatting.METRICS[name][1] == "lower")
+            verdict = ("better" if better else "worse") if formatting.apart(a, b) else "not distinguishable"
+            told.append(f"{verdict} after {formatting.seconds(hybrid['training']['seconds'])}")
         if told:
-            said.append(f"{tables.METRICS[name][0]}: the hybrid is {tables.listed(told)}.")
+            said.append(f"{formatting.METRICS[name][0]}: the hybrid is {formatting.listed(told)}.")
     return said
 
 
 def page(study: dict[str, Any]) -> str:
     """Return README.md."""
     options = study["options"]
-    every = study_pages.pooled(study)
+    every = study_page.pooled(study)
     rows = [row for row in every if LONGER not in row["name"]]
     longer = by_time(study) if len(rows) < len(every) else {}
     accuracy = {row["name"]: " ".join(f"{value:.2f}" for value in accuracies(study, row["name"])) for row in every}
     extra = {
-        "updates": lambda row: tables.count(row["training"]["steps"]),
-        "D right at t = 0, 1, ...": lambda row: accuracy[row["name"]] or tables.MISSING,
+        "updates": lambda row: formatting.count(row["training"]["steps"]),
+        "D right at t = 0, 1, ...": lambda row: accuracy[row["name"]] or formatting.MISSING,
     }
-    return study_pages.join(
+    return study_page.join(
         "# Study: what makes the hybrid learn",
         "A denoising diffusion GAN as published learns little within minutes. Which part of the recipe of "
         f"`{options['preset']}` lifts it: what the discriminator judges, the denoiser that the generator starts as and "
         "is kept near, or the folded image?",
         f"Each pair of networks trained for {options['seconds']:g} s; all else as in `{options['preset']}` of "
-        f"flags.sh. {study_pages.machine(rows)}",
-        study_pages.scoring(study),
+        f"flags.sh. {study_page.machine(rows)}",
+        study_page.scoring(study),
         '"D right": share of right answers of the discriminator in the second half of the adversarial updates, mean '
         "of real and generated pairs; 0.5 is chance.",
         "## What the numbers say",
         sentences(study),
         "![Frechet distance, modes and the discriminator's accuracy of each cell](hybrid.png)",
         "## Numbers",
-        study_pages.score_table(rows, study["anchors"]["floor"], extra),
+        study_page.score_table(rows, study["anchors"]["floor"], extra),
         "## With more time" if longer else None,
         crossing(study) if longer else None,
         "![Frechet distance and modes against the seconds of training](time.png)" if longer else None,
-        study_pages.score_table([*longer[WHOLE], *longer[ALONE]], None, extra) if longer else None,
+        study_page.score_table([*longer[WHOLE], *longer[ALONE]], None, extra) if longer else None,
         "## Left out" if study["left_out"] else None,
         [f"{item['name']}: {item['reason']}." for item in study["left_out"]],
     )
@@ -257,10 +258,10 @@ def page(study: dict[str, Any]) -> str:
 
 def draw_pictures(study: dict[str, Any], out: Any) -> None:
     """Draw hybrid.png, a bar for each cell and metric and the discriminator's accuracy against t, and time.png."""
-    from comparison.plots import DPI, save, tidy
+    from comparison.report.plots import DPI, save, tidy
     from matplotlib.figure import Figure
 
-    every = study_pages.pooled(study)[::-1]
+    every = study_page.pooled(study)[::-1]
     rows = [row for row in every if LONGER not in row["name"]]
     if len(rows) < len(every):
         draw_times(study, out)
@@ -277,7 +278,7 @@ def draw_pictures(study: dict[str, Any], out: Any) -> None:
         ]
         axes.barh(range(len(rows)), values, xerr=spread, color=[colour(row["name"]) for row in rows], ecolor="#333333")
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows] if number == 0 else [])
-        axes.set_xlabel(tables.METRICS[name][0])
+        axes.set_xlabel(formatting.METRICS[name][0])
         axes.set_xlim(left=0)
         tidy(axes)
     axes = figure.add_subplot(grid[-1])
@@ -300,8 +301,8 @@ def draw_times(study: dict[str, Any], out: Any) -> None:
         for cell, rows in by_time(study).items():
             points = [(row["training"]["seconds"], row["metrics"][name]) for row in rows if name in row["metrics"]]
             lines.append({"label": words(cell), "model": MODEL if cell == WHOLE else "", "points": points})
-        panels.append({"x": "training, s", "y": tables.METRICS[name][0], "log": "x", "lines": lines})
-    study_pages.draw_lines(panels, out / "time.png")
+        panels.append({"x": "training, s", "y": formatting.METRICS[name][0], "log": "x", "lines": lines})
+    study_page.draw_lines(panels, out / "time.png")
 
 
 def colour(name: str) -> str:

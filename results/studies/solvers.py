@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import cli, studies, study_pages, tables
+from comparison import cli, formatting, studies
 from comparison.cli import UserError
+from comparison.data.sources import source_name
+from comparison.report import study_page
+from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_config
-from comparison.sources import source_name
 from comparison.studies import Job, Lab
-from comparison.tradeoffs import QUALITY
 
 MODEL = "improved-diffusion"
 BASELINE = "ancestral-uniform"
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     """Judge, draw, score, write."""
     lab = Lab.open("solvers", args).without_sampler()
     if args.page:
-        study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
+        study_page.rewrite(lab.out, lab.study, page, draw_pictures)
         return
     config = given_run(args.run, args.data)
     if args.baseline > (steps := config["options"].get("diffusion_steps", args.baseline)):
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     scoring = score(args, cells)
     options = {name: getattr(args, name) for name in ("evaluations", "baseline", "num_samples", "precision")}
     study = {"options": options, "scoring": scoring, "training": studies.training_facts(config), "cells": cells}
-    study_pages.write(lab, study, page, draw_pictures)
+    study_page.write(lab, study, page, draw_pictures)
 
 
 def given_run(run: Path | None, data: str) -> dict[str, Any]:
@@ -124,12 +125,12 @@ def draw(lab: Lab, args: argparse.Namespace, name: str) -> dict[str, Any]:
 def score(args: argparse.Namespace, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Put the distance into each cell, and its ratio to the baseline's, the first; return what they were scored by."""
     from comparison import device as devices
-    from comparison.bootstrap import METHOD, paired_ratio
-    from comparison.evaluation import find_samples
-    from comparison.features import embed
-    from comparison.images import load_npz
-    from comparison.metrics import frechet_estimate, frechet_from, moments
-    from comparison.reference import Reference
+    from comparison.data.images import load_npz
+    from comparison.scores.bootstrap import METHOD, paired_ratio
+    from comparison.scores.evaluation import find_samples
+    from comparison.scores.features import embed
+    from comparison.scores.metrics import frechet_estimate, frechet_from, moments
+    from comparison.scores.reference import Reference
 
     device = devices.pick_device(args.device)
     devices.set_threads(args.threads)
@@ -181,17 +182,17 @@ def page(study: dict[str, Any]) -> str:
         told = (
             "1" if ratio is None else f"{ratio['value']:.3f} ({ratio['interval'][0]:.3f} to {ratio['interval'][1]:.3f})"
         )
-        distance = tables.metric(QUALITY, cell["metrics"][QUALITY])
+        distance = formatting.metric(QUALITY, cell["metrics"][QUALITY])
         rows.append([cell["label"], f"{cell['nfe']:g}", distance, told])
     options, score, training = study["options"], study["scoring"], study["training"]
     network = training["options"]
-    return study_pages.join(
+    return study_page.join(
         "# Study: solvers",
         f"How good are {options['evaluations']} evaluations of a solver beside {options['baseline']} ancestral steps "
         "of the same network, from the same starting noise? Spacings are uniform in log-SNR, from a noise of 80 times "
         "the signal down, unless the name says otherwise.",
         f"One run: {network['num_channels']} channels, {network['num_res_blocks']} blocks per level, "
-        f"{tables.count(training['images_seen'])} training images seen; {baseline['checkpoint']}. Device: "
+        f"{formatting.count(training['images_seen'])} training images seen; {baseline['checkpoint']}. Device: "
         f"{baseline['device']}. {score['n']} training images of {score['reference']['name']} are the reference "
         f"({score['reference']['fingerprint']}), {options['num_samples']} images of each row are scored in features "
         f"of the {score['extractor']['name']}: relative within this page. Intervals of distances: "
@@ -200,7 +201,7 @@ def page(study: dict[str, Any]) -> str:
         sentences(study),
         "![Ratio of the Frechet distances](solvers.png)",
         "## Numbers",
-        tables.markdown_table(["", "evaluations", "Frechet", "ratio"], rows),
+        formatting.markdown_table(["", "evaluations", "Frechet", "ratio"], rows),
         f"A solver counts as good where the interval of its ratio reaches down to {BOUND}, as better where it lies "
         "below 1.",
     )
@@ -208,7 +209,7 @@ def page(study: dict[str, Any]) -> str:
 
 def draw_pictures(study: dict[str, Any], out: Path) -> None:
     """Draw solvers.png: the ratio of each solver with its interval."""
-    from comparison.plots import COLOURS, DPI, INK, save, tidy
+    from comparison.report.plots import COLOURS, DPI, INK, save, tidy
     from matplotlib.figure import Figure
 
     cells = sorted(study["cells"][1:], key=lambda cell: cell["ratio"]["value"])

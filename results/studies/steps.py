@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import cli, studies, study_pages, tables
+from comparison import cli, formatting, studies
 from comparison.cli import UserError
+from comparison.data.sources import source_name
+from comparison.report import study_page
+from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_config
-from comparison.sources import source_name
 from comparison.studies import Job, Lab
-from comparison.tradeoffs import QUALITY
 
 IMAGE_SIZE = 32
 STEPS = (5, 10, 20, 50)
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     """Judge, train, draw, score, write."""
     lab = Lab.open("steps", args).without_sampler()
     if args.page:
-        study_pages.rewrite(lab.out, lab.study, page, draw_pictures)
+        study_page.rewrite(lab.out, lab.study, page, draw_pictures)
         return
     given = find_runs(args.runs, args.data)
     trained = len(given) if args.seeds == 1 else 0
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
         cells += found
     controls = studies.evaluate(lab, [cell["folder"] for cell in cells], IMAGE_SIZE, args.num_samples)
     study = describe(args, cells, controls, [name for name in all_names() if name not in names])
-    study_pages.write(lab, study, page, draw_pictures)
+    study_page.write(lab, study, page, draw_pictures)
 
 
 def all_names() -> list[str]:
@@ -141,7 +142,7 @@ def run_job(lab: Lab, name: str, args: argparse.Namespace, seed: int, given: Pat
         timesteps = ["--num_timesteps", name.removeprefix("ddgan-T")] if model == DDGAN else []
         flags = ["--image_size", str(IMAGE_SIZE), *timesteps, *seeds, "--precision", args.precision]
         config = studies.train(lab, model, folder, ["--max_seconds", f"{args.seconds:g}"], flags)
-    draws: dict[str, tuple[str, list[str]]] = {"default": (study_pages.label_of(model), [])}
+    draws: dict[str, tuple[str, list[str]]] = {"default": (study_page.label_of(model), [])}
     if model == DDPM:
         draws = {
             f"{key}{n}": (label, [flag.format(n=n) for flag in flags])
@@ -180,12 +181,12 @@ def by_series(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return what the numbers say."""
-    from comparison.verdicts import rank
+    from comparison.report.findings import rank
 
     said: list[str | None] = []
     for series, mine in by_series(rows).items():
         place = "{} evaluations" if mine[0]["model"] != DDGAN else "T = {}"
-        said.append(study_pages.enough(series, [(row["nfe"], row["metrics"][QUALITY]) for row in mine], place))
+        said.append(study_page.enough(series, [(row["nfe"], row["metrics"][QUALITY]) for row in mine], place))
     samplers = [row for row in rows if row["model"] == DDPM]
     for nfe in sorted({row["nfe"] for row in samplers}):
         same = [
@@ -194,36 +195,36 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
         said.append(rank(same, QUALITY, f"Samplers of improved DDPM at {nfe:g} evaluations", lowest=True))
     for series, mine in by_series(rows).items():
         costs = [row["seconds_per_image"] / row["nfe"] for row in mine]
-        ends = dict.fromkeys(tables.seconds(value) for value in (min(costs), max(costs)))
+        ends = dict.fromkeys(formatting.seconds(value) for value in (min(costs), max(costs)))
         said.append(f"{series}: {' to '.join(ends)} per image and evaluation")
-    said.append(study_pages.unequal(list({row["name"].split("-default")[0]: row for row in rows}.values())))
+    said.append(study_page.unequal(list({row["name"].split("-default")[0]: row for row in rows}.values())))
     return [line if line.endswith(".") else f"{line}." for line in said if line]
 
 
 def page(study: dict[str, Any]) -> str:
     """Return README.md."""
-    rows = study_pages.pooled(study)
+    rows = study_page.pooled(study)
     extra = {
         "NFE": lambda row: f"{row['nfe']:g}",
-        "time per image": lambda row: tables.seconds(row["seconds_per_image"]),
-        "training": lambda row: tables.seconds(row["training"]["seconds"]),
-        "images seen": lambda row: tables.count(row["training"]["images_seen"]),
+        "time per image": lambda row: formatting.seconds(row["seconds_per_image"]),
+        "training": lambda row: formatting.seconds(row["training"]["seconds"]),
+        "images seen": lambda row: formatting.count(row["training"]["images_seen"]),
     }
     given = sorted({row["name"].split("-")[0] for row in rows if row["given"]})
     trained = f"{study['options']['seconds']:g} s of training per cell" if not all(row["given"] for row in rows) else ""
-    kept = f"taken from earlier runs: {tables.listed(given)}" if given else ""
+    kept = f"taken from earlier runs: {formatting.listed(given)}" if given else ""
     runs = "; ".join(filter(None, (trained, kept, f"settings of `{study['options']['preset']}` in flags.sh")))
-    return study_pages.join(
+    return study_page.join(
         "# Study: steps",
         "How do quality and time change with the number of network evaluations per image (NFE), and which sampler "
         "needs fewest? For improved DDPM the samplers share one training; DDGAN is trained for each T.",
-        f"{runs[0].upper()}{runs[1:]}. {study_pages.machine(rows)}",
-        study_pages.scoring(study),
+        f"{runs[0].upper()}{runs[1:]}. {study_page.machine(rows)}",
+        study_page.scoring(study),
         "## What the numbers say",
         sentences(rows),
         "![Frechet distance against evaluations and against time per image](steps.png)",
         "## Numbers",
-        study_pages.score_table(rows, study["floor"], extra),
+        study_page.score_table(rows, study["floor"], extra),
         "## Left out" if study["left_out"] else None,
         [f"{item['name']}: {item['reason']}." for item in study["left_out"]],
     )
@@ -231,7 +232,7 @@ def page(study: dict[str, Any]) -> str:
 
 def draw_pictures(study: dict[str, Any], out: Path) -> None:
     """Draw steps.png: the distance against evaluations and against seconds per image."""
-    rows = by_series(study_pages.pooled(study))
+    rows = by_series(study_page.pooled(study))
     panels: list[dict[str, Any]] = []
     for key, words in (
         ("nfe", "network evaluations per image (log)"),
@@ -247,7 +248,7 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
         ]
         panels.append({"x": words, "y": "Frechet distance (log, lower is better)", "log": "xy", "lines": lines})
     panels[0]["ticks"] = True
-    study_pages.draw_lines(panels, out / "steps.png")
+    study_page.draw_lines(panels, out / "steps.png")
 
 
 if __name__ == "__main__":

@@ -100,8 +100,8 @@ def make_set(folder, model, setting, frechet, recall, coverage, trained):
 
 def make_run(folder, model):
     """Write a run folder with settings and history."""
-    from comparison import shapes
-    from comparison.images import save_grid
+    from comparison.data import shapes
+    from comparison.png import save_grid
 
     seconds, images_seen, parameters, _, _, settings = MODELS[model]
     finished = {"reason": "max_seconds 1200", "steps": 900, "images_seen": images_seen, "wall_seconds": seconds}
@@ -132,8 +132,8 @@ def make_run(folder, model):
 
 def make(folder: Path) -> list[Path]:
     """Write three run folders and report/anchors.json with its pictures; return the run folders."""
-    from comparison import shapes
-    from comparison.images import save_grid
+    from comparison.data import shapes
+    from comparison.png import save_grid
 
     make_anchors(folder / "report" / "anchors.json")
     images = shapes.dataset(10, 16, limit=64)[0]

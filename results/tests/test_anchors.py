@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparison import anchors, shapes
-from comparison.evaluation import Evaluator
-from comparison.reference import Reference
+from comparison.data import shapes
+from comparison.scores import controls
+from comparison.scores.evaluation import Evaluator
+from comparison.scores.reference import Reference
 
 
 class Scored(dict):
@@ -26,19 +27,19 @@ def scored(request, tmp_path_factory):
     patch.setitem(shapes.COUNTS, "train", 4000)
     reference = Reference.load("shapes:100", 32, 1000, 0, request.param)
     evaluator = Evaluator(reference, extrapolate=True)
-    made = anchors.make_anchors(
+    made = controls.make_anchors(
         reference.data.images, reference.data.labels, reference.training, reference.chosen, reference.others, 0
     )
-    made |= anchors.figure_anchors(made["floor"], 0)
+    made |= controls.figure_anchors(made["floor"], 0)
     patch.undo()
     scores = {name: evaluator(anchor.images, anchor.made_from) for name, anchor in made.items()}
     return Scored(request.param, scores)
 
 
 def test_every_expectation_on_the_controls_holds(scored):
-    checks = anchors.check_anchors(scored)
-    metrics = [name for name in anchors.EXPECTED if name in scored["floor"]]
-    assert len(checks) == 7 * len(metrics) + len(anchors.FURTHER)
+    checks = controls.check_anchors(scored)
+    metrics = [name for name in controls.EXPECTED if name in scored["floor"]]
+    assert len(checks) == 7 * len(metrics) + len(controls.FURTHER)
     assert [c for c in checks if not c["ok"]] == []
 
 
@@ -78,7 +79,7 @@ VERDICTS = {
 
 
 def test_every_cell_of_metric_by_corruption_is_as_known(scored):
-    assert letters(anchors.check_anchors(scored)) == VERDICTS[scored.key]
+    assert letters(controls.check_anchors(scored)) == VERDICTS[scored.key]
 
 
 def letters(checks):
@@ -110,7 +111,7 @@ def test_every_cell_of_the_committed_cifar_report_is_as_known():
     assert letters(content["checks"]) == CIFAR_VERDICTS
     wrong = {(c["metric"], c["anchor"]) for c in content["checks"] if not c["ok"]}
     assert wrong == {("precision", "jpeg"), ("density", "jpeg")}
-    recomputed = anchors.check_anchors({name: row["metrics"] for name, row in content["anchors"].items()})
+    recomputed = controls.check_anchors({name: row["metrics"] for name, row in content["anchors"].items()})
     assert recomputed == content["checks"]
 
 
@@ -141,35 +142,35 @@ def test_a_control_that_does_not_behave_is_flagged():
         return {"value": value, "interval": [value - 1, value + 1], "n": 100}
 
     metrics = {name: {"frechet_distance": entry(v)} for name, v in {"floor": 5.0, "half": 5.5, "noise": 3.0}.items()}
-    checks = {(c["anchor"], c["against"]): c["ok"] for c in anchors.check_anchors(metrics)}
+    checks = {(c["anchor"], c["against"]): c["ok"] for c in controls.check_anchors(metrics)}
     assert checks == {("half", "floor"): False, ("noise", "floor"): False}
     metrics["blur"] = {"frechet_distance": entry(50.0)}
-    checks = {(c["anchor"], c["against"]): c["ok"] for c in anchors.check_anchors(metrics)}
+    checks = {(c["anchor"], c["against"]): c["ok"] for c in controls.check_anchors(metrics)}
     assert checks[("noise", "blur")] is False
     assert checks[("blur", "floor")] is True
 
 
 def test_blur_keeps_the_mean_and_flattens():
     images = shapes.dataset(10, 32, limit=4)[0]
-    soft = anchors.blur(images, 1.0)
+    soft = controls.blur(images, 1.0)
     assert abs(soft.float().mean() - images.float().mean()) < 0.5
     assert soft.float().std() < images.float().std()
     flat = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
-    assert torch.equal(anchors.blur(flat, 2.0), flat)
+    assert torch.equal(controls.blur(flat, 2.0), flat)
 
 
 def test_jpeg_changes_little_at_high_quality_and_more_at_low():
     images = shapes.dataset(10, 32, limit=4)[0]
 
     def error(quality):
-        return (anchors.jpeg(images, quality).float() - images.float()).abs().mean()
+        return (controls.jpeg(images, quality).float() - images.float()).abs().mean()
 
     assert 0 < error(95) < error(10)
 
 
 def test_half_of_the_modes_without_labels_lies_on_one_side():
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((100, 3)) * np.array([5, 1, 1])).float()
-    chosen, mirrored, _ = anchors.half_of_the_modes(None, x, torch.arange(100), 30)
+    chosen, mirrored, _ = controls.half_of_the_modes(None, x, torch.arange(100), 30)
     assert not mirrored.any()
     assert len(chosen.unique()) == 30
     side = x[chosen, 0].sign()
@@ -178,7 +179,7 @@ def test_half_of_the_modes_without_labels_lies_on_one_side():
 
 def test_a_small_half_is_used_again_mirrored():
     labels = torch.arange(20) % 4
-    chosen, mirrored, rule = anchors.half_of_the_modes(labels, torch.zeros(20, 2), torch.arange(20), 15)
+    chosen, mirrored, rule = controls.half_of_the_modes(labels, torch.zeros(20, 2), torch.arange(20), 15)
     assert set(labels[chosen].tolist()) == {0, 1}
     assert mirrored.sum() == 5
     assert rule == "2 of 4 classes"

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comparison.bootstrap import paired_ratio
-from comparison.metrics import frechet_from, moments
+from comparison.scores.bootstrap import paired_ratio
+from comparison.scores.metrics import frechet_from, moments
 
 
 def features(seed, n=400):

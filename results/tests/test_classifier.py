@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from comparison import classifier
-from comparison.classifier_training import learning_rate, shifted
 from comparison.cli import UserError
-from comparison.images import CIFAR10_CLASSES
+from comparison.data.images import CIFAR10_CLASSES
+from comparison.scores import classifier
+from comparison.scores.classifier_training import learning_rate, shifted
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -125,7 +125,7 @@ def test_training_writes_weights_that_know_the_colours_and_says_what_they_are(te
 
 
 def test_interrupted_training_goes_on_to_the_same_weights(ten_classes, script, monkeypatch):
-    from comparison import classifier_training
+    from comparison.scores import classifier_training
 
     script(ten_classes, "train_classifier.py", *ARGS)
     whole = (ten_classes / "out" / "cifar_classifier.npz").read_bytes()

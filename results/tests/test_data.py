@@ -5,11 +5,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from comparison import images
-from comparison.batches import BatchStream
 from comparison.cli import UserError
-from comparison.images import from_uint8, load_images, load_npz, save_grid, save_npz, to_uint8
-from comparison.sources import check_source, source_name
+from comparison.data import images
+from comparison.data.batches import BatchStream
+from comparison.data.images import from_uint8, load_images, load_npz, save_npz, to_uint8
+from comparison.data.sources import check_source, source_name
+from comparison.png import save_grid
 from PIL import Image
 
 
@@ -121,13 +122,13 @@ def test_limit_spreads_over_the_source(tmp_path):
 
 def test_second_reading_of_a_large_folder_comes_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "root"))
-    monkeypatch.setattr("comparison.images.CACHE_FROM", 2)
+    monkeypatch.setattr("comparison.data.images.CACHE_FROM", 2)
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(3):
         Image.new("RGB", (4, 4), (i, 9, 9)).save(folder / f"{i}.png")
     first = load_images(str(folder), 4)
-    monkeypatch.setattr("comparison.files.FileSet.pixels", None)
+    monkeypatch.setattr("comparison.data.folders.FileSet.pixels", None)
     assert load_images(str(folder), 4).fingerprint == first.fingerprint
 
 

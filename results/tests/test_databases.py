@@ -8,14 +8,14 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from comparison import databases
-from comparison.batches import BatchStream
 from comparison.cli import UserError
-from comparison.databases import DatabaseSet
-from comparison.files import FileSet
-from comparison.images import ImageSet, load_images, open_images
-from comparison.sources import check_source, source_name
-from comparison.streaming import FileStream, open_stream
+from comparison.data import databases
+from comparison.data.batches import BatchStream
+from comparison.data.databases import DatabaseSet
+from comparison.data.folders import FileSet
+from comparison.data.images import ImageSet, load_images, open_images
+from comparison.data.sources import check_source, source_name
+from comparison.data.streaming import FileStream, open_stream
 from PIL import Image
 
 SIZE, COUNT = 8, 11
@@ -62,7 +62,7 @@ def test_lsun_is_read_in_the_order_of_its_keys_cropped_to_the_centre(root):
 
 
 def test_lsun_alone_is_the_published_part_of_the_churches_and_a_category_is_whole(root, monkeypatch):
-    monkeypatch.setattr("comparison.sources.LSUN_FIRST", 4)
+    monkeypatch.setattr("comparison.data.sources.LSUN_FIRST", 4)
     whole, part = load_images("lsun:church_outdoor", SIZE), load_images("lsun", SIZE)
     assert (len(whole), len(part)) == (COUNT, 4)
     assert torch.equal(part.images, whole.images[:4])
@@ -96,7 +96,7 @@ def test_workers_that_do_not_inherit_the_process_read_it_too(root):
 
 
 def test_decoded_pictures_are_kept_for_the_next_call(root, monkeypatch):
-    monkeypatch.setattr("comparison.images.CACHE_FROM", COUNT)
+    monkeypatch.setattr("comparison.data.images.CACHE_FROM", COUNT)
     first = load_images("lsun", SIZE)
     monkeypatch.setattr(DatabaseSet, "pixels", None)
     assert torch.equal(load_images("lsun", SIZE).images, first.images)

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparison import shapes, sharding, streams
-from comparison.evaluation import Evaluator
-from comparison.features import RandomEmbedding
-from comparison.images import CIFAR10_CLASSES, fingerprint, save_npz
-from comparison.reference import Reference, embed_samples, places, shuffled
+from comparison.data import samples as streams
+from comparison.data import shapes
+from comparison.data.images import CIFAR10_CLASSES, fingerprint, save_npz
+from comparison.scores import sharding
+from comparison.scores.evaluation import Evaluator
+from comparison.scores.features import RandomEmbedding
+from comparison.scores.reference import Reference, embed_samples, places, shuffled
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "evaluate.py"
@@ -181,8 +183,8 @@ def test_streamed_samples_equal_those_in_memory(tmp_path):
 
 def test_measures_of_pairs_use_a_stated_number_and_moments_all(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("comparison.reference.PAIRWISE", 40)
-    monkeypatch.setattr("comparison.evaluation.PAIRWISE", 40)
+    monkeypatch.setattr("comparison.scores.reference.PAIRWISE", 40)
+    monkeypatch.setattr("comparison.scores.evaluation.PAIRWISE", 40)
     save_npz(tmp_path / "real.npz", pictures(200))
     reference = Reference.load(str(tmp_path / "real.npz"), 16, 100, 0)
     assert reference.describe()["pairwise_images"] == 40
@@ -199,7 +201,7 @@ def test_embedding_needs_no_more_than_a_batch_in_memory_and_keeps_the_order(tmp_
     images = torch.from_numpy(pictures(60, "test").transpose(0, 3, 1, 2).copy())
     positions = places(60, 40, 3)
     whole = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="whole")
-    monkeypatch.setattr("comparison.features.batch_size", lambda *_: 7)
+    monkeypatch.setattr("comparison.scores.features.batch_size", lambda *_: 7)
     parts = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="parts")
     assert torch.equal(whole.images, parts.images)
     assert torch.equal(whole.images, images[(positions >= 0).nonzero()[:, 0]][positions[positions >= 0].argsort()])
@@ -255,9 +257,9 @@ def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, mon
 
     (place / "weights.pth").write_bytes(b"standard")
     digest = hashlib.sha256(b"standard").hexdigest()
-    monkeypatch.setattr("comparison.inception.SHA256_PREFIX", digest[:8])
-    monkeypatch.setattr("comparison.inception.require", lambda: None)
-    monkeypatch.setattr("comparison.standard.score", score)
+    monkeypatch.setattr("comparison.scores.inception.SHA256_PREFIX", digest[:8])
+    monkeypatch.setattr("comparison.scores.inception.require", lambda: None)
+    monkeypatch.setattr("comparison.scores.standard.score", score)
     args = ("runs/model/first", *STANDARD, "--inception_weights", "weights.pth")
     evaluate("runs/model/first", *STANDARD, "--extrapolate")
     metrics = run_folder(place) / "metrics.json"
@@ -373,7 +375,7 @@ def test_samples_in_class_order_are_drawn_from_at_random():
 
 
 def test_newest_samples_count_unless_sampling_json_names_others(tmp_path):
-    from comparison.evaluation import find_samples
+    from comparison.scores.evaluation import find_samples
 
     for age, name in ((20, "samples_ddim.npz"), (10, "samples_full.npz")):
         save_npz(tmp_path / name, np.zeros((1, 8, 8, 3), np.uint8))
@@ -384,7 +386,7 @@ def test_newest_samples_count_unless_sampling_json_names_others(tmp_path):
 
 
 def test_the_smallest_number_of_images_works(place, evaluate):
-    from comparison.metrics import MIN_IMAGES
+    from comparison.scores.metrics import MIN_IMAGES
 
     done = evaluate("runs/model/first", *STANDARD[:4], "--num_images", MIN_IMAGES, "--anchors", "a.json")
     assert done.returncode == 0, done.stderr

@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
-from comparison import classifier, features, shapes
-from comparison.images import CIFAR10_CLASSES, ImageSet
+from comparison.data import shapes
+from comparison.data.images import CIFAR10_CLASSES, ImageSet
+from comparison.scores import classifier, features
 
 
 def noise(n, size=32):

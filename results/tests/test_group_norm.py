@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison.group_norm import _works, group_norm, is_fused
+from comparison.gpu.group_norm import _works, group_norm, is_fused
 from torch import Tensor
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -35,7 +35,7 @@ def case(shape: tuple[int, ...], device: str = "cpu") -> list[Tensor]:
 
 def assert_kernels_are_exact() -> None:
     """Compare the kernels with double precision; called by an interpreter of this file as a script."""
-    from comparison.group_norm_kernels import backward, forward
+    from comparison.gpu.kernels import backward, forward
 
     for shape, groups in CASES:
         for silu in (True, False):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from comparison import kernel, metrics, neighbours, sliced
-from comparison.tables import apart
+from comparison.formatting import apart
+from comparison.scores import kernel, metrics, neighbours, sliced
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):

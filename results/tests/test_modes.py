@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparison import digits
-from comparison.images import load_images, save_npz
-from comparison.modes import divergence, mode_counter, modes_estimates
-from comparison.stacked_mnist import load_mnist
+from comparison.data import digits
+from comparison.data.images import load_images, save_npz
+from comparison.data.stacked_mnist import load_mnist
+from comparison.scores.modes import divergence, mode_counter, modes_estimates
 
 mnist_files = runpy.run_path(str(Path(__file__).with_name("mnist_files.py")))
 

@@ -1,8 +1,8 @@
 """results/readme.py: blocks of a README filled from committed reports."""
 
 import pytest
-from comparison import readme, report
 from comparison.cli import UserError
+from comparison.report import page, readme
 
 TEXT = """# A project
 
@@ -27,7 +27,7 @@ Prose after.
 def reports(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     runs = [made / "runs" / model / "made" for model in ("gans", "improved-diffusion")]
-    report.make_report("made", runs, made / "report" / "anchors.json", folder / "made", None, None)
+    page.make_report("made", runs, made / "report" / "anchors.json", folder / "made", None, None)
     return folder
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comparison.replay import Replay, ReplayedNetwork, for_sampling
-from comparison.sampling import EvaluationCounter
+from comparison.gpu.replay import Replay, ReplayedNetwork, for_sampling
+from comparison.sampling.draw import EvaluationCounter
 from torch import Tensor, nn
 
 

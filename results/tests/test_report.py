@@ -5,8 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from comparison import shapes, tables
-from comparison.images import save_grid, save_npz
+from comparison import formatting
+from comparison.data import shapes
+from comparison.data.images import save_npz
+from comparison.png import save_grid
 
 
 def write_run(folder, model, images, seconds_per_image, nfe):
@@ -65,7 +67,6 @@ def report(place, script):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    from comparison import report
 
     monkeypatch.setattr(report, "_draw", lambda *_: [])
 
@@ -189,17 +190,23 @@ def test_wrong_arguments_are_one_sentence(place, report, args, says):
     [(12.34, 0.4, "12.3 ± 0.4"), (0.93, 0.0047, "0.930 ± 0.005"), (6380, 13, "6,380 ± 13"), (-0.2, 3, "0 ± 3")],
 )
 def test_numbers_are_rounded_to_their_error(value, half, text):
-    assert tables.with_error(value, half) == text
+    assert formatting.with_error(value, half) == text
 
 
 def test_quantities_carry_their_units():
-    assert [tables.seconds(s) for s in (2e-4, 0.016, 12, 1200, 8000)] == ["200 us", "16 ms", "12 s", "20 min", "2.22 h"]
-    assert [tables.count(c) for c in (900, 62300, 3.58e6, None)] == ["900", "62.3 k", "3.58 M", "-"]
-    assert tables.memory(3 * 2**30) == "3.00 GiB"
+    assert [formatting.seconds(s) for s in (2e-4, 0.016, 12, 1200, 8000)] == [
+        "200 us",
+        "16 ms",
+        "12 s",
+        "20 min",
+        "2.22 h",
+    ]
+    assert [formatting.count(c) for c in (900, 62300, 3.58e6, None)] == ["900", "62.3 k", "3.58 M", "-"]
+    assert formatting.memory(3 * 2**30) == "3.00 GiB"
 
 
 def test_grid_is_cut_as_it_was_pasted(tmp_path):
-    from comparison.rows import read_grid
+    from comparison.report.rows import read_grid
 
     images = shapes.dataset(10, 16, limit=13)[0]
     save_grid(images, tmp_path / "grid.png")
@@ -209,9 +216,9 @@ def test_grid_is_cut_as_it_was_pasted(tmp_path):
 def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from comparison.evaluation import find_samples
-    from comparison.images import load_npz
-    from comparison.rows import check_runs
+    from comparison.data.images import load_npz
+    from comparison.report.rows import check_runs
+    from comparison.scores.evaluation import find_samples
 
     text = (Path(__file__).parents[2] / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]

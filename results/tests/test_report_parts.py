@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import published, report, sections
 from comparison.cli import UserError
-from comparison.rows import read_rows, read_strips
+from comparison.report import page as report
+from comparison.report import published
+from comparison.report import tables as sections
+from comparison.report.rows import read_rows, read_strips
 
 MODELS = ("gans", "improved-diffusion", "denoising-diffusion-gan")
 
@@ -184,7 +186,7 @@ def test_pictures_that_the_files_do_not_suffice_for_are_left_out(place):
 
 
 def test_words_beside_points_cover_neither_each_other_nor_the_points(tmp_path):
-    from comparison.plots import Labels
+    from comparison.report.plots import Labels
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(4, 3), layout="constrained").add_subplot()

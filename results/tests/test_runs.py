@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from comparison import cli, rng
-from comparison.budget import Budget, Clock, StopSignal
+from comparison.checkpoints import load_checkpoint, newest, prune, save_checkpoint
 from comparison.cli import UserError
 from comparison.device import autocast_dtype, pick_device
-from comparison.runs import Run, load_checkpoint, newest, prune, read_json, read_progress, save_checkpoint
-from comparison.sampling import draw_samples
+from comparison.files import read_json
+from comparison.runs import Run, read_progress
+from comparison.sampling.draw import draw_samples
+from comparison.training import Budget, Clock, StopSignal
 
 
 def open_run(folder, **options):
@@ -287,7 +289,7 @@ class TestCommandLine:
         assert (done.returncode, done.stderr) == (2, "-c: error: /no/such/file: No such file or directory\n")
 
     def test_shared_modules_that_judge_flags_do_not_import_torch(self):
-        modules = "comparison.cli, comparison.sources, comparison.runs, comparison.budget"
+        modules = "comparison.cli, comparison.data.sources, comparison.runs, comparison.training"
         code = f"import sys, {modules}\nassert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True)
 

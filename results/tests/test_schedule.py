@@ -4,9 +4,9 @@ import argparse
 import math
 
 import pytest
-from comparison.budget import Budget
 from comparison.cli import UserError, make_parser
 from comparison.schedule import DECAYS, Schedule, add_schedule_options, ema_rate
+from comparison.training import Budget
 
 
 def test_progress_is_the_same_in_seconds_images_and_updates():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from comparison import shapes
+from comparison.data import shapes
 from torchvision.transforms.functional import gaussian_blur
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import shapes, studies
-from comparison.runs import write_json
+from comparison import studies
+from comparison.data import shapes
+from comparison.files import write_json
 
 
 @pytest.fixture(scope="module")

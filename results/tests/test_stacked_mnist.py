@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from comparison.cli import UserError
-from comparison.images import load_images
-from comparison.sources import check_source, source_name
+from comparison.data.images import load_images
+from comparison.data.sources import check_source, source_name
 
 mnist_files = runpy.run_path(str(Path(__file__).with_name("mnist_files.py")))
 

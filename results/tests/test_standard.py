@@ -15,12 +15,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from comparison import inception, shapes, standard
 from comparison.cli import UserError
-from comparison.images import fingerprint, save_npz
-from comparison.kernel import kernel_estimate, kernel_self
-from comparison.metrics import frechet, moments
-from comparison.statistics import Statistics, read_statistics, write_statistics
+from comparison.data import shapes
+from comparison.data.images import fingerprint, save_npz
+from comparison.scores import inception, standard
+from comparison.scores.kernel import kernel_estimate, kernel_self
+from comparison.scores.metrics import frechet, moments
+from comparison.scores.statistics import Statistics, read_statistics, write_statistics
 
 pytest.importorskip("torch_fidelity")
 from torch_fidelity import feature_extractor_inceptionv3, metric_fid, metric_isc
@@ -156,7 +157,7 @@ def test_frechet_distance_is_the_libraries_own(n):
 
 @pytest.mark.parametrize("n", [40, 200])
 def test_interval_is_that_of_leaving_groups_out(n):
-    from comparison.metrics import jackknife, split_groups
+    from comparison.scores.metrics import jackknife, split_groups
 
     x, real = normal(n, 64, 0.1), moments(normal(200, 64, seed=1))
     parts = [torch.cat([x[: group.start], x[group.stop :]]) for group in split_groups(n)]

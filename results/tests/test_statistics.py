@@ -5,9 +5,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from comparison import statistics
 from comparison.cli import UserError
-from comparison.statistics import is_statistics, read_statistics, write_statistics
+from comparison.scores import statistics
+from comparison.scores.statistics import is_statistics, read_statistics, write_statistics
 
 SIZE = 32
 

@@ -8,11 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from comparison.batches import BatchStream
 from comparison.cli import UserError
-from comparison.files import FileSet
-from comparison.images import ImageSet, load_images, open_images
-from comparison.streaming import FileStream, default_workers, open_stream
+from comparison.data.batches import BatchStream
+from comparison.data.folders import FileSet
+from comparison.data.images import ImageSet, load_images, open_images
+from comparison.data.streaming import FileStream, default_workers, open_stream
 from PIL import Image
 
 SIZE = 8
@@ -184,5 +184,5 @@ def test_too_few_images_are_one_sentence(folder):
 
 
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
-    monkeypatch.setattr("comparison.streaming.usable_cores", lambda: 16)
+    monkeypatch.setattr("comparison.data.streaming.usable_cores", lambda: 16)
     assert [default_workers(n) for n in (1, 2, 8, 16, 32)] == [15, 7, 1, 1, 1]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import shapes, studies, study_pages
+from comparison import studies
 from comparison.cli import UserError
+from comparison.data import shapes
+from comparison.report import study_page
 
 RESULTS = Path(__file__).parents[1]
 NAMES = ("steps", "cost", "data", "hybrid")
@@ -67,7 +69,7 @@ class FakeModels:
             self.draw(model, folder, value)
 
     def train(self, model, folder, value):
-        from comparison.images import load_images
+        from comparison.data.images import load_images
 
         source = value.get("--data") or value.get("--data_dir") or value.get("--dataset")
         size = int(value.get("--large_size") or value["--image_size"])
@@ -248,7 +250,7 @@ def test_page_of_a_damaged_study_is_refused_and_the_old_one_kept(tmp_path, capsy
     (tmp_path / "study.json").write_text(json.dumps({"schema": studies.SCHEMA, "study": "steps"}))
     (tmp_path / "README.md").write_text("old")
     with pytest.raises(UserError, match=r"study.json: damaged \(KeyError: 'cells'\)"):
-        study_pages.rewrite(tmp_path, "steps", lambda study: str(study["cells"]), lambda study, out: None)
+        study_page.rewrite(tmp_path, "steps", lambda study: str(study["cells"]), lambda study, out: None)
     assert (tmp_path / "README.md").read_text() == "old"
 
 
@@ -338,11 +340,11 @@ def test_several_trainings_give_an_interval_of_student():
 
 def test_sentences_follow_the_intervals():
     clear = [(5, entry(90, 2)), (10, entry(50, 2)), (20, entry(30, 2))]
-    assert "significantly less than at 5 and 10" in study_pages.enough("DDIM", clear, "{} evaluations")
+    assert "significantly less than at 5 and 10" in study_page.enough("DDIM", clear, "{} evaluations")
     blurred = [(5, entry(90, 2)), (10, entry(32, 5)), (20, entry(30, 5))]
-    assert study_pages.enough("DDIM", blurred, "{} evaluations").endswith("no significant difference from 10 (32 ± 5).")
-    assert study_pages.against("A", entry(9, 1), "B", entry(5, 1)).startswith("B is better than A (5.0 ± 1.0 and 9.0")
-    assert study_pages.against("A", entry(9, 5), "B", entry(5, 1)).startswith("no significant difference")
+    assert study_page.enough("DDIM", blurred, "{} evaluations").endswith("no significant difference from 10 (32 ± 5).")
+    assert study_page.against("A", entry(9, 1), "B", entry(5, 1)).startswith("B is better than A (5.0 ± 1.0 and 9.0")
+    assert study_page.against("A", entry(9, 5), "B", entry(5, 1)).startswith("no significant difference")
 
 
 def test_precision_is_judged_by_the_range_of_the_rounds():

@@ -5,13 +5,16 @@ import time
 
 import pytest
 import torch
-from comparison import cli, timing
+from comparison import cli
 from comparison.cli import UserError
-from comparison.images import save_grid, to_uint8
-from comparison.interpolation import COLUMNS, WALKS, WalkNoise, draw_interpolation, slerp
+from comparison.data.images import to_uint8
+from comparison.files import read_json, write_json
+from comparison.png import save_grid
 from comparison.rng import SampleNoise
-from comparison.runs import Run, read_json, trained_facts, write_json
-from comparison.timing import benchmark, count_flop, grow, write_benchmark
+from comparison.runs import Run, trained_facts
+from comparison.sampling import timing
+from comparison.sampling.interpolation import COLUMNS, WALKS, WalkNoise, draw_interpolation, slerp
+from comparison.sampling.timing import benchmark, count_flop, grow, write_benchmark
 from PIL import Image
 
 CPU = torch.device("cpu")

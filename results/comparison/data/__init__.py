@@ -1,0 +1,1 @@
+"""The images: named sets, folders, archives, databases, and the batches that training reads."""

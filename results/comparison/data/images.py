@@ -1,0 +1,325 @@
+"""Image sets: reading any source into one uint8 tensor, the rounding rule, grids and .npz files."""
+
+import contextlib
+import multiprocessing
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comparison.cli import UserError, data_root
+from comparison.data import shapes, stacked_mnist
+from comparison.data.folders import DATA_MEMORY, FileSet, check_memory, fit, memory_limit
+from comparison.data.sources import check_source, is_database, shapes_modes, source_name, stored_images
+from comparison.device import usable_cores
+from comparison.files import atomic, digest
+from comparison.progress import bar
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MAX_CLASSES = 1_000_000
+SMALLER = "choose a smaller --image_size"  # where nothing can stay on disk, whatever DATA_MEMORY says
+CACHE_FROM = 1000  # images; smaller folders are decoded faster than a cache is worth
+PROCESSES_FROM = 4096  # images; fewer are decoded before processes would have begun
+AT_ONCE = 256  # images that a worker decodes at a time
+
+_own_files: FileSet | None = None  # of a process that decodes
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A whole data set in memory.
+
+    Attributes:
+        images: (N, 3, S, S) uint8 on the CPU.
+        labels: (N,) int64 in [0, len(class_names)), or None.
+        class_names: one name per class.
+        name: of the source, for titles and folders.
+        fingerprint: 16 hexadecimal digits of the SHA-256 of the pixels.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    class_names: tuple[str, ...]
+    name: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pick(self, numbers: Tensor) -> Tensor:
+        """Return (n, 3, S, S) uint8 images by their (n,) int64 numbers."""
+        return self.images.index_select(0, numbers)  # copies whole images; an index copies values
+
+    def describe(self) -> dict[str, object]:
+        """Return what config.json and reports say of the data."""
+        return {
+            "name": self.name,
+            "images": len(self),
+            "image_size": self.images.shape[-1],
+            "fingerprint": self.fingerprint,
+        }
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Round [-1, 1] float to uint8, the one rule of this project (truncation would darken by half a level)."""
+    return x.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Map uint8 to float32 in [-1, 1]; `to_uint8` inverts it exactly."""
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
+
+
+def fingerprint(images: Tensor) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of (N, 3, S, S) uint8 pixels and their shape."""
+    return digest(repr(tuple(images.shape)), *(part.contiguous().numpy() for part in images.split(4096)))
+
+
+def open_images(
+    source: str, image_size: int, *, split: str = "train", limit: int | None = None, processes: int = 1
+) -> ImageSet | FileSet:
+    """Read a data source as `load_images` does, or leave it on disk where memory does not hold it decoded.
+
+    Only a folder, a .zip file or a database of images can be left there. `processes` of this machine share its memory.
+
+    Raises:
+        UserError: the source is missing, empty or, if it is read, corrupt.
+    """
+    check_source(source)
+    files = _open_files(source, image_size, split, limit)
+    if files is None:
+        return load_images(source, image_size, split=split, limit=limit)
+    return files if files.nbytes > memory_limit() / processes else _read_files(files)
+
+
+def load_images(source: str, image_size: int, *, split: str = "train", limit: int | None = None) -> ImageSet:
+    """Read a data source whole.
+
+    Args:
+        source: `shapes`, `shapes:N`, `cifar10`, `stackmnist`, `lsun`, `lsun:CATEGORY`, `celeba_256`, a folder of images
+            (searched recursively), a folder of CIFAR-10's Python batches or of an LMDB database, a .zip file of
+            images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1 labels.
+        image_size: pixels; other sizes are reduced to it by area, or enlarged, and cropped to the centre.
+        split: `train` or `test`, for the sources that know both; a folder is taken whole.
+        limit: keep only so many images, evenly spread over the source (of `shapes` and `stackmnist` the first, which
+            are random).
+
+    Raises:
+        UserError: the source is missing, empty, corrupt or larger than memory allows.
+    """
+    check_source(source)
+    path = Path(source)
+    files = _open_files(source, image_size, split, limit)
+    if files is not None:
+        check_memory(str(files.path), len(files), image_size, "name a smaller folder")
+        return _read_files(files)
+    class_names: tuple[str, ...] = ()
+    if modes := shapes_modes(source):
+        count = shapes.COUNTS[split] if limit is None else min(limit, shapes.COUNTS[split])
+        check_memory(source, count, image_size, SMALLER, DATA_MEMORY)
+        images, labels = shapes.dataset(modes, image_size, split=split, limit=limit)
+        class_names = shapes.mode_names(modes)
+    elif source == "stackmnist":
+        images, labels = stacked_mnist.dataset(image_size, split=split, limit=limit)
+        class_names = stacked_mnist.mode_names()
+    elif path.suffix == ".npz":
+        images, labels = load_npz(path)
+        images, labels = _spread(images, limit), None if labels is None else _spread(labels, limit)
+        check_memory(source, len(images), image_size, SMALLER, DATA_MEMORY)
+        images = resize(images, image_size)
+        class_names = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
+    else:
+        images, labels = _read_cifar(None if source == "cifar10" else path, split)
+        images, labels = _spread(images, limit), _spread(labels, limit)
+        check_memory(source, len(images), image_size, SMALLER, DATA_MEMORY)
+        images, class_names = resize(images, image_size), CIFAR10_CLASSES
+    return ImageSet(images, labels, class_names, source_name(source), fingerprint(images))
+
+
+def _open_files(source: str, image_size: int, split: str, limit: int | None) -> FileSet | None:
+    """Return the set on disk that an accepted source means, None for one that is no files of images."""
+    place = stored_images(source, split)
+    if place is None:
+        return None
+    if not is_database(place.path):
+        return FileSet(place.path, image_size, limit)
+    from comparison.data.databases import DatabaseSet
+
+    return DatabaseSet(place.path, image_size, limit, name=source_name(source), first=place.first)
+
+
+def resize(images: Tensor, image_size: int) -> Tensor:
+    """Resize (N, 3, H, W) uint8 to image_size x image_size pixels, as single files are: area, bicubic, centre crop."""
+    if images.shape[-2:] == (image_size, image_size):
+        return images
+    arrays = [fit(Image.fromarray(image), image_size) for image in images.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _spread(values: Tensor, limit: int | None) -> Tensor:
+    if limit is None or limit >= len(values):
+        return values
+    return values[torch.linspace(0, len(values) - 1, limit).round().long()]
+
+
+def _read_cifar(folder: Path | None, split: str) -> tuple[Tensor, Tensor]:
+    if folder is None:
+        from torchvision.datasets import CIFAR10
+
+        try:
+            data = CIFAR10(str(data_root()), train=split == "train", download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"cifar10: not in {data_root()} and the download failed ({error}); "
+                "put cifar-10-batches-py there, or name a folder of images"
+            ) from None
+        return torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
+    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    images, labels = [], []
+    for name in names:
+        try:
+            with open(folder / name, "rb") as file:
+                batch = _CifarUnpickler(file, encoding="bytes").load()
+            pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+            numbers = np.asarray(batch[b"labels"])
+        except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+            raise UserError(f"{folder / name}: not readable as a CIFAR-10 batch ({error})") from None
+        if not len(pixels) or numbers.shape != (len(pixels),) or numbers.dtype.kind not in "iu":
+            raise UserError(f"{folder / name}: {len(pixels)} images, and labels of the shape {numbers.shape}")
+        if numbers.min() < 0 or numbers.max() >= len(CIFAR10_CLASSES):
+            raise UserError(f"{folder / name}: labels from {numbers.min()} to {numbers.max()}, not from 0 to 9")
+        images.append(pixels)
+        labels += numbers.tolist()
+    return torch.from_numpy(np.concatenate(images)), torch.tensor(labels)
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Loads NumPy arrays and plain types only: a batch file runs no code of its own."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"holds {module}.{name}")
+
+
+def _read_files(files: FileSet) -> ImageSet:
+    """Decode all files, or take them from the cache."""
+    shape = (len(files), 3, files.image_size, files.image_size)
+    cache = _cache_file(files)
+    images = read_cache(cache, shape) if cache else None
+    if images is None:
+        images = np.empty(shape, np.uint8)
+        step = max(1, min(AT_ONCE, len(files) // 64))
+        spans = [range(start, min(start + step, len(files))) for start in range(0, len(files), step)]
+        with _decoders(files) as decode_all, bar(len(files), 0, "read images", "images") as progress:
+            for span, part in zip(spans, decode_all(spans), strict=True):
+                images[span.start : span.stop] = part
+                progress.update(len(span))
+        if cache and len(files) >= CACHE_FROM:
+            write_cache(cache, images)
+    pixels = torch.from_numpy(images)
+    return ImageSet(pixels, files.labels, files.class_names, files.name, fingerprint(pixels))
+
+
+@contextmanager
+def _decoders(files: FileSet) -> Iterator[Callable[[Sequence[range]], Iterable[np.ndarray]]]:
+    """Yield what decodes spans of files, each to (n, 3, S, S) uint8, in their order and all at once.
+
+    By threads, or of many files by processes, which do not wait for the interpreter's lock: 16 cores read 50,000 JPEG
+    files of 32 pixels in 30 s by threads, and in 2 s by a script with such a pool.
+    """
+    cores = min(usable_cores(), 16)
+    forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    if len(files) < PROCESSES_FROM or cores == 1 or not forks:
+        with ThreadPoolExecutor(cores) as threads:
+            yield partial(threads.map, partial(_read_span, files))
+        return
+    with multiprocessing.get_context("fork").Pool(cores, _begin_worker, (files,)) as pool:
+        yield partial(pool.imap, _read_own_span)
+
+
+def _read_span(files: FileSet, span: range) -> np.ndarray:
+    return np.stack([files.pixels(i) for i in span])
+
+
+def _begin_worker(files: FileSet) -> None:
+    """Keep in this process what a task would have to carry, and leave Ctrl-C to the first process."""
+    global _own_files
+    _own_files = files
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read_own_span(span: range) -> np.ndarray:
+    assert _own_files is not None
+    return _read_span(_own_files, span)
+
+
+def _cache_file(files: FileSet) -> Path | None:
+    """Return where the decoded images are kept, None where they are not."""
+    stamps = files.stamps()
+    if stamps is None:
+        return None
+    name = digest(f"v1 {files.image_size}", *(f"{stamp}\n" for stamp in stamps), digits=24)
+    return data_root() / "cache" / f"{name}.npy"
+
+
+def read_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the array that `write_cache` kept, or None where it is missing, damaged or of another shape."""
+    try:
+        found = np.load(cache)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape else None
+
+
+def write_cache(cache: Path, array: np.ndarray) -> None:
+    """Keep an array as .npy for the next call, atomically; on a full or read-only disk there is just no cache."""
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(cache) as temporary:
+            np.save(temporary, array)
+
+
+def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Read samples: (N, 3, H, W) uint8 from arr_0 (N, H, W, 3), and int64 labels from arr_1 if there.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds no such arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images = archive["arr_0"]
+            labels = archive.get("arr_1")
+    except KeyError:
+        raise UserError(f"{path}: holds no arr_0 with images") from None
+    except Exception as error:  # zipfile, zlib, struct and NumPy raise each their own on a damaged file
+        raise UserError(f"{path}: not readable as an .npz file ({error})") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise UserError(f"{path}: arr_0 is {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    if labels is None:
+        return pixels, None
+    if labels.shape != (len(images),):
+        raise UserError(f"{path}: arr_1 holds {labels.shape} labels for {len(images)} images")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise UserError(f"{path}: arr_1 must hold class numbers, whole and from 0 to {MAX_CLASSES - 1}")
+    return pixels, torch.from_numpy(labels.astype(np.int64))
+
+
+def save_npz(path: Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Write samples atomically: arr_0 uint8 (N, H, W, 3), arr_1 int64 labels if given."""
+    arrays = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

@@ -1,0 +1,113 @@
+"""`stackmnist`: three random digits of MNIST as the channels of one picture, 1,000 modes that can be counted.
+
+Introduced by Metz et al. 2017 to measure mode collapse; drawn here from a fixed seed, so that every process and every
+machine sees the same pictures.
+"""
+
+import gzip
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comparison.cli import UserError, data_root
+from comparison.data.folders import check_memory, fit
+from comparison.data.sources import MNIST_FILES, mnist_file, mnist_folder
+
+SIZE = 32  # pixels; MNIST's 28 and a black border of 2
+BORDER = 2
+DRAWS = 2  # pictures per digit of MNIST: 120,000 to train on, as Xiao et al. 2022 take, and 20,000 to test
+MODES = 1000
+
+
+def dataset(image_size: int, *, split: str = "train", limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the data set, or its first `limit` pictures: (N, 3, S, S) uint8 and (N,) int64 modes.
+
+    A mode is the number below 1,000 whose digits are those in the red, green and blue channel.
+
+    Raises:
+        UserError: MNIST is missing and cannot be downloaded, or damaged.
+    """
+    digits, labels = load_mnist(split)
+    generator = np.random.Generator(np.random.PCG64([MODES, split == "train"]))
+    chosen = torch.from_numpy(generator.integers(0, len(digits), (DRAWS * len(digits), 3))[:limit])
+    check_memory("stackmnist", len(chosen), image_size, "choose a smaller --image_size")
+    digits = _resized(digits, image_size)
+    images = torch.empty((len(chosen), 3, image_size, image_size), dtype=torch.uint8)
+    for channel in range(3):
+        images[:, channel] = digits[chosen[:, channel]]
+    return images, labels[chosen] @ torch.tensor([100, 10, 1])
+
+
+def mode_names() -> tuple[str, ...]:
+    """Return the names of the modes in label order, 000 to 999."""
+    return tuple(f"{mode:03d}" for mode in range(MODES))
+
+
+def load_mnist(split: str) -> tuple[Tensor, Tensor]:
+    """Read a split of MNIST below the data root, plain or .gz; torchvision downloads it where it is missing.
+
+    Returns:
+        (N, 32, 32) uint8 digits, white on black, and (N,) int64 labels in [0, 10).
+
+    Raises:
+        UserError: missing and not to be had, or damaged; names folder and file.
+    """
+    if any(mnist_file(name) is None for name in MNIST_FILES[split]):
+        _download()
+    pictures, labels = MNIST_FILES[split]
+    digits, numbers = _read_idx(pictures, 3), _read_idx(labels, 1)
+    if digits.shape[1:] != (28, 28) or len(digits) != len(numbers) or not len(digits) or numbers.max() > 9:
+        raise UserError(f"{mnist_folder()}: {pictures} and {labels} are not MNIST's, or not of one set")
+    padded = np.pad(digits, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
+    return torch.from_numpy(padded), torch.from_numpy(numbers.astype(np.int64))
+
+
+def _resized(digits: Tensor, image_size: int) -> Tensor:
+    """Resize (N, 32, 32) uint8; the channels of a picture are resized each alone, so this is the same and less work."""
+    if image_size == SIZE:
+        return digits
+    resized = np.stack([fit(Image.fromarray(digit), image_size)[..., 0] for digit in digits.numpy()])
+    return torch.from_numpy(resized)
+
+
+def _download() -> None:
+    folder = mnist_folder()
+    wanted = f"put {', '.join(name for names in MNIST_FILES.values() for name in names)} there, plain or .gz"
+    if importlib.util.find_spec("torchvision") is None:
+        raise UserError(
+            f"stackmnist: MNIST is not in {folder}, and torchvision, which downloads it, is missing; {wanted}"
+        )
+    from torchvision.datasets import MNIST
+
+    try:
+        MNIST(str(data_root()), download=True)
+    except (OSError, RuntimeError) as error:
+        said = " ".join(str(error).split())  # one line
+        raise UserError(f"stackmnist: MNIST is not in {folder} and the download failed ({said}); {wanted}") from None
+
+
+def _read_idx(name: str, dimensions: int) -> np.ndarray:
+    """Read an idx file of unsigned bytes: two zeros, the type 8, the number of dimensions, and each as 4 bytes."""
+    path = mnist_file(name) or mnist_folder() / name
+    try:
+        data = _opened(path)
+        shape = [int(n) for n in np.frombuffer(data, ">u4", dimensions, 4)]
+        if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != 4 + 4 * dimensions + math.prod(shape):
+            raise ValueError("its header and its length do not agree")
+    except Exception as error:  # gzip and zlib raise each their own on a damaged file
+        raise UserError(
+            f"{path}: not readable as an idx file of MNIST ({error}); remove it to download it anew"
+        ) from None
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _opened(path: Path) -> bytes:
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    with gzip.open(path) as file:
+        return file.read()

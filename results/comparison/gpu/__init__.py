@@ -1,0 +1,1 @@
+"""CUDA: fused normalisation and replayed graphs; everything falls back to plain PyTorch."""

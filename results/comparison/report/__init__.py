@@ -1,0 +1,1 @@
+"""The report and the pages of the studies: rows, tables, findings, plots."""

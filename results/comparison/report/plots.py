@@ -1,0 +1,210 @@
+"""What the pictures of a report share, and two of them: loss curves and bars beside the controls."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from comparison.curves import running_mean
+from comparison.files import atomic
+from comparison.formatting import half_width, plain
+
+# Okabe and Ito 2008: told apart by the colour-blind, and in grey by lightness
+COLOURS = {"gans": "#D55E00", "improved-diffusion": "#0072B2", "denoising-diffusion-gan": "#009E73"}
+SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
+CONTROL = "#9A9A9A"
+INK = "#333333"
+DPI = 110
+
+Row = Mapping[str, Any]
+
+
+def colours(rows: Sequence[Row]) -> list[str]:
+    """Return a colour per row: fixed for the three models, the spare ones in turn for others."""
+    others = list(dict.fromkeys(row["model"] for row in rows if row["model"] not in COLOURS))
+    table = COLOURS | {model: SPARE[i % len(SPARE)] for i, model in enumerate(others)}
+    return [table[row["model"]] for row in rows]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG atomically, the same bytes for the same figure."""
+    with atomic(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})
+
+
+def tidy(axes: Axes, grid: str = "both") -> None:
+    """Take away the frame's upper and right side, and lay a faint grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, axis=grid, alpha=0.25, linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def draw_loss(rows: Sequence[Row], curves: Sequence[Sequence[Mapping[str, float]]], path: Path) -> bool:
+    """Draw each model's losses against images seen, one panel per model; they are different quantities.
+
+    Args:
+        rows: of the report.
+        curves: rows of progress.csv for each of them.
+        path: of the picture.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    shown = [(row, c, colour) for row, c, colour in zip(rows, curves, colours(rows), strict=True) if loss_names(c)]
+    if not shown:
+        return False
+    figure = Figure(figsize=(3.4 * len(shown) + 0.6, 3.1), dpi=DPI, layout="constrained")
+    for i, (row, curve, colour) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), i + 1)
+        for name, line, shade in zip(
+            loss_names(curve), ("-", "--", ":", "-."), (colour, INK, colour, INK), strict=False
+        ):
+            points = [(entry["images_seen"], entry[name]) for entry in curve if name in entry]
+            x, y = (np.array(side) for side in zip(*points, strict=True))
+            if len(y) >= 40:
+                axes.plot(x, y, color=shade, alpha=0.2, linewidth=0.7)
+                y = np.array(running_mean(tuple(y), max(2, len(y) // 25)))
+            axes.plot(x, y, line, color=shade, linewidth=1.7, label=name, marker="o" if len(y) == 1 else None)
+        _bound(axes, curve)
+        axes.set_title(row["label"], fontsize=10, color=colour, fontweight="bold")
+        axes.set_xlabel("training images seen", fontsize=9)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g} k" if value >= 1000 else f"{value:g}")
+        axes.locator_params(axis="x", nbins=5)
+        axes.tick_params(labelsize=8)
+        axes.legend(frameon=False, fontsize=8)
+        tidy(axes)
+        if i == 0:
+            axes.set_ylabel("training loss (each model's own)", fontsize=9)
+    save(figure, path)
+    return True
+
+
+def _bound(axes: Axes, curve: Sequence[Mapping[str, float]]) -> None:
+    """Keep the first steps, which may be far off, from flattening the rest."""
+    values = np.array([entry[name] for entry in curve for name in loss_names(curve) if name in entry])
+    values = values[np.isfinite(values)]
+    if len(values) >= 40:
+        low, high = np.quantile(values, [0.005, 0.985])
+        margin = 0.08 * max(high - low, 1e-9)
+        axes.set_ylim(min(low - margin, 0 if 0 < low < 0.3 * high else low - margin), high + margin)
+
+
+def loss_names(curve: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the columns that are losses; parts of a loss (`loss_d_real`, `loss_q0`) give way to the whole."""
+    names = sorted({name for entry in curve for name in entry if name.startswith("loss")})
+    return [name for name in names if not any(name.startswith(f"{other}_") for other in names)][:4]
+
+
+def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
+    """Draw Frechet distance (logarithmic), coverage and recall of models and controls, with intervals.
+
+    Args:
+        rows: of the report's main sample sets.
+        controls: of the report.
+        frechet: name of the distance.
+        path: of the picture.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    scored = [(row, colour) for row, colour in zip(rows, colours(rows), strict=True) if row["metrics"]]
+    bars = [(row["label"], row["metrics"], colour) for row, colour in scored]
+    bars += [(control["label"], control["metrics"], CONTROL) for control in controls.values()]
+    titles = {
+        "frechet_distance": f"{frechet.replace(' Frechet', chr(10) + 'Frechet')}\n(log, lower is better)",
+        "coverage": "coverage\n(higher is better)",
+        "recall": "recall\n(higher is better)",
+    }
+    titles = {name: title for name, title in titles.items() if any(name in metrics for _, metrics, _ in bars)}
+    if not titles:
+        return False
+    figure = Figure(figsize=(6.6, 0.3 * len(bars) + 1.2), dpi=DPI, layout="constrained")
+    places = np.arange(len(bars))
+    for i, (name, title) in enumerate(titles.items()):
+        axes = figure.add_subplot(1, len(titles), i + 1)
+        known = [metrics.get(name) or {"value": float("nan")} for _, metrics, _ in bars]
+        values = np.array([entry["value"] for entry in known], float)
+        errors = np.array([half_width(entry) for entry in known])
+        if name == "frechet_distance":
+            # copies are at 0 but for rounding: the axis begins below the floor, or nothing else could be told apart
+            low = max(np.nanmin(values[values > 0]), controls["floor"]["metrics"][name]["value"]) / 5
+            axes.set_xscale("log")
+            axes.set_xlim(low, np.nanmax(values) * 3)
+            axes.xaxis.set_major_formatter(lambda value, _: plain(value))
+            axes.locator_params(axis="x", numticks=4)
+        else:
+            low = 0.0
+            axes.set_xlim(0, 1.05)
+            axes.set_xticks([0, 0.5, 1])
+        ends = np.maximum(values, low)
+        axes.barh(places, ends - low, left=low, color=[c for _, _, c in bars], height=0.68)
+        axes.errorbar(
+            ends, places, xerr=[np.minimum(errors, ends - low), errors], fmt="none", ecolor=INK, elinewidth=1.2
+        )
+        axes.set_yticks(places, [label for label, _, _ in bars] if i == 0 else [""] * len(bars), fontsize=9.5)
+        for tick, (_, _, colour) in zip(axes.get_yticklabels(), bars, strict=True):
+            tick.set_color("#555555" if colour == CONTROL else colour)
+        axes.invert_yaxis()
+        axes.tick_params(axis="x", labelsize=9)
+        axes.set_title(title, fontsize=9.5)
+        tidy(axes, "x")
+    save(figure, path)
+    return True
+
+
+class Labels:
+    """Places words beside points so that they cover neither each other nor the points.
+
+    Call `place` for each, after the last change of the axes' limits; layout is computed once.
+    """
+
+    OFFSETS = ((7, 5), (7, -5), (-7, 5), (-7, -5), (0, 9), (0, -9), (14, 14), (14, -14), (-14, 14), (-14, -14))
+
+    def __init__(self, axes: Axes, avoid: Sequence[tuple[float, float]] = ()):
+        self._axes = axes
+        self._figure = axes.get_figure(root=True)
+        self._canvas = FigureCanvasAgg(self._figure)  # type: ignore[arg-type]
+        self._figure.draw_without_rendering()  # type: ignore[union-attr]
+        self._inside = axes.get_window_extent()
+        self._boxes = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in map(self._pixels, avoid)]
+
+    def _pixels(self, point: tuple[float, float]) -> tuple[float, float]:
+        return tuple(self._axes.transData.transform(point))
+
+    def place(self, text: str, point: tuple[float, float], colour: str, fontsize: float = 9) -> None:
+        """Write `text` beside `point`, given in data coordinates, where it covers least."""
+        renderer = self._canvas.get_renderer()
+        tried = []
+        for rank, (dx, dy) in enumerate(self.OFFSETS):
+            words = self._axes.annotate(
+                text,
+                point,
+                (dx, dy),
+                textcoords="offset points",
+                ha="center" if dx == 0 else "left" if dx > 0 else "right",
+                va="bottom" if dy > 0 else "top",
+                color=colour,
+                fontsize=fontsize,
+                linespacing=1.1,
+            )
+            words.set_in_layout(False)
+            box = words.get_window_extent(renderer)
+            covered = sum(_overlap(box, other) for other in self._boxes)
+            outside = box.width * box.height - _overlap(box, self._inside)
+            tried.append((covered + 3 * outside + 0.1 * rank, rank, words, box))
+            words.remove()
+            if covered + outside == 0:
+                break
+        _, _, best, box = min(tried, key=lambda one: one[:2])
+        self._axes.add_artist(best)
+        self._boxes.append(box)
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
+    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+    return max(0.0, width) * max(0.0, height)

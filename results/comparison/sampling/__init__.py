@@ -1,0 +1,1 @@
+"""Sampling: drawing image sets, timing a sampler, walks between latents."""

@@ -1,0 +1,1 @@
+"""The metrics: features, distances, neighbours, modes, controls and the standard Inception scores."""

@@ -1,0 +1,213 @@
+"""Features of images, without any download: the random embedding, and the project's own CIFAR-10 classifier.
+
+The random embedding is a convolutional network of two layers whose weights are drawn once from a fixed seed, as in
+Naeem et al. 2020 (arXiv 2002.09797), who embed data unlike ImageNet with a random VGG16. It is the same on every
+machine and sees colours, textures, sharpness, noise and coarse layout; it knows no objects. For images of CIFAR-10's
+classes `classifier` knows them. Distances in either are relative: they compare rows of one report, nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from comparison.cli import data_root
+from comparison.data.images import CIFAR10_CLASSES, ImageSet, from_uint8, read_cache, write_cache
+from comparison.files import digest
+from comparison.progress import bar
+from comparison.scores import classifier
+
+NAME = "random embedding"
+SEED = 0
+LAYERS = ((32, 5, 1), (48, 5, 2))  # channels, kernel, stride
+GRID_CHANNELS = 8  # of the last layer, averaged in quadrants: where things are
+DIMENSIONS = 2 * sum(channels for channels, _, _ in LAYERS) + 4 * GRID_CHANNELS
+ARCHITECTURE = (
+    "RGB in [-1, 1]; conv 5x5 3-32 ELU; conv 5x5 stride 2 32-48 ELU; orthogonal weights, biases N(0, 0.3^2), "
+    f"numpy PCG64 seed {SEED}; mean and standard deviation over the image of each channel of both layers, quadrant "
+    f"means of {GRID_CHANNELS} channels; {DIMENSIONS} features, z-scored by the reference set"
+)
+CACHE_FROM = 1000  # images; fewer are embedded faster than a file is worth
+
+
+@lru_cache
+def weights(seed: int = SEED) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return (weight, bias) of each layer; NumPy's PCG64 draws the same on every machine and torch version."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    layers, inputs = [], 3
+    for channels, kernel, _ in LAYERS:
+        fan_in = inputs * kernel**2
+        q, r = np.linalg.qr(generator.standard_normal((max(fan_in, channels), min(fan_in, channels))))
+        q = q * np.sign(np.diag(r))  # LAPACK leaves the signs open
+        rows = q if len(q) == channels else q.T
+        weight = rows.reshape(channels, inputs, kernel, kernel) * np.sqrt(2)
+        bias = 0.3 * generator.standard_normal(channels)
+        # rounded, so that the last bits of LAPACK's builds do not show
+        layers.append((torch.from_numpy(weight.round(5)).float(), torch.from_numpy(bias.round(5)).float()))
+        inputs = channels
+    return tuple(layers)
+
+
+@lru_cache
+def fingerprint(seed: int = SEED) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of architecture and weights."""
+    parts = (weight.numpy().tobytes() + bias.numpy().tobytes() for weight, bias in weights(seed))
+    return digest(ARCHITECTURE, *parts)
+
+
+class Extractor(Protocol):
+    """What turns images into features.
+
+    Attributes:
+        key: as chosen by --features.
+        dimensions: D.
+        batch_pixels: pixels per call that suit the caches of a CPU.
+    """
+
+    key: str
+    dimensions: int
+    batch_pixels: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map (N, 3, S, S) uint8 to (N, D) float32 features on the CPU, not yet z-scored."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the extractor: key, name, fingerprint, architecture, dimensions."""
+
+    def classes(self, features: Tensor) -> Tensor | None:
+        """Return the (N,) int64 classes that the extractor sees, from its features; None if it knows no classes."""
+
+
+class RandomEmbedding:
+    """The network of fixed random weights, computed in full float32."""
+
+    key, dimensions, batch_pixels = "random", DIMENSIONS, 200 * 32**2
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = device
+        self._layers = [(weight.to(device), bias.to(device)) for weight, bias in weights()]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map (N, 3, S, S) uint8 to (N, 192) float32."""
+        x = from_uint8(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        pooled = []
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for (weight, bias), (_, kernel, stride) in zip(self._layers, LAYERS, strict=True):
+                x = functional.elu(functional.conv2d(x, weight, bias, stride=stride, padding=kernel // 2))
+                deviation, mean = torch.std_mean(x, (2, 3), correction=0)
+                pooled += [mean, deviation]
+        pooled.append(functional.adaptive_avg_pool2d(x[:, :GRID_CHANNELS], 2).flatten(1))
+        return torch.cat(pooled, 1).cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the extractor."""
+        facts = {"key": self.key, "name": NAME, "fingerprint": fingerprint(), "architecture": ARCHITECTURE}
+        return {**facts, "dimensions": DIMENSIONS}
+
+    def classes(self, features: Tensor) -> None:
+        """Return None: it knows no classes."""
+        return None
+
+
+class ClassifierFeatures:
+    """The pooled features of the CIFAR-10 classifier; other sizes than 32 pixels are resized to it.
+
+    Raises:
+        UserError: its weight file is missing or damaged.
+    """
+
+    key, dimensions, batch_pixels = "cifar", classifier.DIMENSIONS, 100 * 32**2
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self._network = classifier.load(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map (N, 3, S, S) uint8 to (N, 384) float32."""
+        if images.shape[-2:] != (32, 32):
+            x = functional.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True)
+            images = x.round().clamp(0, 255).to(torch.uint8)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self._network(images)[0].cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the extractor."""
+        known = classifier.facts()
+        facts = {"key": self.key, "name": "CIFAR-10 classifier", "fingerprint": known["fingerprint"]}
+        facts |= {"architecture": classifier.ARCHITECTURE, "dimensions": self.dimensions}
+        return {**facts, "accuracy": known["accuracy"], "trained_on": known["data"]["name"]}
+
+    def classes(self, features: Tensor) -> Tensor:
+        """Return the (N,) int64 most probable of the ten classes."""
+        weight, bias = (self._network.arrays[f"head.{part}"].cpu() for part in ("weight", "bias"))
+        return torch.addmm(bias, features, weight.T).argmax(1)
+
+
+def make_extractor(key: str, device: torch.device | str = "cpu") -> Extractor:
+    """Return the extractor of that key, `cifar` or `random`."""
+    return ClassifierFeatures(device) if key == "cifar" else RandomEmbedding(device)
+
+
+def choose_key(requested: str, data: ImageSet) -> str:
+    """Return `cifar` or `random` for --features; `auto` takes the classifier for images of its ten classes."""
+    if requested != "auto":
+        return requested
+    return "cifar" if data.class_names == CIFAR10_CLASSES else "random"
+
+
+def embed(images: Tensor, extractor: Extractor, *, desc: str = "embed") -> Tensor:
+    """Map (N, 3, S, S) uint8 to (N, D) float32 features on the CPU, not yet z-scored."""
+    batch = batch_size(extractor, images.shape[-1])
+    features = []
+    with bar(len(images), 0, desc, "images") as progress:
+        for part in images.split(batch):
+            features.append(extractor(part))
+            progress.update(len(part))
+    return torch.cat(features)
+
+
+def batch_size(extractor: Extractor, image_size: int) -> int:
+    """Return how many images of that size an extractor takes at a time."""
+    return max(1, extractor.batch_pixels // image_size**2)
+
+
+def cached(name: str, count: int, extractor: Extractor, compute: Callable[[], Tensor]) -> Tensor:
+    """Return (count, D) features, kept below the data root under the hashes of images and extractor.
+
+    Args:
+        name: hash of the images, with what was chosen of them.
+        count: images.
+        extractor: whose features they are.
+        compute: called where there is no file.
+    """
+    if count < CACHE_FROM:
+        return compute()
+    path = data_root() / "cache" / f"features-{name}-{extractor.describe()['fingerprint']}.npy"
+    if (found := read_cache(path, (count, extractor.dimensions))) is not None:
+        return torch.from_numpy(found)
+    features = compute()
+    write_cache(path, features.numpy())
+    return features
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of the reference's features, (D,) float32 each."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Scale":
+        """Measure (N, D) features; a feature that hardly varies is not blown up."""
+        deviation, mean = torch.std_mean(features.double(), 0)
+        return cls(mean.float(), deviation.clamp(min=1e-4).float())
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return z-scored (N, D) features."""
+        return (features - self.mean) / self.deviation
