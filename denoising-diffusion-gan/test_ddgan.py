@@ -34,6 +34,7 @@ from ddgan.options import (
     DISCRIMINATOR_ONLY,
     add_architecture_options,
     add_process_options,
+    add_run_folder,
     run_folder,
 )
 
@@ -48,11 +49,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; architecture flags that are not given are absent from the result."""
     parser = make_parser(__doc__)
     group = parser.add_argument_group("checkpoint")
-    group.add_argument("--exp", default="experiment_cifar_default", help="name of the run; with a slash, its folder")
+    add_run_folder(group)
     which = group.add_mutually_exclusive_group()
     which.add_argument("--epoch_id", type=non_negative_int, default=None, help="of netG_<epoch>.pth, else the newest")
     which.add_argument("--checkpoint", type=local_path, default=None, help="a generator's file, wherever it lies")
-    group.add_argument("--dataset", default=None, help="data set of the training; must agree with the checkpoint")
+    group.add_argument(
+        "--dataset", "--data", default=None, help="data set of the training; must agree with the checkpoint"
+    )
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--num_samples", type=positive_int, default=None,

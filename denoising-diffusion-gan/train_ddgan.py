@@ -37,6 +37,7 @@ from ddgan.options import (
     add_architecture_options,
     add_objective_options,
     add_process_options,
+    add_run_folder,
     below_one,
     check_architecture,
     defaults,
@@ -68,14 +69,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the published flags keep their names and defaults."""
     parser = make_parser(__doc__)
     group = parser.add_argument_group("data and output")
-    group.add_argument("--dataset", default="cifar10", help=KINDS)
+    group.add_argument("--dataset", "--data", default="cifar10", help=KINDS)
     group.add_argument(
         "--num_workers", type=non_negative_int, default=None,
         help="processes that decode images which memory does not hold, for each training process; 0 decodes there; by "
         "default its share of the cores but one",
     )  # fmt: skip
     group.add_argument("--no_flip", action="store_true", help="do not mirror training images at random")
-    group.add_argument("--exp", default="experiment_cifar_default", help="name of the run; with a slash, its folder")
+    add_run_folder(group)
     group.add_argument("--resume", action="store_true", help="insist on an earlier run; without it both are fine")
     group.add_argument("--save_content", action="store_true", help="accepted; content.pth is always written")
     group.add_argument("--save_content_every", type=positive_int, default=50, help="epochs between content.pth")

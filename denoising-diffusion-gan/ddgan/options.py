@@ -255,6 +255,19 @@ def _widths(mults: Sequence[int], progressive_input: str, combine: str) -> set[i
     return encoder | neighbours | {a + b for a in mults for b in encoder if b <= 2 * max(mults)}
 
 
+def add_run_folder(group: argparse._ArgumentGroup) -> None:
+    """Add --exp, and --run_dir as the other models have it."""
+    group.add_argument("--exp", default="experiment_cifar_default", help="name of the run; with a slash, its folder")
+    group.add_argument(
+        "--run_dir",
+        dest="exp",
+        type=lambda path: path if "/" in path else f"./{path}",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="folder of the run, in place of --exp",
+    )
+
+
 def run_folder(exp: str) -> Path:
     """Return the run folder that --exp names: below results/runs/, or a path if it has a slash.
 

@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_network_flags(parser, model_and_diffusion_defaults())
     add_checkpoint_flags(parser)
     add = parser.add_argument_group("likelihood").add_argument
-    add("--data_dir", required=True, help=KINDS)
+    add("--data_dir", "--data", required=True, help=KINDS)
     add("--split", default="test", choices=["train", "test"], help="of a source known by name; a folder is taken whole")
     add("--num_samples", type=non_negative_int, default=1000, help="images, spread evenly over the set; 0 for all")
     add("--batch_size", type=positive_int, default=32, help="images evaluated at a time")

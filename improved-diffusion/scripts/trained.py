@@ -34,8 +34,13 @@ def add_network_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any])
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add --model_path, --out_dir, --compile, --cuda_graph and --use_fp16."""
     add = parser.add_argument_group("checkpoint").add_argument
-    add("--model_path", type=path_or_url, required=True, help="model<step>.pt or ema_<rate>_<step>.pt")
-    add("--out_dir", type=path_or_url, help="output folder; by default OPENAI_LOGDIR, else the model file's folder")
+    add("--model_path", "--checkpoint", type=path_or_url, required=True, help="model<step>.pt or ema_<rate>_<step>.pt")
+    add(
+        "--out_dir",
+        "--out",
+        type=path_or_url,
+        help="output folder; by default OPENAI_LOGDIR, else the model file's folder",
+    )
     add(
         "--compile",
         type=str2bool,

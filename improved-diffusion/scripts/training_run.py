@@ -87,7 +87,7 @@ class Task:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training that do not say what the network is."""
     add = parser.add_argument_group("training").add_argument
-    add("--data_dir", default="", help=f"{KINDS}; '' for data/cifar_train")
+    add("--data_dir", "--data", default="", help=f"{KINDS}; '' for data/cifar_train")
     add("--run_dir", type=path_or_url, help="run folder; a run is continued by the same command")
     add("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=non_negative_float, default=0.0, help="of AdamW")

@@ -18,18 +18,18 @@ class UserError(ValueError):
     """A mistake that the user can mend, told in one sentence; `run` turns it into exit status 2."""
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The docstring as it stands, and the default behind each option."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser described by a script's docstring, strict about names and brief about errors."""
-    return _Parser(description=(doc or "").strip(), allow_abbrev=False, formatter_class=_Formatter)
+    return Parser(description=(doc or "").strip(), allow_abbrev=False, formatter_class=Formatter)
 
 
 def run(main: Callable[[], Any]) -> NoReturn:

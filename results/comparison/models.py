@@ -1,0 +1,144 @@
+"""The table of models: what they are called and by which commands they train and sample. Standard library only.
+
+A new model is a folder with two scripts and one row here. Its training script takes `--data D --run_dir R`,
+`--image_size S`, `--seed N`, `--device D`, `--max_steps`, `--max_images` or `--max_seconds`, `--stop_after` and
+`--fresh`, and writes config.json, progress.csv and numbered checkpoints into R. Its sampling script takes
+`--checkpoint C --out F`, `--num_samples N`, `--seed N`, `--device D`, `--interpolation`, and `--benchmark` with
+`--benchmark_seconds S`, and writes samples*.npz, sampling.json and timing.json. Both recognise what is finished.
+"""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from comparison import cli
+from comparison.checkpoints import newest
+from comparison.cli import UserError
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the comparison.
+
+    Attributes:
+        name: of the folder of its runs, and the tag in config.json and checkpoints.
+        label: in tables and plots.
+        colour: in plots.
+        train, sample: scripts, from the repository root.
+        checkpoints: glob pattern within a run folder; the file with the highest number in its name is sampled.
+        train_flags, sample_flags: variables of flags.sh.
+        fixed: flags of every training in a comparison.
+        quiet: flags that keep a training from drawing images, for studies, where seconds count.
+        compile: flags that switch torch.compile on in training; empty where there is nothing to compile.
+        best: glob pattern of checkpoints kept for their score; empty where there are none.
+        samples: name of the sample file that `--out` names; empty where `--out` is its folder.
+        evaluations: of the network for one image, by default.
+        any_steps: whether a trained network may be sampled in any number of steps.
+        evaluation_seconds: of two CPU cores for an image of 32 pixels in preset quick, for plans only.
+    """
+
+    name: str
+    label: str
+    colour: str
+    train: str
+    sample: str
+    checkpoints: str
+    train_flags: tuple[str, ...] = ()
+    sample_flags: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    quiet: tuple[str, ...] = ()
+    compile: tuple[str, ...] = ()
+    best: str = ""
+    samples: str = "samples.npz"
+    evaluations: int = 1
+    any_steps: bool = False
+    evaluation_seconds: float = 1e-3
+
+
+GAN, DDPM, DDGAN = "gans", "improved-diffusion", "denoising-diffusion-gan"
+_ROWS = (
+    Model(
+        *(GAN, "DCGAN", "#D55E00", "gans/cifar_gan.py", "gans/sample_gan.py", "checkpoint_*.pt"),
+        train_flags=("GAN_FLAGS",),
+        fixed=("--num_samples", "0", "--held_out", "0"),
+        best="best_*.pt",
+        evaluation_seconds=7e-5,
+    ),
+    Model(
+        *(DDPM, "improved DDPM", "#0072B2"),
+        *("improved-diffusion/scripts/image_train.py", "improved-diffusion/scripts/image_sample.py", "ema_*.pt"),
+        train_flags=("MODEL_FLAGS", "DIFFUSION_FLAGS", "TRAIN_FLAGS"),
+        sample_flags=("SAMPLE_FLAGS",),
+        quiet=("--grid_images", "0"),
+        compile=("--compile", "true"),
+        samples="",
+        evaluations=20,
+        any_steps=True,
+        evaluation_seconds=1.6e-3,
+    ),
+    Model(
+        *(DDGAN, "DDGAN", "#009E73"),
+        *("denoising-diffusion-gan/train_ddgan.py", "denoising-diffusion-gan/test_ddgan.py", "netG_*.pth"),
+        train_flags=("DDGAN_FLAGS", "DDGAN_TRAIN_FLAGS"),
+        sample_flags=("DDGAN_SAMPLE_FLAGS",),
+        compile=("--compile",),
+        evaluations=4,
+        evaluation_seconds=1.2e-3,
+    ),
+)
+MODELS = {model.name: model for model in _ROWS}  # in the order in which they are trained
+SUPER_RESOLUTION = Model(  # enlarges samples of another network; part of a study, not of the comparison
+    *("improved-diffusion-sr", "super-resolution", MODELS[DDPM].colour),
+    *("improved-diffusion/scripts/super_res_train.py", "improved-diffusion/scripts/super_res_sample.py", "ema_*.pt"),
+    train_flags=MODELS[DDPM].train_flags,
+    sample_flags=MODELS[DDPM].sample_flags,
+    samples="",
+    evaluations=20,
+    any_steps=True,
+    evaluation_seconds=MODELS[DDPM].evaluation_seconds,
+)
+
+
+def label_of(name: str) -> str:
+    """Return a model's label; a name that is not in the table, of somebody's own run, is its own label."""
+    return MODELS[name].label if name in MODELS else name
+
+
+def preset_flags(preset: str) -> dict[str, list[str]]:
+    """Return every variable of flags.sh that the table names, as a list of words.
+
+    Raises:
+        UserError: bash cannot read flags.sh, or it knows no such preset.
+    """
+    names = sorted({name for model in MODELS.values() for name in (*model.train_flags, *model.sample_flags)})
+    script = 'PRESET=$1; source "$2"; shift 2; for name; do printf "%s\\n" "${!name}"; done'
+    command = ["bash", "-c", script, "bash", preset, str(cli.repo_root() / "flags.sh"), *names]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"flags.sh: cannot be read by bash ({error})") from None
+    return {name: line.split() for name, line in zip(names, lines, strict=True)}
+
+
+def value_of(words: list[str], flag: str, default: str = "") -> str:
+    """Return the value that stands behind a flag in a list of words."""
+    return words[words.index(flag) + 1] if flag in words else default
+
+
+def newest_checkpoint(model: Model, run: Path) -> Path:
+    """Return the checkpoint of a run that is sampled.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoint = newest(run, model.checkpoints)
+    if checkpoint is None:
+        raise UserError(f"{run}: holds no {model.checkpoints} to sample from")
+    return checkpoint
+
+
+def with_steps(flags: list[str], steps: int) -> tuple[str, list[str]]:
+    """Return the name and the flags of a preset's sampler with another number of steps; DDIM where it names none."""
+    if sampler := value_of(flags, "--sampler"):
+        return f"{sampler}{steps}", ["--num_sampling_steps", str(steps)]
+    return f"ddim{steps}", ["--use_ddim", "True", "--timestep_respacing", f"ddim{steps}"]
