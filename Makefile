@@ -9,10 +9,10 @@ compare: $(INSTALLED)
 	PYTHON=$(VENV)/bin/python bash results/compare.sh --data shapes --preset quick --name quick $(if $(FRESH),--fresh)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(INSTALLED)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet ruff mypy

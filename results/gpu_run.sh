@@ -23,8 +23,8 @@ usage: bash results/gpu_run.sh [options]
                      many as there are training images, are scored
   --sweep N,N        numbers of steps at which improved DDPM is sampled besides (10)
                      its default; '' for none
-  --benchmark B      false leaves out results/benchmark.py, the plain against   (true)
-                     the fast path of each model; timing.json is always written
+  --benchmark B      false leaves out results/benchmark.py, the default         (true)
+                     precision against float32; timing.json is always written
   --benchmark_seconds S  for each batch size of timing.json                     (1)
   --compile B        as for compare.sh; the compiler takes minutes of the       (false)
                      training time

@@ -1,7 +1,12 @@
-"""Every command of README.md runs in a fresh copy of the repository, with small overrides appended."""
+"""Every command of README.md runs in a fresh copy of the repository, with small overrides appended.
 
-import json
+Python scripts run in this process, which has torch already; bash expands their words. Lines of compare.sh and
+gpu_run.sh are read only: test_compare.py and test_gpu_run.py run those jobs.
+"""
+
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from comparison import cli
+from improved_diffusion import dist_util
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Commands that set up the machine, or that this suite is: named here so that a new one cannot slip through.
 NOT_RUN = (
-    "make compare",  # its line of compare.sh is run below
+    "make compare",  # its line of compare.sh is read below
     "make test",
     "python3 -m venv .venv",
     ". .venv/bin/activate",
@@ -29,14 +36,8 @@ TINY_DDGAN = "--num_channels_dae 16 --num_res_blocks 1 --z_emb_dim 8 --n_mlp 1 -
 GAN_RUN = "results/runs/gans/cifar10-64"
 DDPM_RUN = "results/runs/improved-diffusion/cifar10"
 DDGAN_RUN = "results/runs/denoising-diffusion-gan/ddgan_cifar10_exp1"
-TINY_COMPARE = "--preset quick --num_samples 64 --sweep '' --history 0 --benchmark false"
 # command prefix -> what is appended; the first prefix that fits counts
 OVERRIDES = {
-    "bash results/compare.sh --data cifar10": f"{TINY_COMPARE} --data shapes --budget images=128",
-    "bash results/compare.sh --data path/to/images": f"{TINY_COMPARE} --budget images=32 --models gans",
-    "bash results/compare.sh": f"{TINY_COMPARE} --data shapes --budget images=128 --name readme",
-    "bash results/gpu_run.sh": "--data shapes --preset quick --device cpu --seconds 2 --gan_budget images=128 "
-    "--num_samples 64 --sweep '' --benchmark false --benchmark_seconds 0.05 --wait 250",
     "python -u gans/cifar_gan.py": f"{TINY_GAN} --max_steps 2 --num_samples 8 --run_dir {GAN_RUN}",
     "python -u gans/sample_gan.py": "--num_samples 4",
     "python gans/sample_gan.py --checkpoint results/runs/gans/cifar10-64 --benchmark": "--benchmark_seconds 0.1",
@@ -45,10 +46,12 @@ OVERRIDES = {
     "python improved-diffusion/scripts/image_train.py": f"{TINY_DDPM} --microbatch 2 --diffusion_steps 24 "
     "--max_steps 2 --save_interval 2",
     "python improved-diffusion/scripts/image_sample.py": f"{TINY_DDPM} --diffusion_steps 24 --num_samples 4",
+    "python improved-diffusion/scripts/npztodir.py": "",
     "python3 -u denoising-diffusion-gan/train_ddgan.py": f"{TINY_DDGAN} --ngf 8 --batch_size 4 --dataset shapes "
     "--max_steps 2 --t_emb_dim 8",
     "python3 -u denoising-diffusion-gan/test_ddgan.py": f"{TINY_DDGAN} --dataset shapes --t_emb_dim 8 "
     "--num_samples 4 --batch_size 4 --epoch_id 1",
+    "python denoising-diffusion-gan/loss_graph.py": "",
     "python results/benchmark.py": "--small --rounds 1 --out benchmark.json",
     "python results/evaluate.py results/runs/flow": "--num_images 64 --threads 1",
     "python results/report.py": "",
@@ -63,18 +66,22 @@ def commands():
         yield from filter(None, map(str.strip, block.splitlines()))
 
 
+COMMANDS = [command for command in commands() if not command.startswith(NOT_RUN)]
+STATE = re.compile(r"source |export |PRESET=|echo ")  # lines that the commands after them depend on
+JOBS = [command for command in COMMANDS if command.startswith("bash ")]
+IN_TMUX = [command for command in COMMANDS if command.startswith("tmux")]
+PYTHON = [command for command in COMMANDS if command not in JOBS + IN_TMUX and not STATE.match(command)]
+
+
 def override(command):
     """Return the command with what keeps it small."""
     for prefix, extra in OVERRIDES.items():
         if prefix in command and command.endswith('" Enter'):
             return command.removesuffix('" Enter') + f' {extra}" Enter'
         if command.startswith(prefix):
-            return f"{command} {extra}"
+            script, redirected, target = command.partition(" > ")
+            return f"{script} {extra}{redirected}{target}"
     return command
-
-
-COMMANDS = [command for command in commands() if not command.startswith(NOT_RUN)]
-STATE = re.compile(r"source |export |PRESET=|echo ")  # lines that the commands after them depend on
 
 
 @pytest.fixture(scope="module")
@@ -103,100 +110,84 @@ def before(command, folder):
     return command
 
 
-@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=lambda n: re.sub(r"[^\w.]+", "-", COMMANDS[n])[:60])
-def test_readme_command_works(number, prepared, shell):
-    command = before(COMMANDS[number], prepared)
-    if command.startswith("tmux"):
-        return run_in_tmux(command, prepared, shell)
-    state = [line for line in COMMANDS[:number] if STATE.match(line) and not line.startswith("PRESET=")]
-    done = shell("set -e\n" + "\n".join([*state, override(command)]))
-    assert done.returncode == 0, f"{override(command)}\n{done.stdout}\n{done.stderr}"
-    return None
+def expanded(command, shell):
+    """Return the words and the exported OPENAI_LOGDIR of a line as bash sees them, after the lines of its state."""
+    state = [line for line in COMMANDS[: COMMANDS.index(command)] if STATE.match(line) and line[:6] != "PRESET"]
+    stub = 'python() { printf "%s\\0" "$OPENAI_LOGDIR" "$@"; }; python3() { python "$@"; }'
+    script, _, target = override(command).partition(" > ")
+    done = shell("\n".join(["set -e", stub, *(f"{line} > /dev/null" for line in state), script]))
+    assert done.returncode == 0, done.stderr
+    if target:  # the folder of a log is there
+        assert shell(f"true > {target}").returncode == 0
+    logdir, *words = done.stdout.removesuffix("\0").split("\0")
+    return logdir, words
 
 
-def run_in_tmux(command, folder, shell):
-    """Run a documented tmux line on a server of its own and wait for the job in it to end."""
+@pytest.fixture
+def in_process(prepared, environment, monkeypatch):
+    """Return a function that runs a script of the copy in this process."""
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(cli, "repo_root", lambda: prepared)
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+
+    def run(logdir, words):
+        words = words[1:] if words[0] == "-u" else words
+        if logdir:
+            monkeypatch.setenv("OPENAI_LOGDIR", logdir)
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.syspath_prepend(str((ROOT / words[0]).parent))
+        try:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+        return 0
+
+    yield run
+    dist_util.shutdown()
+
+
+@pytest.mark.parametrize("command", PYTHON, ids=lambda command: re.sub(r"[^\w.]+", "-", command)[:60])
+def test_readme_command_works(command, in_process, prepared, shell, capsys):
+    logdir, words = expanded(before(command, prepared), shell)
+    assert in_process(logdir, words) == 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", IN_TMUX)
+def test_readme_line_of_tmux_trains_and_samples(command, prepared, shell):
+    """Run the line on a tmux server of its own, and wait for the job in it to end."""
     if shutil.which("tmux") is None:
         pytest.skip("tmux is not installed")
-    (folder / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
-    (folder / ".venv" / "bin" / "activate").write_text(f"export PATH={sys.prefix}/bin:$PATH\n")
-    for old in (folder / GAN_RUN).glob("*"):
-        old.unlink()
-    server = {"TMUX_TMPDIR": str(folder.parent), "TMUX": ""}
+    (prepared / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+    (prepared / ".venv" / "bin" / "activate").write_text(f"export PATH={sys.prefix}/bin:$PATH\n")
+    shutil.rmtree(prepared / GAN_RUN, ignore_errors=True)
+    server = {"TMUX_TMPDIR": str(prepared.parent), "TMUX": ""}
     started = shell(override(command), **server)
     assert started.returncode == 0, started.stderr
-    try:
-        wait_for(folder / GAN_RUN / "sampling.json")
-    finally:
-        shown = shell("tmux capture-pane -p", **server).stdout
-        shell("tmux kill-server", **server)
-    assert (folder / GAN_RUN / "sampling.json").exists(), shown
+    end = time.monotonic() + 120
+    while not (prepared / GAN_RUN / "sampling.json").exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    shown = shell("tmux capture-pane -p", **server).stdout
+    shell("tmux kill-server", **server)
+    assert (prepared / GAN_RUN / "sampling.json").exists(), shown
 
 
-def wait_for(path, seconds=120):
-    """Wait until a file appears, in vain at most `seconds`."""
-    for _ in range(seconds):
-        if path.exists():
-            return
-        time.sleep(1)
+@pytest.mark.parametrize("command", JOBS)
+def test_readme_line_of_a_job_is_understood(command, prepared, shell):
+    words = shlex.split(command)[2:]
+    if "gpu_run.sh" in command:  # reads its options in order
+        assert shell(f"{command} --help").stdout.startswith("usage: bash results/gpu_run.sh")
+        return
+    job = runpy.run_path(str(ROOT / "results" / "compare.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(prepared)
+        plan = job["Plan"].of(job["parse_args"](words))
+    assert plan.name == words[words.index("--name") + 1]
 
 
 def test_readme_names_only_commands_that_are_known():
-    for command in COMMANDS:
-        known = any(prefix in command for prefix in OVERRIDES) or STATE.match(command)
-        known = known or command.startswith(("python improved-diffusion/scripts/npztodir.py", "python denoising"))
-        assert known, command
-
-
-def test_second_call_of_the_main_job_reuses_what_is_finished(prepared, shell):
-    line = f"bash results/compare.sh {OVERRIDES['bash results/compare.sh']}"
-    assert shell(line).returncode == 0
-    weights = sorted(
-        path for pattern in ("*.pt", "*.pth") for path in prepared.glob(f"results/runs/*/readme/{pattern}")
-    )
-    assert len(weights) >= 3
-    before_call = [path.stat().st_mtime_ns for path in weights]
-    report = (prepared / "results" / "reports" / "readme" / "REPORT.md").read_bytes()
-    again = shell(line)
-    assert again.returncode == 0
-    assert again.stdout.count("finished") == 3
-    assert [path.stat().st_mtime_ns for path in weights] == before_call
-    assert (prepared / "results" / "reports" / "readme" / "REPORT.md").read_bytes() == report
-    assert "REPORT.md" in again.stdout.splitlines()[-1]
-    fresh = shell(f"{line} --models gans --fresh")
-    assert fresh.returncode == 0
-    after = {path.name: path.stat().st_mtime_ns for path in prepared.glob("results/runs/gans/readme/*.pt")}
-    assert after
-    assert not set(after.values()) & set(before_call)
-
-
-def read_run(folder, name):
-    """Return a JSON file of a run."""
-    return json.loads((folder / name).read_text())
-
-
-def test_main_job_samples_earlier_stages_of_a_training_once_and_measures_speed(prepared, shell):
-    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models gans --name stages"
-    line += " --budget images=512 --history 1 --benchmark true"
-    assert (done := shell(line)).returncode == 0, done.stdout + done.stderr
-    run = prepared / "results" / "runs" / "gans" / "stages"
-    assert read_run(run, "history/50/sampling.json")["trained"]["images_seen"] == 256
-    assert read_run(run, "sampling.json")["trained"]["images_seen"] == 512
-    assert read_run(run, "timing.json")["nfe"] == 1
-    kept = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in (".npz", ".pt")}
-    kept[run / "timing.json"] = (run / "timing.json").stat().st_mtime_ns
-    assert shell(line).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-
-
-def test_main_job_samples_the_diffusion_model_in_other_numbers_of_steps(prepared, shell):
-    line = f"bash results/compare.sh {TINY_COMPARE} --data shapes --models improved-diffusion --name sweep"
-    assert (done := shell(f"{line} --budget images=32 --sweep 2")).returncode == 0, done.stdout + done.stderr
-    run = prepared / "results" / "runs" / "improved-diffusion" / "sweep"
-    facts = read_run(run, "settings/dpmpp-sde2/sampling.json")
-    assert (facts["sampler"], facts["nfe"]) == ("DPM-Solver++ 2M SDE, 2 steps, logsnr", 2)
-    assert read_run(run, "sampling.json")["nfe"] == 20
-    assert (run / "interpolation.png").is_file()
+    for command in [*PYTHON, *IN_TMUX]:
+        assert any(prefix in command for prefix in OVERRIDES), command
 
 
 def test_main_job_of_make_compare_is_the_documented_line(shell):

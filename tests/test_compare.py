@@ -1,0 +1,272 @@
+"""The main job: options, the commands of each stage, a model that joins by one row, and one run from end to end."""
+
+import contextlib
+import io
+import json
+import runpy
+import shlex
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from comparison import cli, jobs, models
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "--data shapes --preset quick --num_samples 64"
+
+
+def compare(*words):
+    """Call compare.py in this process; return its exit status, output and errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["compare.py", *words])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "results" / "compare.py"), run_name="__main__")
+    return end.value.code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--preset big", "must be quick, cpu, gpu or paper"),
+        ("--budget hours=3", "must be seconds=N, images=N or recipe"),
+        ("--budget recipe", "only the paper preset"),
+        ("--budget seconds=0", "must be above 0"),
+        ("--budget gans:images=5", "names no bound for improved-diffusion"),
+        ("--models gans --budget gans:images=5,gans:images=6", "names gans twice"),
+        ("--models gans --budget gans:hours=5", "or one such for each model"),
+        ("--models gans --budget gans:images=0", "must be above 0"),
+        ("--benchmark_seconds 0", "must be a number above 0"),
+        ("--compile maybe", "must be true or false"),
+        ("--models gans,vae", "must be among"),
+        ("--data /no/such/folder", "neither shapes, cifar10"),
+        ("--num_samples many", "must be a whole number"),
+        ("--frobnicate", "no such option"),
+        ("--seed", "a value is missing"),
+        ("--name a/b", "letters, digits"),
+        ("--name ..", "letters, digits"),
+        ("--name 'a b'", "letters, digits"),
+        ("--models gans,gans", "name each model once"),
+        ("--models ''", "name at least one"),
+        ("--image_size 48", "must be 16, 32, 64, 128 or 256"),
+        ("--sweep 10,many", "must be numbers of steps"),
+        ("--sweep 10,0", "must be numbers of steps"),
+        ("--sweep 10,10", "name each number once"),
+        ("--sweep 10,20", "--sweep 20: what the quick preset draws anyway"),
+        ("--preset cpu --sweep 2000", "the cpu preset has 1000 steps"),
+        ("--history few", "must be a whole number"),
+        ("--history 100", "must be below 100"),
+        ("--history 3 --budget images=3", "too small for 4 parts"),
+        ("--preset paper --history 2", "cannot be divided"),
+        ("--benchmark maybe", "must be true or false"),
+        ("--features vgg", "must be auto, cifar or random"),
+        ("--inception_weights /no/such/file", "no such file"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options, message, monkeypatch):
+    monkeypatch.setattr(jobs, "run", lambda *_: pytest.fail("a script was started"))
+    status, _, err = compare(*shlex.split(options))
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_shell_script_hands_its_options_over(shell):
+    done = shell("bash results/compare.sh --seed")
+    assert done.returncode == 2
+    assert done.stderr == "compare.py: error: --seed: a value is missing\n"
+    assert "usage: compare.py" in shell("bash results/compare.sh --help").stdout
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """Replace the models' scripts in an empty repository: note the commands, leave the files that tell of an end."""
+    monkeypatch.setattr(cli, "repo_root", lambda: tmp_path)
+    (tmp_path / "flags.sh").write_bytes((ROOT / "flags.sh").read_bytes())
+    noted = []
+
+    def run(command, console=None):
+        noted.append(command)
+        value = dict(pairwise(command))
+        model = next((m for m in models.MODELS.values() if command[0] in (m.train, m.sample)), None)
+        if model is None:
+            if "--anchors" in value and command[0] == "results/evaluate.py":
+                (tmp_path / value["--anchors"]).write_text("{}")
+        elif command[0] == model.train:
+            folder = tmp_path / value["--run_dir"]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / model.checkpoints.replace("*", "0.9_000001")).touch()
+            unit = next(unit for unit in ("max_seconds", "max_images") if f"--{unit}" in value)
+            until = value.get("--stop_after", value[f"--{unit}"])
+            done = {"reason": f"{unit} {until}", "steps": 1, "images_seen": 1, "wall_seconds": 1}
+            (folder / "config.json").write_text(json.dumps({"options": {}, "finished": done}))
+        else:
+            folder = tmp_path / value["--out"]
+            folder = folder.parent if model.samples else folder
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ("timing.json" if "--benchmark" in command else "sampling.json")).write_text("{}")
+
+    monkeypatch.setattr(jobs, "run", run)
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting", "flags"),
+    [("paper", "ddim7", "--use_ddim True --timestep_respacing ddim7"), ("gpu", "dpmpp-sde7", "--num_sampling_steps 7")],
+)
+def test_sweep_takes_the_sampler_of_the_preset(calls, preset, setting, flags):
+    options = "--models improved-diffusion --budget images=32 --history 0 --benchmark false --sweep 7"
+    status, _, err = compare("--preset", preset, "--name", "sweep", *options.split())
+    assert status == 0, err
+    sampled = [call for call in calls if call[0].endswith("image_sample.py")]
+    assert len(sampled) == 2
+    assert f"results/runs/improved-diffusion/sweep/settings/{setting}" in sampled[1]
+    assert sampled[1][-len(flags.split()) :] == flags.split()
+    assert ("--sampler" in sampled[1]) == (preset == "gpu")
+
+
+def test_history_pauses_a_training_that_is_planned_as_a_whole(calls):
+    options = "--models improved-diffusion --budget images=64 --history 1 --benchmark false"
+    status, out, err = compare("--preset", "paper", "--name", "history", "--sweep", "", "--fresh", *options.split())
+    assert status == 0, err
+    trained = [" ".join(call) for call in calls if call[0].endswith("image_train.py")]
+    assert [line.partition("--max_steps 0 ")[2] for line in trained] == [
+        "--max_images 64 --stop_after 32 --fresh",
+        "--max_images 64",
+    ]
+    assert "== improved-diffusion: sample at 50%" in out
+
+
+def test_each_model_may_have_its_own_budget(calls):
+    budget = "denoising-diffusion-gan:seconds=8,gans:images=32"
+    options = f"--models gans,denoising-diffusion-gan --budget {budget} --benchmark_seconds 0.7 --compile true"
+    status, _, err = compare("--name", "own", *options.split())
+    assert status == 0, err
+    trained = [call for call in calls if call[0] in ("gans/cifar_gan.py", "denoising-diffusion-gan/train_ddgan.py")]
+    assert [call[-2:] for call in trained] == [["--max_images", "32"], ["--max_seconds", "8"]]
+    assert ["--compile" in call for call in trained] == [False, True]
+    assert sum("--benchmark_seconds 0.7" in " ".join(call) for call in calls) == 2
+    assert calls[-1][calls[-1].index("--budget") + 1] == budget
+
+
+TOY = """
+import argparse, json, sys, time
+from pathlib import Path
+import numpy as np
+
+parser = argparse.ArgumentParser()
+for flag in ("data", "run_dir", "image_size", "seed", "device", "max_seconds", "max_steps", "checkpoint", "out",
+             "num_samples", "benchmark_seconds"):
+    parser.add_argument(f"--{flag}")
+for flag in ("fresh", "benchmark", "interpolation"):
+    parser.add_argument(f"--{flag}", action="store_true")
+args = parser.parse_args()
+if args.run_dir:  # train: nothing to learn
+    run = Path(args.run_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "toy_1.npy").touch()
+    (run / "progress.csv").write_text("step,images_seen,wall_seconds,loss\\n1,64,0.5,2\\n2,128,1,1\\n")
+    done = {"reason": "max_seconds 1", "steps": 2, "images_seen": 128, "wall_seconds": 1.0}
+    options = {"image_size": int(args.image_size), "seed": int(args.seed), "data": args.data}
+    config = {"model": "noise", "options": options, "finished": done, "parameters": 0}
+    (run / "config.json").write_text(json.dumps(config))
+else:  # sample: white noise
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"model": "noise", "sampler": "uniform", "nfe": 1.0, "batch_size": 64, "precision": "float32"}
+    if args.benchmark:
+        batch = {"batch_size": 1, "seconds": 1e-3, "interquartile_range": 0.0, "runs": 9, "images_per_second": 1e3,
+                 "peak_memory_bytes": 1000}
+        facts |= {"schema": 1, "protocol": "made up", "device": "a CPU", "threads": 1, "parameters": 0,
+                  "gflop_per_evaluation": 0.0, "gflop_per_image": 0.0, "batches": [batch], "skipped": [],
+                  "best": {"batch_size": 1, "images_per_second": 1e3}, "image_size": 32,
+                  "largest": {"batch_size": 1, "reason": "made up"}}
+        (out.parent / "timing.json").write_text(json.dumps(facts))
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, (int(args.num_samples), 32, 32, 3), dtype=np.uint8)
+        np.savez(out, arr_0=noise)
+        facts |= {"file": out.name, "images": len(noise), "seconds": 1.0, "seconds_per_image": 1e-3, "device": "a CPU"}
+        (out.parent / "sampling.json").write_text(json.dumps(facts))
+"""
+
+
+def test_new_model_joins_by_a_row_and_a_script(checkout, environment, monkeypatch):
+    """Run the comparison of a model that is 40 lines and one row of the table."""
+    monkeypatch.setattr(cli, "repo_root", lambda: checkout)
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    (checkout / "noise").mkdir()
+    (checkout / "noise" / "noise.py").write_text(TOY)
+    row = models.Model("noise", "white noise", "#CC79A7", "noise/noise.py", "noise/noise.py", "toy_*.npy")
+    monkeypatch.setitem(models.MODELS, "noise", row)
+    status, out, err = compare(*TINY.split(), "--name", "toy", "--models", "noise", "--budget", "seconds=1")
+    assert status == 0, out + err
+    report = json.loads((checkout / "results" / "reports" / "toy" / "report.json").read_text())
+    (found,) = report["models"]
+    assert found["model"] == "noise"
+    assert found["metrics"]["frechet_distance"]["value"] > 0
+    assert "noise" in (checkout / "results" / "reports" / "toy" / "REPORT.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(checkout, environment):
+    """One comparison of tiny budgets from end to end, called twice and once more with --fresh for one model."""
+    options = f"{TINY} --budget images=128 --history 1 --sweep 2 --benchmark true --benchmark_seconds 0.05 --name end"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "repo_root", lambda: checkout)
+        patch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+        status, out, err = compare(*options.split())
+        assert status == 0, out + err
+        before = stamps(checkout)
+        report = (checkout / "results" / "reports" / "end" / "REPORT.md").read_bytes()
+        status, again, err = compare(*options.split())
+        assert status == 0, again + err
+    return checkout, before, report
+
+
+def stamps(checkout):
+    """Return when each file of weights, samples and timings was written."""
+    runs = (checkout / "results" / "runs").glob("*/end")
+    files = (path for run in runs for path in run.rglob("*"))
+    kept = (path for path in files if path.suffix in (".npz", ".pt", ".pth") or path.name == "timing.json")
+    return {path: path.stat().st_mtime_ns for path in kept}
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_second_call_reuses_what_is_finished(finished):
+    checkout, before, report = finished
+    assert len(before) >= 3 * 4  # checkpoints and samples of three models
+    assert stamps(checkout) == before
+    assert (checkout / "results" / "reports" / "end" / "REPORT.md").read_bytes() == report
+
+
+def test_earlier_stages_of_a_training_are_sampled(finished):
+    for model in models.MODELS:
+        run = finished[0] / "results" / "runs" / model / "end"
+        assert read(run / "history/50/sampling.json")["trained"]["images_seen"] == 64
+        assert read(run / "sampling.json")["trained"]["images_seen"] == 128
+        assert read(run / "timing.json")["convolution_gflop_per_second"] > 0
+
+
+def test_diffusion_model_is_sampled_in_other_numbers_of_steps(finished):
+    run = finished[0] / "results" / "runs" / "improved-diffusion" / "end"
+    facts = read(run / "settings/dpmpp-sde2/sampling.json")
+    assert (facts["sampler"], facts["nfe"]) == ("DPM-Solver++ 2M SDE, 2 steps, logsnr", 2)
+    assert read(run / "settings/dpmpp-sde2/timing.json")["nfe"] == 2
+    assert read(run / "sampling.json")["nfe"] == 20
+    assert (run / "interpolation.png").is_file()
+
+
+def test_fresh_trains_again(finished, environment, monkeypatch):
+    checkout, before, _ = finished
+    monkeypatch.setattr(cli, "repo_root", lambda: checkout)
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    options = f"{TINY} --budget images=128 --history 0 --benchmark false --name end --models gans --fresh"
+    status, out, err = compare(*options.split())
+    assert status == 0, out + err
+    weights = {path: stamp for path, stamp in stamps(checkout).items() if path.suffix == ".pt" and "gans" in str(path)}
+    assert weights
+    assert all(stamp != before.get(path) for path, stamp in weights.items())
