@@ -137,7 +137,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
         write_benchmark(out.parent / "timing.json", source.draw, [source.network], source.evaluate, **options)
         return 0
 
-    from comparison.runs import trained_facts
+    from comparison.checkpoints import trained_facts
     from comparison.sampling.draw import draw_samples
 
     count = image_count(args)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddgan.conditional import check_labels, label_embedding
-from ddgan.layers import ROOT_HALF, FirDown, MinibatchStddev, full_precision, init_uniform, sinusoids
+from ddgan.fir import FirDown
+from ddgan.layers import ROOT_HALF, MinibatchStddev, full_precision, init_uniform, sinusoids
 
 # Output width of each block in units of ngf, and whether it halves the image.
 PLANS = {

@@ -14,17 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddgan.conditional import check_labels, label_embedding
-from ddgan.layers import (
-    ROOT_HALF,
-    Attention,
-    FourierFeatures,
-    GroupNorm,
-    Resample,
-    ResidualBlock,
-    conv,
-    linear,
-    sinusoids,
-)
+from ddgan.fir import Resample
+from ddgan.layers import ROOT_HALF, Attention, FourierFeatures, GroupNorm, ResidualBlock, conv, linear, sinusoids
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ddgan.discriminator import Discriminator
+from ddgan.fir import Resample
 from ddgan.generator import Generator, OutputHead, PyramidMerge
-from ddgan.layers import AdaptiveGroupNorm, Attention, FourierFeatures, Resample, ResidualBlock
+from ddgan.layers import AdaptiveGroupNorm, Attention, FourierFeatures, ResidualBlock
 
 
 class Entry(NamedTuple):

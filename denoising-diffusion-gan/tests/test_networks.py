@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from ddgan.checkpoints import discriminator_from_nvlabs, generator_from_nvlabs, make_generator
 from ddgan.discriminator import Discriminator
-from ddgan.layers import FirDown, FirUp, MinibatchStddev, Resample, fir_weight
+from ddgan.fir import FirDown, FirUp, Resample, fir_weight
+from ddgan.layers import MinibatchStddev
 from helpers_ddgan import archive, config_of, weights_by_recipe
 
 

@@ -12,7 +12,8 @@ import torch
 import train_ddgan
 from comparison.cli import UserError
 from ddgan.checkpoints import generator_from_nvlabs, load_generator, make_generator, refuse_disagreement
-from ddgan.layers import ROOT_HALF, Attention, FirDown, FirUp, NearestUp, ResidualBlock
+from ddgan.fir import FirDown, FirUp, NearestUp
+from ddgan.layers import ROOT_HALF, Attention, ResidualBlock
 from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, check_architecture, defaults
 from helpers_ddgan import make_images, published_state
 

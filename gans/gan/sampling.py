@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison.checkpoints import load_checkpoint
+from comparison.checkpoints import load_checkpoint, trained_facts
 from comparison.cli import UserError
 from comparison.device import autocast_dtype, pick_device, precision_name, set_threads
 from comparison.files import digest
 from comparison.rng import SampleNoise
-from comparison.runs import trained_facts
 from comparison.sampling.draw import draw_samples
 from comparison.sampling.interpolation import WalkNoise, draw_interpolation
 from comparison.sampling.timing import write_benchmark

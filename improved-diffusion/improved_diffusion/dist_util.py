@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .launch import LaunchError, Place, find_place, machine_name, slurm_master
+from .launch import LaunchError, Place, choose_device, find_place, machine_name, slurm_master
 from .watch import GRACE, PATIENCE, Hub, Watch, connect, fails_first, leave, local_names
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def setup_dist(device: str | None = None) -> None:
             raise LaunchError("torch.distributed is initialized for GPUs alone: give it the backend cpu:gloo,cuda:nccl")
         _place = Place(dist.get_rank(), dist.get_world_size(), place.local_rank, place.local_world_size, place.launcher)
         return
-    _device = _choose_device(device, place)
+    _device = choose_device(device, place)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
     try:
@@ -95,7 +95,7 @@ def setup_dist(device: str | None = None) -> None:
 
 def dev() -> "torch.device":
     """Return this process's GPU, or the CPU where there is none."""
-    return _device or _choose_device(None, _place or find_place())
+    return _device or choose_device(None, _place or find_place())
 
 
 def get_rank() -> int:
@@ -246,16 +246,6 @@ def _hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Tell an error that nobody caught, unless another process tells its own."""
     _claim(1, isinstance(error, RuntimeError))
     traceback.print_exception(kind, error, trace)
-
-
-def _choose_device(name: str | None, place: Place) -> "torch.device":
-    import torch
-
-    if name in (None, "auto"):
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        return torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count()))
-    return torch.device(str(name))
 
 
 def _make_store(place: Place) -> "torch.distributed.Store":

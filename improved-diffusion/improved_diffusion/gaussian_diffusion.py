@@ -5,13 +5,14 @@ The conventions are those of `process`.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .losses import discretized_gaussian_log_likelihood, normal_kl
+from .losses import discretized_gaussian_log_likelihood, mean_flat, normal_kl
 from .process import Denoise, DiffusionProcess, LossType, LossWeighting, Model, ModelMeanType, ModelVarType
 from .schedules import betas_for_alpha_bar, ddim_std, ddim_weights, get_named_beta_schedule
 
@@ -128,11 +129,10 @@ class GaussianDiffusion(DiffusionProcess):
         step_noise: StepNoise | None = None,
     ) -> Tensor:
         """Draw images by T ancestral steps; arguments of `p_sample_loop_progressive`, its last 'sample'."""
-        return _last(
-            self.p_sample_loop_progressive(
-                model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, step_noise
-            )
+        steps = self.p_sample_loop_progressive(
+            model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, step_noise
         )
+        return deque(steps, maxlen=1)[0]["sample"]
 
     def p_sample_loop_progressive(
         self,
@@ -175,11 +175,10 @@ class GaussianDiffusion(DiffusionProcess):
         step_noise: StepNoise | None = None,
     ) -> Tensor:
         """Draw images by T steps of DDIM; arguments of `ddim_sample_loop_progressive`, its last 'sample'."""
-        return _last(
-            self.ddim_sample_loop_progressive(
-                model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, eta, step_noise
-            )
+        steps = self.ddim_sample_loop_progressive(
+            model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, eta, step_noise
         )
+        return deque(steps, maxlen=1)[0]["sample"]
 
     def ddim_sample_loop_progressive(
         self,
@@ -257,7 +256,7 @@ class GaussianDiffusion(DiffusionProcess):
             ModelMeanType.EPSILON: lambda: noise,
             ModelMeanType.VELOCITY: lambda: self.velocity(x_start, noise, t),
         }
-        terms = {"mse": _mean_flat((targets[self.model_mean_type]() - prediction) ** 2)}
+        terms = {"mse": mean_flat((targets[self.model_mean_type]() - prediction) ** 2)}
         weighted = terms["mse"]
         if self.loss_weights is not None:
             weighted = weighted * self._at("loss_weights", t, x_start).flatten()
@@ -288,7 +287,7 @@ class GaussianDiffusion(DiffusionProcess):
         decoder_nll = -discretized_gaussian_log_likelihood(
             x_start, means=out["mean"], log_scales=0.5 * out["log_variance"]
         )
-        bits = torch.where(t == 0, _mean_flat(decoder_nll), _mean_flat(kl)) / math.log(2.0)
+        bits = torch.where(t == 0, mean_flat(decoder_nll), mean_flat(kl)) / math.log(2.0)
         return bits, out["pred_xstart"]
 
     def _prior_bpd(self, x_start: Tensor) -> Tensor:
@@ -296,7 +295,7 @@ class GaussianDiffusion(DiffusionProcess):
         t = torch.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device)
         mean, _, log_variance = self.q_mean_variance(x_start, t)
         zero = torch.zeros_like(log_variance)
-        return _mean_flat(normal_kl(mean, log_variance, zero, zero)) / math.log(2.0)
+        return mean_flat(normal_kl(mean, log_variance, zero, zero)) / math.log(2.0)
 
     @torch.no_grad()
     def calc_bpd_loop(
@@ -325,8 +324,8 @@ class GaussianDiffusion(DiffusionProcess):
             output = self._call(model, x_t, t, model_kwargs)
             vb, pred_xstart = self._vb_term(output, x_start, x_t, t, clip_denoised)
             columns["vb"].append(vb)
-            columns["xstart_mse"].append(_mean_flat((pred_xstart - x_start) ** 2))
-            columns["mse"].append(_mean_flat((self._eps_from_xstart(x_t, t, pred_xstart) - noise) ** 2))
+            columns["xstart_mse"].append(mean_flat((pred_xstart - x_start) ** 2))
+            columns["mse"].append(mean_flat((self._eps_from_xstart(x_t, t, pred_xstart) - noise) ** 2))
         terms = {name: torch.stack(values, dim=1) for name, values in columns.items()}
         prior_bpd = self._prior_bpd(x_start)
         return {"total_bpd": terms["vb"].sum(dim=1) + prior_bpd, "prior_bpd": prior_bpd, **terms}
@@ -347,15 +346,3 @@ def _start(model: Model, shape: Sequence[int], noise: Tensor | None, device: tor
     if device is None and isinstance(model, nn.Module):
         device = next(model.parameters()).device
     return torch.randn(tuple(shape), device=device)
-
-
-def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
-    out: dict[str, Tensor] = {}
-    for out in steps:  # noqa: B007 -- only the last one is wanted
-        pass
-    return out["sample"]
-
-
-def _mean_flat(x: Tensor) -> Tensor:
-    """Average over all but the first axis: (N, ...) -> (N,)."""
-    return x.flatten(1).mean(dim=1)

@@ -6,6 +6,10 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -125,3 +129,14 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
     if not text.strip().isdecimal() or len(text) > 18:
         raise LaunchError(f"{name} must be a whole number, not {text!r}")
     return int(text)
+
+
+def choose_device(name: str | None, place: Place) -> "torch.device":
+    """Return the device of this process: a GPU by its local rank, unless a device is named."""
+    import torch
+
+    if name in (None, "auto"):
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        return torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count()))
+    return torch.device(str(name))

@@ -46,3 +46,8 @@ def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales:
     cdf_below = approx_standard_normal_cdf(inverse_scale * (centered - 1.0 / 255.0))
     probability = torch.where(x < -0.999, cdf_above, torch.where(x > 0.999, 1.0 - cdf_below, cdf_above - cdf_below))
     return torch.log(probability.clamp(min=1e-12))
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Average over all but the first axis: (N, ...) -> (N,)."""
+    return x.flatten(1).mean(dim=1)

@@ -1,6 +1,6 @@
 """Flags of the scripts, and the networks and processes that they mean.
 
-Importing this module does not import torch: a script can judge its flags first, with `check_flags`.
+Importing this module does not import torch: a script can judge its flags first, with `flags.check_flags`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .flags import CHANNEL_MULT, FLAG_HELP, PREDICTIONS, attention_factors, check_flags, patch_side_of
 from .schedules import get_named_beta_schedule, space_timesteps
 
 if TYPE_CHECKING:
@@ -17,40 +18,6 @@ if TYPE_CHECKING:
     from .unet import SuperResModel, UNetModel
 
 NUM_CLASSES = 1000  # of class-conditional models unless the data says otherwise
-PREDICTIONS = ("epsilon", "x_start", "velocity")
-LOSS_WEIGHTINGS = ("uniform", "min-snr")
-GRID = 16  # positions along a side of the grid that patch_size 0 makes
-MAX_STEPS, MAX_CHANNELS, MAX_BLOCKS = 1_000_000, 4096, 128
-CHANNEL_MULT = {16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
-
-FLAG_HELP = {
-    "image_size": "height and width in pixels: 16, 32, 64, 128 or 256",
-    "large_size": "height and width in pixels of the images to make: 16, 32, 64, 128 or 256",
-    "small_size": "height and width in pixels of the images to enlarge, a divisor of large_size",
-    "num_channels": "width of the first level, a multiple of norm_groups",
-    "num_res_blocks": "residual blocks per level",
-    "num_heads": "attention heads",
-    "num_heads_upsample": "attention heads on the way up, -1 for the same",
-    "attention_resolutions": "sizes of the network's grid, of pixels or patches, that have attention: '16,8'",
-    "dropout": "probability inside residual blocks while training",
-    "learn_sigma": "learn the variances of the reverse steps",
-    "sigma_small": "use the posterior's variances instead of beta (without learn_sigma)",
-    "class_cond": "condition on class labels",
-    "diffusion_steps": "T, the number of noising steps",
-    "noise_schedule": "linear or cosine",
-    "timestep_respacing": "steps kept for sampling: '250', '10,15,20' (by section) or 'ddim50'; '' for all",
-    "use_kl": "train on the variational bound itself (L_vlb)",
-    "predict_xstart": "the same as --prediction x_start",
-    "prediction": "what the network predicts: epsilon (the noise), x_start (the image) or velocity",
-    "loss_weighting": "of the squared errors: uniform, or min-snr, where x_0's error counts min(SNR, snr_gamma)",
-    "snr_gamma": "bound of the min-snr weights, above 0",
-    "patch_size": "side of the square patches that become channels: 1 for pixels, 0 for a grid of 16 x 16 patches",
-    "rescale_timesteps": "tell the network t * 1000 / T",
-    "rescale_learned_sigmas": "weight the bound by 0.001 whatever T (L_hybrid), not by 1 / T",
-    "use_checkpoint": "compute activations again in the backward pass: less memory, more time",
-    "use_scale_shift_norm": "condition by scale and shift after the norm, else by addition",
-    "norm_groups": "groups of each normalisation; networks narrower than 128 channels want fewer",
-}
 
 
 def model_and_diffusion_defaults() -> dict[str, Any]:
@@ -88,87 +55,6 @@ def sr_model_and_diffusion_defaults() -> dict[str, Any]:
     sizes = {"large_size": 256, "small_size": 64}
     own = ("image_size", "sigma_small")
     return {**sizes, **{name: value for name, value in model_and_diffusion_defaults().items() if name not in own}}
-
-
-def check_flags(flags: dict[str, Any]) -> None:
-    """Judge the values of `model_and_diffusion_defaults`'s or `sr_model_and_diffusion_defaults`'s flags without torch.
-
-    Raises:
-        ValueError: one sentence that names the flag, its value and what is accepted.
-    """
-    size = "large_size" if "large_size" in flags else "image_size"
-    patch_side = _patch_side(flags[size], flags["patch_size"], size)
-    small = flags.get("small_size", 1)
-    if not 1 <= small < flags[size] or flags[size] % small:
-        raise ValueError(f"small_size must divide large_size {flags[size]} and be smaller, which {small} does not")
-    if flags["norm_groups"] < 1:
-        raise ValueError(f"norm_groups must be at least 1, not {flags['norm_groups']}")
-    if flags["num_channels"] < 1 or flags["num_channels"] % flags["norm_groups"]:
-        raise ValueError(
-            f"num_channels must be a multiple of norm_groups {flags['norm_groups']}, not {flags['num_channels']}"
-        )
-    if flags["num_channels"] > MAX_CHANNELS:
-        raise ValueError(f"num_channels must be at most {MAX_CHANNELS}, not {flags['num_channels']}")
-    if not 1 <= flags["num_res_blocks"] <= MAX_BLOCKS:
-        raise ValueError(f"num_res_blocks must be from 1 to {MAX_BLOCKS}, not {flags['num_res_blocks']}")
-    _attention_factors(flags[size] // patch_side, flags["attention_resolutions"])
-    for name in ("num_heads", "num_heads_upsample"):
-        heads = flags[name]
-        if not (heads == -1 and name == "num_heads_upsample") and (heads < 1 or flags["num_channels"] % heads):
-            raise ValueError(f"{name} must divide num_channels {flags['num_channels']}, which {heads} does not")
-    if not 0 <= flags["dropout"] < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {flags['dropout']}")
-    if flags["diffusion_steps"] > MAX_STEPS:
-        raise ValueError(f"diffusion_steps must be at most {MAX_STEPS}, not {flags['diffusion_steps']}")
-    get_named_beta_schedule(flags["noise_schedule"], flags["diffusion_steps"])
-    _check_objective(flags)
-    if flags["timestep_respacing"]:
-        space_timesteps(flags["diffusion_steps"], flags["timestep_respacing"])
-
-
-def _check_objective(flags: dict[str, Any]) -> None:
-    """Raise ValueError unless prediction, loss weighting and use_kl fit together."""
-    if flags["prediction"] not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {flags['prediction']!r}")
-    if flags["predict_xstart"] and flags["prediction"] == "velocity":
-        raise ValueError("prediction velocity and predict_xstart True contradict each other")
-    if flags["loss_weighting"] not in LOSS_WEIGHTINGS:
-        raise ValueError(f"loss_weighting must be one of {', '.join(LOSS_WEIGHTINGS)}, not {flags['loss_weighting']!r}")
-    if flags["loss_weighting"] != "uniform" and flags["use_kl"]:
-        raise ValueError("loss_weighting min-snr weights squared errors, which use_kl True does not train on")
-    if not 0 < flags["snr_gamma"] < float("inf"):
-        raise ValueError(f"snr_gamma must be above 0 and finite, not {flags['snr_gamma']}")
-
-
-def unify_prediction(flags: dict[str, Any]) -> None:
-    """Make `predict_xstart` and `prediction` say the same, in place; either may be missing."""
-    if flags.get("predict_xstart") and flags.get("prediction", "epsilon") == "epsilon":
-        flags["prediction"] = "x_start"
-    elif flags.get("prediction") == "x_start":
-        flags["predict_xstart"] = True
-
-
-def _patch_side(image_size: int, patch_size: int, flag: str = "image_size") -> int:
-    """Return the side of the patches in pixels; patch_size 0 stands for a grid of GRID x GRID patches."""
-    if image_size not in CHANNEL_MULT:
-        raise ValueError(f"{flag} must be one of {', '.join(map(str, CHANNEL_MULT))}, not {image_size}")
-    side = patch_size or image_size // GRID
-    if side < 1 or image_size % side or image_size // side not in CHANNEL_MULT:
-        sizes = [str(image_size // grid) for grid in reversed(CHANNEL_MULT) if grid <= image_size]
-        raise ValueError(f"patch_size must be 0 or one of {', '.join(sizes)} at {flag} {image_size}, not {patch_size}")
-    return side
-
-
-def _attention_factors(grid: int, attention_resolutions: str) -> tuple[int, ...]:
-    """Turn sizes of the grid such as "16,8" into its downsampling factors."""
-    levels = {grid // 2**level: 2**level for level in range(len(CHANNEL_MULT[grid]))}
-    factors = [levels.get(int(size)) if size.strip().isdecimal() else None for size in attention_resolutions.split(",")]
-    if attention_resolutions and None in factors:
-        sizes = ", ".join(map(str, levels))
-        raise ValueError(
-            f"attention_resolutions must be sizes among {sizes}, such as '16,8', not {attention_resolutions!r}"
-        )
-    return tuple(factor for factor in factors if factor)
 
 
 def create_model_and_diffusion(
@@ -292,14 +178,14 @@ def sr_create_model(
 
 def _network_options(image_size: int, flags: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `UNetModel` that the flags mean for RGB images of this size."""
-    patch_side = _patch_side(image_size, flags["patch_size"])
+    patch_side = patch_side_of(image_size, flags["patch_size"])
     grid = image_size // patch_side
     same = ("num_res_blocks", "dropout", "use_checkpoint", "num_heads", "num_heads_upsample", "use_scale_shift_norm")
     return {
         "in_channels": 3,
         "model_channels": flags["num_channels"],
         "out_channels": 6 if flags["learn_sigma"] else 3,
-        "attention_resolutions": _attention_factors(grid, flags["attention_resolutions"]),
+        "attention_resolutions": attention_factors(grid, flags["attention_resolutions"]),
         "channel_mult": CHANNEL_MULT[grid],
         "patch_size": patch_side,
         "num_classes": flags["num_classes"] if flags["class_cond"] else None,

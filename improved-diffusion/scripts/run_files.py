@@ -5,17 +5,19 @@ and the counters. The optimizer's file is written last: a step counts as saved w
 """
 
 import argparse
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint
+from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint, trained_facts
 from comparison.cli import UserError
-from comparison.runs import trained_facts
+from comparison.files import write_text
+from comparison.runs import Run, read_progress
 from improved_diffusion import dist_util
+from improved_diffusion.flags import check_flags
 from improved_diffusion.launch import LaunchError, Place, find_place
-from improved_diffusion.script_util import check_flags
 
 if TYPE_CHECKING:
     import torch
@@ -228,3 +230,15 @@ def prune(folder: Path, save_interval: int, keep: int) -> None:
 def _unlink(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def newest_model(folder: Path) -> Path | None:
+    """Return the newest checkpoint's model file, None before the first one."""
+    steps = saved_steps(folder)
+    return folder / f"model{steps[-1]:06d}.pt" if steps else None
+
+
+def trim_json(train_run: Run) -> None:
+    """Make progress.json hold the rows of progress.csv, which `Run.start` has trimmed."""
+    rows = read_progress(path) if (path := train_run.folder / "progress.csv").is_file() else []
+    write_text(train_run.folder / "progress.json", "".join(json.dumps(row) + "\n" for row in rows))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from comparison.cli import UserError, check_folder, str2bool
 from comparison.files import digest
 from comparison.runs import read_config
-from improved_diffusion.script_util import add_dict_to_argparser, unify_prediction
+from improved_diffusion.flags import unify_prediction
+from improved_diffusion.script_util import add_dict_to_argparser
 from remote import path_or_url
 from run_files import choose_dtype, connect, judge_flags, load_network, load_state, place
 

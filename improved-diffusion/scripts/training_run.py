@@ -5,7 +5,6 @@ classes, and what a sample grid shows.
 """
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -25,15 +24,14 @@ from comparison.cli import (
     str2bool,
 )
 from comparison.data.sources import KINDS, check_source, source_name
-from comparison.files import write_text
-from comparison.runs import Run, read_progress
+from comparison.runs import Run
 from comparison.schedule import Schedule, add_schedule_options, ema_rate
 from comparison.training import Budget
 from event_files import check_log_formats
 from improved_diffusion.dist_util import barrier, broadcast_object, get_rank, get_world_size, is_main
-from improved_diffusion.script_util import unify_prediction
+from improved_diffusion.flags import unify_prediction
 from remote import path_or_url, shown
-from run_files import choose_dtype, connect, judge_flags, my_place, place, saved_steps
+from run_files import choose_dtype, connect, judge_flags, my_place, newest_model, place, trim_json
 
 if TYPE_CHECKING:
     import torch
@@ -342,15 +340,3 @@ def data_source(data_dir: str) -> str:
         data_dir = str(folder)
     check_source(data_dir, "--data_dir")
     return data_dir
-
-
-def newest_model(folder: Path) -> Path | None:
-    """Return the newest checkpoint's model file, None before the first one."""
-    steps = saved_steps(folder)
-    return folder / f"model{steps[-1]:06d}.pt" if steps else None
-
-
-def trim_json(train_run: Run) -> None:
-    """Make progress.json hold the rows of progress.csv, which `Run.start` has trimmed."""
-    rows = read_progress(path) if (path := train_run.folder / "progress.csv").is_file() else []
-    write_text(train_run.folder / "progress.json", "".join(json.dumps(row) + "\n" for row in rows))

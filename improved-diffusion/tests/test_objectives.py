@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusion_testing import fill_from_names, tiny_flags
+from improved_diffusion.flags import PREDICTIONS, check_flags
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, LossWeighting, ModelMeanType
 from improved_diffusion.nn import Dropout, GroupNorm32, norm_silu
 from improved_diffusion.process import ModelVarType
@@ -11,8 +12,6 @@ from improved_diffusion.resample import create_named_schedule_sampler
 from improved_diffusion.samplers import sample
 from improved_diffusion.schedules import get_named_beta_schedule
 from improved_diffusion.script_util import (
-    PREDICTIONS,
-    check_flags,
     create_gaussian_diffusion,
     create_model_and_diffusion,
     model_and_diffusion_defaults,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from comparison.cli import UserError
 from diffusion_testing import FOLDER, call_script, fill_from_names, run_script
+from improved_diffusion.flags import check_flags
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion
 from improved_diffusion.script_util import (
     NUM_CLASSES,
     add_dict_to_argparser,
-    check_flags,
     create_model_and_diffusion,
     model_and_diffusion_defaults,
     sr_create_model_and_diffusion,

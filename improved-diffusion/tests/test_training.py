@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from diffusion_testing import tiny_flags
+from improved_diffusion.flags import check_flags
 from improved_diffusion.nn import update_ema, warmed_up_rate
 from improved_diffusion.resample import LossSecondMomentResampler
-from improved_diffusion.script_util import check_flags, create_model_and_diffusion
+from improved_diffusion.script_util import create_model_and_diffusion
 from improved_diffusion.training import LossMeter, Trainer
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 

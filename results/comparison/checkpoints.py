@@ -6,6 +6,7 @@ from typing import Any
 
 from comparison.cli import UserError
 from comparison.files import atomic
+from comparison.runs import read_config, read_progress
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
@@ -81,3 +82,31 @@ def prune(folder: Path, pattern: str, keep: int) -> None:
 def _number_in_name(path: Path) -> tuple[int, str]:
     numbers = re.findall(r"\d+", path.stem)
     return (int(numbers[-1]) if numbers else -1, path.name)
+
+
+def trained_facts(
+    folder: Path, step: int | None, images_seen: int | None = None, wall_seconds: float | None = None
+) -> dict[str, Any]:
+    """Say how long a checkpoint was trained, for sampling.json.
+
+    Args:
+        folder: of the run; its config.json and progress.csv tell what the checkpoint does not.
+        step: updates, None where unknown.
+        images_seen, wall_seconds: where the checkpoint holds them.
+
+    Returns:
+        step, images_seen and wall_seconds, None where unknown.
+    """
+    config, progress = folder / "config.json", folder / "progress.csv"
+    finished = read_config(config).get("finished", {}) if config.is_file() else {}
+    known = [{**finished, "step": finished.get("steps")}, *(read_progress(progress) if progress.is_file() else [])]
+    at_step = next((row for row in known if step is not None and row["step"] == step), {})
+    images_seen = at_step.get("images_seen") if images_seen is None else images_seen
+    wall_seconds = at_step.get("wall_seconds") if wall_seconds is None else wall_seconds
+    if not all(isinstance(value, int | float | None) for value in (step, images_seen, wall_seconds)):
+        raise UserError(f"{folder}: a damaged checkpoint, of step {step!r} and {images_seen!r} images")
+    return {
+        "step": step,
+        "images_seen": None if images_seen is None else int(images_seen),
+        "wall_seconds": None if wall_seconds is None else round(wall_seconds, 3),
+    }

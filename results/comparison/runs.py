@@ -326,34 +326,6 @@ def read_progress(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def trained_facts(
-    folder: Path, step: int | None, images_seen: int | None = None, wall_seconds: float | None = None
-) -> dict[str, Any]:
-    """Say how long a checkpoint was trained, for sampling.json.
-
-    Args:
-        folder: of the run; its config.json and progress.csv tell what the checkpoint does not.
-        step: updates, None where unknown.
-        images_seen, wall_seconds: where the checkpoint holds them.
-
-    Returns:
-        step, images_seen and wall_seconds, None where unknown.
-    """
-    config, progress = folder / "config.json", folder / "progress.csv"
-    finished = read_config(config).get("finished", {}) if config.is_file() else {}
-    known = [{**finished, "step": finished.get("steps")}, *(read_progress(progress) if progress.is_file() else [])]
-    at_step = next((row for row in known if step is not None and row["step"] == step), {})
-    images_seen = at_step.get("images_seen") if images_seen is None else images_seen
-    wall_seconds = at_step.get("wall_seconds") if wall_seconds is None else wall_seconds
-    if not all(isinstance(value, int | float | None) for value in (step, images_seen, wall_seconds)):
-        raise UserError(f"{folder}: a damaged checkpoint, of step {step!r} and {images_seen!r} images")
-    return {
-        "step": step,
-        "images_seen": None if images_seen is None else int(images_seen),
-        "wall_seconds": None if wall_seconds is None else round(wall_seconds, 3),
-    }
-
-
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     header = list(dict.fromkeys(name for row in rows for name in row))
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:

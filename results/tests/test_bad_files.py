@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from comparison import cli, device
-from comparison.checkpoints import load_checkpoint, save_checkpoint
+from comparison.checkpoints import load_checkpoint, save_checkpoint, trained_facts
 from comparison.cli import UserError, check_folder
 from comparison.curves import draw_run_loss
 from comparison.data.images import load_images, load_npz
 from comparison.data.sources import check_source
 from comparison.device import set_threads, usable_cores
 from comparison.files import read_json, write_json
-from comparison.runs import Run, read_config, read_progress, trained_facts
+from comparison.runs import Run, read_config, read_progress
 from comparison.sampling.draw import draw_samples
 from PIL import Image
 

@@ -6,12 +6,13 @@ import time
 import pytest
 import torch
 from comparison import cli
+from comparison.checkpoints import trained_facts
 from comparison.cli import UserError
 from comparison.data.images import to_uint8
 from comparison.files import read_json, write_json
 from comparison.png import save_grid
 from comparison.rng import SampleNoise
-from comparison.runs import Run, trained_facts
+from comparison.runs import Run
 from comparison.sampling import timing
 from comparison.sampling.interpolation import COLUMNS, WALKS, WalkNoise, draw_interpolation, slerp
 from comparison.sampling.timing import benchmark, count_flop, grow, write_benchmark

@@ -70,7 +70,7 @@ def draw_samples(
         image_size: S, pixels.
         device: that the drawing keeps busy.
         facts: what sampling.json also says and a continued call must match: sampler, seed, checkpoint, dtype.
-        trained: what `runs.trained_facts` says of the checkpoint, for sampling.json.
+        trained: what `checkpoints.trained_facts` says of the checkpoint, for sampling.json.
         labels: (num_samples,) int64 for arr_1.
         warm_up: draw one batch untimed first.
 
