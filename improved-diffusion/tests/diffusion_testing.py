@@ -2,9 +2,11 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 import zlib
@@ -104,9 +106,24 @@ def script_env(**env: str) -> dict[str, str]:
 
 
 def run_script(script: str, *flags: Any, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of this folder as a user does and wait for it."""
+    """Run a script of this folder as a user does; in this process, which has torch, unless PYTHONPATH is given."""
     command = script_command(script, *flags)
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=script_env(**env))
+    if "PYTHONPATH" in env:
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=script_env(**env))
+    out, err = io.StringIO(), io.StringIO()
+    folder = str((FOLDER / script).parent)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, script_env(**env), clear=True))
+        stack.enter_context(mock.patch.object(sys, "argv", command[1:]))
+        stack.enter_context(mock.patch.object(sys, "path", [folder, *sys.path]))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        try:
+            runpy.run_path(command[1], run_name="__main__")
+            status: Any = 0
+        except SystemExit as end:
+            status = end.code or 0
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
 
 
 def tiny_flags(**changes: Any) -> dict[str, Any]:
