@@ -328,10 +328,10 @@ def train_in_parts(plan: Plan, model: Model, unit: str, limit: int) -> None:
     jobs.train(model, folder, plan.data, words, fresh=fresh)
 
 
-def sample(plan: Plan, model: Model, folder: Path, words: Sequence[str] = (), **options: bool) -> None:
+def sample(plan: Plan, model: Model, folder: Path, words: Sequence[str] = (), *, benchmark: bool = False) -> None:
     """Sample a model's newest checkpoint into a folder, or time that."""
     flags = [*plan.flags(model.sample_flags), "--num_samples", plan.args.num_samples, *plan.common, *words]
-    jobs.sample(model, plan.run_folder(model), folder, flags, **options)
+    jobs.sample(model, plan.run_folder(model), folder, flags, benchmark=benchmark)
 
 
 def benchmark(plan: Plan, model: Model, folder: Path, words: Sequence[str] = ()) -> None:

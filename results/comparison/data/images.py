@@ -124,6 +124,7 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
         check_memory(str(files.path), len(files), image_size, "name a smaller folder")
         return _read_files(files)
     class_names: tuple[str, ...] = ()
+    labels: Tensor | None
     if modes := shapes_modes(source):
         count = shapes.COUNTS[split] if limit is None else min(limit, shapes.COUNTS[split])
         check_memory(source, count, image_size, SMALLER, DATA_MEMORY)
