@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError
+from comparison.curves import draw_run_loss
 from comparison.runs import Run
 from comparison.training import Clock
 
@@ -212,7 +213,7 @@ class RunFiles:
         self.save_content(step)
         self.save_generator(step)
         self.draw_grid("grid.png")
-        self.record.draw_loss()
+        draw_run_loss(self.record.folder)
         images_seen = self.images_seen(step)
         memory = peak_memory_bytes(self.trainer.device)
         self.record.finish(reason, steps=step, images_seen=images_seen, wall_seconds=seconds, peak_memory_bytes=memory)

@@ -7,6 +7,7 @@ from typing import Any
 
 from comparison.checkpoints import load_checkpoint, prune, save_checkpoint
 from comparison.cli import UserError
+from comparison.curves import draw_run_loss
 from comparison.data.images import to_uint8
 from comparison.png import save_grid
 from comparison.runs import Run
@@ -210,7 +211,7 @@ class Recorder:
 
     def _draw_curves(self) -> None:
         if self._run:
-            self._run.draw_loss()
+            draw_run_loss(self._run.folder)
             draw_diagnosis(self._run.folder)
 
     def _log_row(self, values: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from comparison import rng
 from comparison.cli import UserError
+from comparison.curves import draw_run_loss
 from comparison.data.images import to_uint8
 from comparison.device import peak_memory_bytes
 from comparison.png import save_grid
@@ -195,7 +196,7 @@ class Loop:
         self._draw_grid()
         if not is_main():
             return
-        self.train_run.draw_loss()
+        draw_run_loss(self.train_run.folder)
         done = {"steps": self.step, "images_seen": self.images_seen, "wall_seconds": seconds}
         self.train_run.finish(reason, **done, peak_memory_bytes=peak_memory_bytes(self.trainer.device))
         self.train_run.log(

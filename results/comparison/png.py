@@ -99,13 +99,18 @@ def write_pngs(npz: Path, folder: Path, digits: int) -> None:
     part.rmdir()
 
 
-def save_grid(images: Any, path: Path, columns: int = 8, padding: int = 2) -> None:
-    """Write a tensor of (N, 3, S, S) uint8 images as one PNG, row by row, on white."""
+def grid(images: Any, columns: int = 8, padding: int = 2) -> np.ndarray:
+    """Return a tensor of (N, 3, S, S) uint8 images as one picture, (H, W, 3) uint8, row by row, on white."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     canvas = np.full((rows * (height + padding) + padding, columns * (width + padding) + padding, 3), 255, np.uint8)
     for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
         top, left = padding + (i // columns) * (height + padding), padding + (i % columns) * (width + padding)
         canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def save_grid(images: Any, path: Path, columns: int = 8, padding: int = 2) -> None:
+    """Write the `grid` of a tensor of (N, 3, S, S) uint8 images as a PNG."""
     with atomic(path) as temporary:
-        Image.fromarray(canvas).save(temporary)
+        Image.fromarray(grid(images, columns, padding)).save(temporary)

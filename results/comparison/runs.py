@@ -210,12 +210,6 @@ class Run:
         self._write_config()
         _let_go(self.folder)
 
-    def draw_loss(self) -> None:
-        """Draw loss.png from progress.csv."""
-        from comparison.curves import draw_run_loss
-
-        draw_run_loss(self.folder)
-
     def _write_config(self) -> None:
         write_json(self.folder / "config.json", self.config)
 

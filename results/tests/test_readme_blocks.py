@@ -1,9 +1,19 @@
-"""results/readme.py: blocks of a README filled from committed reports."""
+"""results/readme.py: blocks of a README filled from committed reports; and what READMEs say of files."""
+
+import json
+import runpy
+from pathlib import Path
 
 import pytest
 from comparison.cli import UserError
-from comparison.report import page, readme
+from comparison.data.images import load_npz
+from comparison.report import page
+from comparison.report.rows import check_runs
+from comparison.scores.evaluation import find_samples
 
+RESULTS = Path(__file__).parents[1]
+render = runpy.run_path(str(RESULTS / "readme.py"))["render"]
+LINK = "results/reports"
 TEXT = """# A project
 
 Prose before.
@@ -17,10 +27,11 @@ an old table
 <!-- report made sentences -->
 <!-- /report -->
 
-<!-- report made picture:total_cost.png -->
+<!-- report made picture:speed.png -->
 <!-- /report -->
 Prose after.
 """
+BLOCKS = ["made quality", "made cost", "made sentences", "made picture:speed.png"]
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +43,28 @@ def reports(made, tmp_path_factory):
 
 
 def test_blocks_hold_what_the_report_says_and_the_rest_is_left_alone(reports):
-    text = readme.render(TEXT, reports)
+    text, stale = render(TEXT, reports, LINK)
+    assert stale == BLOCKS
     whole = (reports / "made" / "REPORT.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) > 15
     for line in rows:
         assert line in whole
-    assert "![made: total cost](results/reports/made/total_cost.png)" in text
+    assert "![made: speed](results/reports/made/speed.png)" in text
     assert "- Quality (random-embedding" in text
     assert "an old table" not in text
     assert text.startswith("# A project\n\nProse before.\n\n<!-- report made quality -->\n|")
     assert text.endswith("<!-- /report -->\nProse after.\n")
-    assert readme.render(text, reports) == text
+    assert render(text, reports, LINK) == (text, [])
+    assert render(text.replace("| DCGAN | 37.7", "| DCGAN | 3.7"), reports, LINK) == (text, BLOCKS[:1])
 
 
-def test_stale_blocks_are_named(reports, tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(readme.render(TEXT, reports))
-    assert readme.stale(path, reports) == []
-    path.write_text(path.read_text().replace("| DCGAN | 37.7", "| DCGAN | 3.7"))
-    assert readme.stale(path, reports) == ["made quality"]
+def test_reports_of_schema_2_fill_the_same_blocks(reports, tmp_path):
+    content = json.loads((reports / "made" / "report.json").read_text())
+    content |= {"schema": 2, "sentences": content.pop("findings"), "faults": content.pop("caveats")}
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "report.json").write_text(json.dumps(content))
+    assert render(TEXT, tmp_path, LINK) == render(TEXT, reports, LINK)
 
 
 def test_script_fills_and_checks(reports, tmp_path, script):
@@ -59,11 +72,11 @@ def test_script_fills_and_checks(reports, tmp_path, script):
     flags = ("--readme", "README.md", "--reports", reports)
     done = script(tmp_path, "readme.py", *flags, "--check")
     assert done.returncode == 1
-    assert "stale: made quality\nstale: made cost" in done.stdout
+    assert done.stdout == "".join(f"stale: {block}\n" for block in BLOCKS)
     assert (tmp_path / "README.md").read_text() == TEXT
     assert script(tmp_path, "readme.py", *flags).returncode == 0
     assert script(tmp_path, "readme.py", *flags, "--check").returncode == 0
-    assert f"/{reports.name}/made/total_cost.png)" in (tmp_path / "README.md").read_text()
+    assert f"/{reports.name}/made/speed.png)" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -79,4 +92,20 @@ def test_script_fills_and_checks(reports, tmp_path, script):
 )
 def test_blocks_that_cannot_be_filled_are_one_sentence(reports, text, says):
     with pytest.raises(UserError, match=says):
-        readme.render(text, reports)
+        render(text, reports, LINK)
+
+
+def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
+    text = (RESULTS.parent / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    run = Path("results/runs/flow/mine")
+    check_runs([run])
+    assert load_npz(find_samples(run))[0].shape == (1000, 3, 32, 32)
+
+
+def test_examples_of_the_readme_are_valid_json():
+    examples = (RESULTS / "README.md").read_text().split("```json\n")[1:]
+    assert [type(json.loads(part.split("```")[0])) for part in examples] == [dict] * 4

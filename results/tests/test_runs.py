@@ -11,6 +11,7 @@ import torch
 from comparison import cli, rng
 from comparison.checkpoints import load_checkpoint, newest, prune, save_checkpoint
 from comparison.cli import UserError
+from comparison.curves import draw_run_loss
 from comparison.device import autocast_dtype, pick_device
 from comparison.files import read_json
 from comparison.runs import Run, read_progress
@@ -101,7 +102,7 @@ class TestRun:
         run = open_run(tmp_path)
         for step in range(1, 80):
             run.log_row(step, step * 4, step * 0.5, loss_d=1 / step, loss_g=2.0)
-        run.draw_loss()
+        draw_run_loss(run.folder)
         assert (tmp_path / "loss.png").stat().st_size > 2000
 
 

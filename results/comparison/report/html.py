@@ -36,15 +36,10 @@ PAGE = """\
 
 
 def write_html(text: str, title: str, path: Path) -> bool:
-    """Write Markdown as a self-contained page; pictures are those beside `path`.
-
-    Args:
-        text: Markdown with tables, and pictures by relative name.
-        title: of the page, plain text.
-        path: of the page.
+    """Write Markdown with tables as a page that holds the PNGs next to `path`, which the text names.
 
     Returns:
-        False, and nothing is left at `path`, where the package markdown is not installed.
+        False if the package markdown is not installed; nothing is then left at `path`.
     """
     try:
         import markdown

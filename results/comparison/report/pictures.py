@@ -1,95 +1,142 @@
-"""Pictures made of images: grids of samples, and labelled strips."""
+"""The pictures of a report: its plots, and sheets of images as they lie in run folders, under titles."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
-from comparison.report.plots import save
+from comparison import png
+from comparison.data.samples import NpzSamples
+from comparison.report import charts, plots
+from comparison.report.rows import optional_json
+from comparison.report.tables import frechet_name
+from comparison.report.tradeoffs import main_rows
+from comparison.runs import read_progress
 
-GRID_BUDGET = 100  # images in all panels of samples.png: keeps the file below 300 kB
-GAP = 2  # pixels between images
+PICTURES = {  # file -> title, caption
+    "samples.png": ("Samples", "Real images, and the first 64 samples of each model, uncurated."),
+    "bars.png": ("Models and controls", "Models in colour, controls in grey, with 95% intervals."),
+    "speed.png": (
+        "Quality against time per image",
+        "Lower left is better. A line joins the sampler settings of one training. No setting is both faster and better "
+        "than one on the dotted Pareto front.",
+    ),
+    "trilemma.png": (
+        "Quality, diversity and speed",
+        "Up is better on each axis. Thick lines are the default samplers, thin lines the other settings.",
+    ),
+    "training.png": ("Quality against training time", "The default sampler on earlier checkpoints, 95% intervals."),
+    "loss.png": ("Training loss", "Each model has its own losses; they are not comparable between models."),
+    "neighbours.png": (
+        "Nearest training images",
+        "The samples closest to a training image, relative to how isolated that image is, the closest first.",
+    ),
+    "interpolation.png": ("Interpolation", "Each row goes from one latent to another along the sphere."),
+    "controls.png": ("Controls", "The first images of each control."),
+}
+WIDTH = 620  # pixels of a sheet, about: smaller ones are enlarged, larger ones reduced, by whole factors
+TITLE, GAP, LETTER = 24, 14, 7  # pixels: height of a title, space between panels, width of a letter
 
 
-def draw_samples(panels: Sequence[tuple[str, np.ndarray, str]], path: Path) -> bool:
-    """Draw grids in a square of panels, one screen pixel or more per image pixel.
+class Sheet(NamedTuple):
+    """A panel: title and its colour, image (H, W, 3) uint8, and labels of its rows, which are equally high."""
+
+    title: str
+    colour: str
+    image: np.ndarray
+    rows: Sequence[str] = ()
+
+
+def draw_pictures(report: Mapping[str, Any], folders: Sequence[Path], anchors_path: Path, out: Path) -> list[str]:
+    """Draw the pictures that the files suffice for, delete the others, and return the names of those drawn.
 
     Args:
-        panels: title, (n, S, S, 3) uint8 images, colour of the title.
-        path: of the picture.
-
-    Returns:
-        Whether there was anything to draw.
+        report: content of report.json, but for the pictures.
+        folders: run folders, in the order of the report's main rows.
+        anchors_path: the controls' file, its pictures in the same folder.
+        out: folder of the report.
     """
-    if not panels:
+    rows, controls, mains = report["models"], report["controls"], main_rows(report["models"])
+    frechet = frechet_name(report["extractor"])
+    files = [folder / "progress.csv" for folder in folders]
+    curves = [read_progress(file) if file.is_file() else [] for file in files]
+
+    def sheets(name: str, labels: Sequence[str] = ()) -> list[Sheet]:
+        images = [_samples(folder) if name == "samples.png" else _read(folder / name) for folder in folders]
+        titled = zip(mains, plots.colours(mains), images, strict=True)
+        return [Sheet(row["label"], colour, image, labels) for row, colour, image in titled if image is not None]
+
+    real = _read(anchors_path.with_name(f"{anchors_path.stem}-real.png"))
+    samples = [*([] if real is None else [Sheet("real images", plots.INK, real)]), *sheets("samples.png")]
+    drawn = {
+        "samples.png": draw_sheets(samples, out / "samples.png", math.ceil(len(samples) ** 0.5)),
+        "bars.png": plots.draw_bars(mains, controls, frechet, out / "bars.png"),
+        "speed.png": charts.draw_speed(rows, controls, frechet, out / "speed.png"),
+        "trilemma.png": charts.draw_trilemma(rows, controls, frechet, out / "trilemma.png"),
+        "training.png": charts.draw_training(mains, controls, frechet, out / "training.png"),
+        "loss.png": plots.draw_loss(mains, curves, out / "loss.png"),
+        "neighbours.png": draw_sheets(sheets("neighbours.png", ("samples", "training")), out / "neighbours.png"),
+        "interpolation.png": draw_sheets(sheets("interpolation.png"), out / "interpolation.png"),
+        "controls.png": draw_sheets(_controls(report, anchors_path), out / "controls.png"),
+    }
+    for name in ["total_cost.png", *(name for name in drawn if not drawn[name])]:  # the first is of older reports
+        (out / name).unlink(missing_ok=True)
+    return [name for name in PICTURES if drawn[name]]
+
+
+def _read(path: Path) -> np.ndarray | None:
+    return np.asarray(Image.open(path).convert("RGB")) if path.is_file() else None
+
+
+def _samples(folder: Path) -> np.ndarray | None:
+    """Return the sheet of the first 64 samples, from the .npz or else from samples.png; None without either."""
+    named = optional_json(folder / "sampling.json").get("file")
+    files = sorted(folder.glob("samples*.npz"), key=lambda p: (p.name == named, p.stat().st_mtime_ns, p.name))
+    return png.grid(next(NpzSamples(files[-1]).batches(64))) if files else _read(folder / "samples.png")
+
+
+def _controls(report: Mapping[str, Any], anchors_path: Path) -> list[Sheet]:
+    image = _read(anchors_path.with_name(f"{anchors_path.stem}-controls.png"))
+    labels = [control["label"] for control in report["controls"].values()]
+    if image is None or (image.shape[0] - 2) * min(10, report["n"]) != (image.shape[1] - 2) * len(labels):
+        return []  # none, or of other controls
+    return [Sheet("", plots.INK, image, labels)]
+
+
+def draw_sheets(sheets: Sequence[Sheet], path: Path, columns: int = 1) -> bool:
+    """Draw sheets whole, so many next to each other; return False where there are none."""
+    if not sheets:
         return False
-    size = max(images.shape[1] for _, images, _ in panels)
-    side = max(2, int((GRID_BUDGET / len(panels)) ** 0.5 / max(1, size / 48)))
-    scale = max(1, round(64 / size))
-    edge = side * (size * scale + 2) + 2
-    gap, title = 14, 26
-    columns = math.ceil(len(panels) ** 0.5)
-    rows = math.ceil(len(panels) / columns)
-    width, height = columns * (edge + gap) - gap, rows * (edge + title)
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    for i, (name, images, colour) in enumerate(panels):
-        canvas = np.full((edge, edge, 3), 255, np.uint8)
-        for k, image in enumerate(images[: side * side]):
-            top, left = (2 + j * (size * scale + 2) for j in divmod(k, side))
-            tile = image.repeat(scale, 0).repeat(scale, 1)
-            canvas[top : top + len(tile), left : left + len(tile)] = tile
-        row, column = divmod(i, columns)
-        left, top = column * (edge + gap), row * (edge + title)
-        axes = figure.add_axes((left / width, 1 - (top + title + edge) / height, edge / width, edge / height))
-        axes.imshow(canvas, interpolation="nearest")
+    images = [_scaled(sheet.image) for sheet in sheets]
+    letters = max(len(label) for sheet in sheets for label in ("", *sheet.rows))
+    margin = letters * LETTER + (GAP if letters else 0)
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    title = TITLE if any(sheet.title for sheet in sheets) else 0
+    step_x, step_y = margin + width + GAP, title + height + GAP
+    total_x, total_y = columns * step_x - GAP, -(-len(sheets) // columns) * step_y - GAP
+    figure = Figure(figsize=(total_x / 100, total_y / 100), dpi=100)
+    for i, (sheet, image) in enumerate(zip(sheets, images, strict=True)):
+        left, top = i % columns * step_x + margin, i // columns * step_y + title
+        high, wide, _ = image.shape
+        axes = figure.add_axes((left / total_x, 1 - (top + high) / total_y, wide / total_x, high / total_y))
+        axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
-        middle, upper = (left + edge / 2) / width, 1 - (top + 8) / height
-        figure.text(middle, upper, name, ha="center", va="top", fontsize=10, color=colour, fontweight="bold")
-    save(figure, path)
+        look: dict[str, Any] = {"va": "center", "color": sheet.colour}
+        x, y = (left + 4) / total_x, 1 - (top - title / 2) / total_y
+        figure.text(x, y, sheet.title, fontsize=10, weight="bold", **look)
+        for k, label in enumerate(sheet.rows):
+            y = 1 - (top + (k + 0.5) * high / len(sheet.rows)) / total_y
+            figure.text((left - GAP / 2) / total_x, y, label, ha="right", fontsize=9, **look)
+    plots.save(figure, path)
     return True
 
 
-def draw_strips(panels: Sequence[tuple[str, str, Sequence[np.ndarray]]], path: Path, edge: int = 48) -> bool:
-    """Draw rows of images, each panel below its title.
-
-    Args:
-        panels: title, its colour, and rows of (n, S, S, 3) uint8 images.
-        path: of the picture.
-        edge: screen pixels of an image, roughly.
-
-    Returns:
-        Whether there was anything to draw.
-    """
-    if not panels:
-        return False
-    title, gap = 22, 8
-    blocks = [_paste(strips, max(1, round(edge / strips[0].shape[1]))) for _, _, strips in panels]
-    width = max(block.shape[1] for block in blocks)
-    height = sum(title + block.shape[0] + gap for block in blocks) - gap
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    top = 0
-    for (name, colour, _), block in zip(panels, blocks, strict=True):
-        figure.text(
-            GAP / width, 1 - (top + title / 2) / height, name, va="center", fontsize=10, color=colour, fontweight="bold"
-        )
-        top += title
-        bottom = 1 - (top + block.shape[0]) / height
-        axes = figure.add_axes((0, bottom, block.shape[1] / width, block.shape[0] / height))
-        axes.imshow(block, interpolation="nearest")
-        axes.set_axis_off()
-        top += block.shape[0] + gap
-    save(figure, path)
-    return True
-
-
-def _paste(strips: Sequence[np.ndarray], scale: int) -> np.ndarray:
-    """Paste rows of (n, S, S, 3) uint8 images, enlarged, on white."""
-    step = strips[0].shape[1] * scale + GAP
-    canvas = np.full((len(strips) * step, max(map(len, strips)) * step, 3), 255, np.uint8)
-    for i, strip in enumerate(strips):
-        for k, image in enumerate(strip):
-            tile = image.repeat(scale, 0).repeat(scale, 1)
-            canvas[i * step : i * step + len(tile), k * step : k * step + len(tile)] = tile
-    return canvas
+def _scaled(image: np.ndarray) -> np.ndarray:
+    factor = WIDTH / image.shape[1]
+    if factor >= 1:
+        return image.repeat(round(factor), 0).repeat(round(factor), 1)
+    return np.asarray(Image.fromarray(image).reduce(max(1, round(1 / factor))))

@@ -1,4 +1,4 @@
-"""What the pictures of a report share, and two of them: loss curves and bars beside the controls."""
+"""What the plots of a report share, and two of them: loss curves, and bars next to the controls."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from comparison.curves import running_mean
 from comparison.files import atomic
 from comparison.formatting import half_width, plain
 
-# Okabe and Ito 2008: told apart by the colour-blind, and in grey by lightness
+# Okabe and Ito 2008: safe for colour-blind readers, and distinct in grey
 COLOURS = {"gans": "#D55E00", "improved-diffusion": "#0072B2", "denoising-diffusion-gan": "#009E73"}
 SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
 CONTROL = "#9A9A9A"
@@ -38,7 +37,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def tidy(axes: Axes, grid: str = "both") -> None:
-    """Take away the frame's upper and right side, and lay a faint grid behind the data."""
+    """Remove the upper and right spines and draw a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis=grid, alpha=0.25, linewidth=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
@@ -155,56 +154,3 @@ def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, pa
         tidy(axes, "x")
     save(figure, path)
     return True
-
-
-class Labels:
-    """Places words beside points so that they cover neither each other nor the points.
-
-    Call `place` for each, after the last change of the axes' limits; layout is computed once.
-    """
-
-    OFFSETS = ((7, 5), (7, -5), (-7, 5), (-7, -5), (0, 9), (0, -9), (14, 14), (14, -14), (-14, 14), (-14, -14))
-
-    def __init__(self, axes: Axes, avoid: Sequence[tuple[float, float]] = ()):
-        self._axes = axes
-        self._figure = axes.get_figure(root=True)
-        self._canvas = FigureCanvasAgg(self._figure)  # type: ignore[arg-type]
-        self._figure.draw_without_rendering()  # type: ignore[union-attr]
-        self._inside = axes.get_window_extent()
-        self._boxes = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in map(self._pixels, avoid)]
-
-    def _pixels(self, point: tuple[float, float]) -> tuple[float, float]:
-        return tuple(self._axes.transData.transform(point))
-
-    def place(self, text: str, point: tuple[float, float], colour: str, fontsize: float = 9) -> None:
-        """Write `text` beside `point`, given in data coordinates, where it covers least."""
-        renderer = self._canvas.get_renderer()
-        tried = []
-        for rank, (dx, dy) in enumerate(self.OFFSETS):
-            words = self._axes.annotate(
-                text,
-                point,
-                (dx, dy),
-                textcoords="offset points",
-                ha="center" if dx == 0 else "left" if dx > 0 else "right",
-                va="bottom" if dy > 0 else "top",
-                color=colour,
-                fontsize=fontsize,
-                linespacing=1.1,
-            )
-            words.set_in_layout(False)
-            box = words.get_window_extent(renderer)
-            covered = sum(_overlap(box, other) for other in self._boxes)
-            outside = box.width * box.height - _overlap(box, self._inside)
-            tried.append((covered + 3 * outside + 0.1 * rank, rank, words, box))
-            words.remove()
-            if covered + outside == 0:
-                break
-        _, _, best, box = min(tried, key=lambda one: one[:2])
-        self._axes.add_artist(best)
-        self._boxes.append(box)
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(0.0, width) * max(0.0, height)

@@ -1,55 +1,61 @@
 """The tables of a report and the notes beneath them, from report.json's rows and controls. Standard library only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from comparison import formatting
-from comparison.formatting import METRICS, MISSING, STANDARD
+from comparison.formatting import METRICS, MISSING, STANDARD, count, listed, number
+from comparison.report.tradeoffs import break_evens, main_rows
 
 Row = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]  # heading, rows of cells
 
-FLAG = "flag"  # a share of memorised samples that exceeds the floor's
+FLAG = "flag"  # a fraction of memorised samples above the floor's
 EXTRAPOLATED = "~ "
-FROM_DRAWING = " *"
+WHILE_SAMPLING = " *"
+DEVICES_DIFFER = "Devices or precisions differ, so times do not compare the models alone."
 
-_MEANING = {
-    "frechet_distance": "**Frechet**: {frechet}, 0 for equal distributions but for the finite number of images, so "
-    "compare with the floor.",
+ARROWS = {"lower": "\N{DOWNWARDS ARROW}", "higher": "\N{UPWARDS ARROW}"}  # which is better
+
+_NOTES = {
+    "frechet_distance": "**Frechet**: {frechet}; above 0 for finitely many images, so compare it with the floor.",
     "frechet_infinite": "**Frechet, N = inf**: the same, extrapolated to infinitely many images.",
-    "kernel_distance": "**Kernel**: squared MMD in the same features, times 1,000; 0 on average for equal "
-    "distributions, so it may fall below.",
-    "sliced_wasserstein": "**Sliced W2**: sliced Wasserstein distance; compare with the floor.",
-    "precision": "**Precision** and **density** say how far samples lie among real images, density 1 for equal "
-    "distributions.",
-    "recall": "**Recall** and **coverage** say how far real images lie among samples, coverage about 0.97 for equal "
-    "distributions.",
-    "class_entropy": "**Classes**: entropy, in bits, of the classes that the classifier sees; the aim is that of the "
-    "floor.",
-    "memorised": "**Memorised**: share of samples less than half as far from a training image as that image is from "
-    "its nearest other one; `flag` where it exceeds the floor's significantly.",
-    "modes_covered": "**Modes** drawn at least once, of those that the data have.",
-    "sharpness": "**Residual** measures sharpness: the median squared error that the best-fitting figure leaves, as a "
-    "share of what sets it apart from an empty picture. 0 is a perfect figure, 1 is none; below 0.10 it shows a mode.",
-    "modes_kl": "**Modes KL**: divergence in nats of the modes' frequencies from uniform, among the images that show "
-    "one; finitely many images raise it, so compare with the floor.",
+    "kernel_distance": "**kernel x1000**: squared MMD in the same features, unbiased, so it can be negative.",
+    "sliced_wasserstein": "**sliced W2**: sliced Wasserstein distance; compare it with the floor.",
+    "precision": "**precision**, **density**: how close samples are to real images; density is 1 at equality.",
+    "recall": "**recall**, **coverage**: how many real images are near samples; coverage is 0.97 at equality.",
+    "class_entropy": "**classes, bits**: entropy of the predicted classes; the target is the floor's.",
+    "memorised": "**memorised**: fraction of samples less than half as far from a training image as that image is from "
+    "its nearest other training image; `flag` marks a fraction significantly above the floor's.",
+    "modes_covered": "**modes**: modes that at least one sample shows.",
+    "modes_kl": "**modes KL**: KL divergence in nats of the mode frequencies from uniform; compare it with the floor.",
+    "modes_matched": "**show a mode**: fraction of samples that show any mode.",
+    "sharpness": "**residual**: median squared error of the best-fitting figure, relative to the difference between "
+    "that figure and an empty image; 0 is a perfect figure, 1 is none, and a sample below 0.10 shows a mode.",
 }
 
 
 def frechet_name(extractor: Mapping[str, Any]) -> str:
-    """Name the Frechet distance after the features that it is taken in."""
+    """Return the name of the Frechet distance in these features."""
     kind = "classifier-feature" if extractor.get("key") == "cifar" else "random-embedding"
     return f"{kind} Frechet distance"
 
 
 def memorises(metrics: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
-    """Tell whether the share of memorised samples exceeds the floor's significantly."""
+    """Return True if the fraction of memorised samples is significantly above the floor's."""
     mine, held_out = metrics.get("memorised"), floor.get("memorised")
     return bool(mine and held_out and mine["value"] > held_out["value"] and formatting.apart(mine, held_out))
 
 
+def devices_differ(rows: Sequence[Row]) -> bool:
+    """Return True if the times of some rows were taken on different devices or in different precisions."""
+    return (
+        len({(row["device"], row["precision"], row["training_device"]) for row in rows if row["seconds_per_image"]}) > 1
+    )
+
+
 def quality_table(controls: Mapping[str, Any], rows: Sequence[Row]) -> Table:
-    """Return the controls first, then the rows; a cell per metric that any of them has."""
+    """Return the controls first, then the rows; a column per metric that any of them has."""
     entries = [*controls.values(), *rows]
     names = formatting.metrics_columns([entry["metrics"] for entry in entries])
     floor = controls["floor"]["metrics"]
@@ -60,156 +66,137 @@ def quality_table(controls: Mapping[str, Any], rows: Sequence[Row]) -> Table:
         if "memorised" in names and memorises(metrics, floor):
             line[names.index("memorised")] += f" {FLAG}"
         cells.append([entry["label"], *line])
-    return ["", *(METRICS[name][0] for name in names)], cells
+    return ["", *(f"{METRICS[name][0]} {ARROWS[METRICS[name][1]]}" for name in names)], cells
 
 
 def numbers_sentence(anchors: Mapping[str, Any]) -> str:
-    """State how many images stand behind a row of the quality table."""
-    floor = anchors["anchors"]["floor"]["metrics"]
+    """Return how many images stand behind a row of the quality table."""
+    floor = anchors["controls"]["floor"]["metrics"]
     fewer: dict[int, list[str]] = {}
     for name in formatting.metrics_columns([floor]):
-        count = floor[name].get("n", anchors["n"])
-        if count != anchors["n"]:
-            fewer.setdefault(count, []).append(METRICS[name][0])
-    text = f"{anchors['n']:,} images per row"
-    for count, names in fewer.items():
-        text += f", {count:,} of them for {formatting.listed(names)}"
-    return f"{text}. Controls first."
+        if floor[name].get("n", anchors["n"]) != anchors["n"]:
+            fewer.setdefault(floor[name]["n"], []).append(METRICS[name][0])
+    parts = [f"{anchors['n']:,} images per row", *(f"{n:,} of them for {listed(names)}" for n, names in fewer.items())]
+    return f"{', '.join(parts)}. The controls come first."
 
 
 def quality_notes(controls: Mapping[str, Any], rows: Sequence[Row], extractor: Mapping[str, Any]) -> str:
-    """Explain the columns that are there."""
+    """Return a list item per column of the quality table, and one on intervals and features."""
     names = formatting.metrics_columns([entry["metrics"] for entry in (*controls.values(), *rows)])
-    said = [_MEANING[name].format(frechet=frechet_name(extractor)) for name in names if name in _MEANING]
+    notes = [_NOTES[name].format(frechet=frechet_name(extractor)) for name in names if name in _NOTES]
+    accuracy = extractor.get("accuracy")
+    features = "The random embedding sees colours, textures, sharpness, noise and coarse layout, but not objects."
     if extractor.get("key") == "cifar":
-        accuracy = extractor.get("accuracy")
-        right = f", which names {100 * accuracy:.1f}% of its test images rightly" if accuracy else ""
-        sees = f"The features are those of a small CIFAR-10 classifier{right}: they know its ten classes"
-    else:
-        sees = "The embedding sees colours, textures, sharpness, noise and coarse layout, not objects"
-    said.append(
-        "Intervals are 95%, from leaving out one of 20 groups of samples at a time, the reference fixed. "
-        f"{sees}; every number is relative within this report."
-    )
-    return "\n".join(f"- {sentence}" for sentence in said)
-
-
-def cost_table(rows: Sequence[Row]) -> Table:
-    """Return what sampling and training of each row cost."""
-    header = ["", "parameters", "GFLOP per evaluation", "NFE", "GFLOP per image", "latency, 1 image", "throughput"]
-    header += ["50,000 images", "memory, sampling", "memory, training", "training time", "images seen"]
-    cells = []
-    for row in rows:
-        cells.append(
-            [
-                row["label"],
-                formatting.count(row["parameters"]),
-                formatting.number(row["gflop_per_evaluation"]),
-                MISSING if row["nfe"] is None else f"{row['nfe']:g}",
-                formatting.number(row["gflop_per_image"]),
-                formatting.seconds(row["latency_seconds"]),
-                _throughput(row),
-                _many(row),
-                formatting.memory(row["sampling_peak_bytes"]),
-                formatting.memory(row["training_peak_bytes"]),
-                formatting.seconds(row["training_seconds"]),
-                formatting.count(row["images_seen"]),
-            ]
-        )
-    return header, cells
+        known = f", test accuracy {100 * accuracy:.1f}%" if accuracy else ""
+        features = f"The features are those of a small CIFAR-10 classifier{known}."
+    intervals = "Intervals are 95% and cover resampling from the same checkpoint, not another training."
+    notes.append(f"{intervals} {features} Scores are relative within this report.")
+    return "\n".join(f"- {note}" for note in notes)
 
 
 def _throughput(row: Row) -> str:
     if not row["seconds_per_image"]:
         return MISSING
     batch = "" if row["batch_size"] is None else f", batch {row['batch_size']:,}"
-    return f"{formatting.rate(1 / row['seconds_per_image'])}{batch}{'' if row['benchmarked'] else FROM_DRAWING}"
+    return f"{formatting.rate(1 / row['seconds_per_image'])}{batch}{'' if row['benchmarked'] else WHILE_SAMPLING}"
 
 
 def _many(row: Row) -> str:
-    if row["seconds_50k"] is None:
-        return MISSING
-    return f"{'' if row['seconds_50k_measured'] else EXTRAPOLATED}{formatting.seconds(row['seconds_50k'])}"
+    mark = "" if row["seconds_50k"] is None or row["seconds_50k_measured"] else EXTRAPOLATED
+    return f"{mark}{formatting.seconds(row['seconds_50k'])}"
+
+
+COST: dict[str, Callable[[Row], str]] = {
+    "parameters": lambda row: count(row["parameters"]),
+    "GFLOP per evaluation": lambda row: number(row["gflop_per_evaluation"]),
+    "NFE": lambda row: MISSING if row["nfe"] is None else f"{row['nfe']:g}",
+    "GFLOP per image": lambda row: number(row["gflop_per_image"]),
+    "latency, batch 1": lambda row: formatting.seconds(row["latency_seconds"]),
+    "throughput": _throughput,
+    "50,000 images": _many,
+    "memory, sampling": lambda row: formatting.memory(row["sampling_peak_bytes"]),
+    "memory, training": lambda row: formatting.memory(row["training_peak_bytes"]),
+    "training time": lambda row: formatting.seconds(row["training_seconds"]),
+    "images seen": lambda row: count(row["images_seen"]),
+}
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Return what sampling and training of each row cost, and from how many images on it costs less than others."""
+    after: dict[str, dict[int, list[str]]] = {}
+    for pair in break_evens(main_rows(rows)):
+        after.setdefault(pair["cheaper"], {}).setdefault(pair["after"], []).append(pair["than"])
+    cells = []
+    for row in rows:
+        pairs = sorted(after.get(row["label"], {}).items())
+        paid = "; ".join(f"{count(n)} ({', '.join(others)})" for n, others in pairs) or MISSING
+        cells.append([row["label"], *(cell(row) for cell in COST.values()), paid])
+    return ["", *COST, "break-even, images"], cells
 
 
 def timing_protocol(rows: Sequence[Row]) -> str | None:
-    """State how the times of the cost table were taken, and on what."""
-    lines = []
-    for protocol in dict.fromkeys(row["timing_protocol"] for row in rows if row["timing_protocol"]):
-        mine = [row for row in rows if row["timing_protocol"] == protocol]
-        places = "; ".join(place for place in dict.fromkeys(_place(row) for row in mine) if place)
-        lines.append(f"{protocol.strip().rstrip('.')}{f' ({places})' if places else ''}.")
-    if not lines:
-        return None
-    return f"Timing protocol: {lines[0]}" if len(lines) == 1 else "Timing protocols:\n\n- " + "\n- ".join(lines)
-
-
-def _place(row: Row) -> str:
-    threads = row["threads"]
-    device = row["device"]
-    if device and threads and f"{threads} thread" not in device:
-        device = f"{device}, {threads} thread{'' if threads == 1 else 's'}"
-    return ", ".join(str(fact) for fact in (device, row["precision"]) if fact)
+    """Return how the times of the cost table were taken, and for which rows where protocols differ."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        if row["timing_protocol"]:
+            of.setdefault(row["timing_protocol"].strip().rstrip("."), []).append(row["label"])
+    texts = [f"Timing protocol{f' of {listed(names)}' if len(of) > 1 else ''}: {text}." for text, names in of.items()]
+    return " ".join(texts) or None
 
 
 def cost_notes(rows: Sequence[Row]) -> str:
     """Explain the columns and marks of the cost table, and name the sampler of each row."""
-    lines = [
-        "Parameters are those of the networks used in sampling; NFE is network evaluations per image, counted by a "
-        "hook; a GFLOP is 10^9 operations, a multiplication and an addition counted as two; latency is the time of "
-        "one image drawn alone, throughput that of the best batch size."
-    ]
+    text = (
+        "Parameters are those of the networks used in sampling. NFE is network evaluations per image, counted by a "
+        "hook. A GFLOP is 10^9 operations; a multiply-add counts as two. Latency is the time of one image at batch "
+        "size 1, throughput that of the best batch size. Break-even is the number of images from which training and "
+        "sampling together take less time than for the model in brackets (0: always)."
+    )
     if any(row["seconds_50k"] is not None and not row["seconds_50k_measured"] for row in rows):
-        lines[0] += f" `{EXTRAPOLATED.strip()}`: extrapolated from the throughput, 50,000 images were not drawn."
+        text += f" `{EXTRAPOLATED.strip()}`: extrapolated from the throughput."
     if any(row["seconds_per_image"] and not row["benchmarked"] for row in rows):
-        lines[0] += " `*`: the rate at which the samples were drawn, at one batch size; no benchmark was run."
+        text += " `*`: measured while the samples were generated, at one batch size, as no benchmark was run."
+    if devices_differ(rows):
+        text += f" {DEVICES_DIFFER}"
     facts = []
     for row in rows:
         known = [row["sampler"]]
         if row["setting"] is None:
-            known += [row["precision"], row["device"]]
-            trained = row["parameters_trained"]
-            if trained and formatting.count(trained) != formatting.count(row["parameters"]):
-                known.append(f"{formatting.count(trained)} parameters while training")
-            largest = row["largest_batch"] or {}
+            threads = f"{row['threads']} threads" if row["threads"] and "thread" not in str(row["device"]) else None
+            known += [row["precision"], row["device"], threads]
+            trained, largest = count(row["parameters_trained"]), row["largest_batch"] or {}
+            if row["parameters_trained"] and trained != count(row["parameters"]):
+                known.append(f"{trained} parameters while training")
             if largest.get("batch_size"):
                 reason = f" ({largest['reason']})" if largest.get("reason") else ""
                 known.append(f"batches tried up to {largest['batch_size']:,}{reason}")
-        words = ", ".join(str(fact) for fact in known if fact)
-        if words:
-            facts.append(f"- {row['label']}: {words}")
-    return "\n\n".join([lines[0], "\n".join(facts)] if facts else lines)
+        if any(known):
+            facts.append(f"- {row['label']}: {', '.join(str(fact) for fact in known if fact)}")
+    return "\n\n".join([text, "\n".join(facts)] if facts else [text])
 
 
 def corruption_table(checks: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> Table:
     """Return a row per metric, a column per control, and the verdict against the floor in each cell."""
     against_floor = {(c["metric"], c["anchor"]): c for c in checks if c["against"] == "floor"}
     columns = [name for name in controls if any(anchor == name for _, anchor in against_floor)]
-    names = [name for name in METRICS if any(metric == name for metric, _ in against_floor)]
     cells = []
-    for name in names:
+    for name in (name for name in METRICS if any(metric == name for metric, _ in against_floor)):
         line = [METRICS[name][0]]
         for column in columns:
-            check = against_floor.get((name, column))
-            if check is None:
-                line.append(MISSING)
-            else:
-                line.append(check["verdict"] if check["ok"] else f"**{check['verdict']} (!)**")
+            check = against_floor.get((name, column), {"verdict": MISSING, "ok": True})
+            line.append(check["verdict"] if check["ok"] else f"**{check['verdict']} (!)**")
         cells.append(line)
     return ["", *(controls[name]["label"] for name in columns)], cells
 
 
 def corruption_notes(checks: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> str:
-    """Explain the table and each cell that contradicts what is expected of it."""
+    """Explain the table, and count the cells that are as they should be."""
+    judged, wrong = sum(bool(check["expected"]) for check in checks), sum(not check["ok"] for check in checks)
     floor = controls["floor"]["label"]
-    text = f"Each cell: does the metric call this control worse or better than '{floor}', by more than the intervals?"
-    wrong = [check for check in checks if not check["ok"]]
-    judged = sum(bool(check["expected"]) for check in checks)
+    text = f"Each cell: does the metric rate this control significantly worse or better than '{floor}'?"
     if not wrong:
         return f"{text} All {judged} expectations hold."
-    text += f" {judged - len(wrong)} of {judged} expectations hold; `(!)` marks those that do not:"
-    said = [formatting.check_sentence(check, controls) for check in wrong]
-    return f"{text}\n\n" + "\n".join(f"- {sentence[0].upper()}{sentence[1:]}." for sentence in said)
+    return f"{text} {judged - wrong} of {judged} expectations hold. `(!)` marks the others, listed under Caveats."
 
 
 def standard_table(rows: Sequence[Row]) -> Table:
@@ -218,30 +205,25 @@ def standard_table(rows: Sequence[Row]) -> Table:
     names = [name for name in STANDARD if any(name in row["standard"]["metrics"] for row in known)]
     cells = []
     for row in known:
-        metrics = row["standard"]["metrics"]
-        cells.append(
-            [row["label"], f"{row['standard']['n']:,}", *(formatting.metric(name, metrics.get(name)) for name in names)]
-        )
+        metrics, n = row["standard"]["metrics"], row["standard"]["n"]
+        cells.append([row["label"], f"{n:,}", *(formatting.metric(name, metrics.get(name)) for name in names)])
     return ["", "images", *(STANDARD[name] for name in names)], cells
 
 
 def standard_notes(rows: Sequence[Row]) -> str:
-    """State weights and reference of the standard metrics, and which of them used fewer images."""
-    first = next(row["standard"] for row in rows if row["standard"])
-    weights, reference = first["weights"], first.get("reference") or {}
+    """Return weights and reference of the standard metrics, and which of them used fewer images."""
+    known = [row["standard"] for row in rows if row["standard"]]
+    weights, reference = known[0]["weights"], known[0].get("reference") or {}
     against = f"the statistics {reference['name']}" if reference.get("name") else "the reference's images"
-    if reference.get("n"):
-        against += f" ({reference['n']:,})"
-    text = (
-        f"In the standard Inception features (`{weights['file']}`, SHA-256 `{str(weights['sha256'])[:16]}`), against "
-        f"{against}; precision and recall with k = 3. A FID falls with the number of images: compare it only with "
-        "others at the same number."
-    )
+    images = f" ({reference['n']:,})" if reference.get("n") else ""
     fewer = {
         f"{STANDARD[name]} on {entry['n']:,} images"
-        for row in rows
-        if row["standard"]
-        for name, entry in row["standard"]["metrics"].items()
-        if name in STANDARD and entry.get("n") not in (None, row["standard"]["n"])
+        for standard in known
+        for name, entry in standard["metrics"].items()
+        if name in STANDARD and entry.get("n") not in (None, standard["n"])
     }
-    return f"{text} {formatting.listed(sorted(fewer))}." if fewer else text
+    return (
+        f"Features of the standard Inception network (`{weights['file']}`, SHA-256 `{str(weights['sha256'])[:16]}`), "
+        f"against {against}{images}; precision and recall with k = 3. FID falls with the number of images, so compare "
+        f"it only at the same number.{f' {listed(sorted(fewer))}.' if fewer else ''}"
+    )

@@ -1,0 +1,112 @@
+"""Findings, trade-offs and numbers of a report, against values worked out by hand."""
+
+import pytest
+from comparison import formatting
+from comparison.report import tables, tradeoffs
+from comparison.report.findings import findings, rank
+
+
+def entry(value, half=1.0):
+    return {"value": value, "interval": [value - half, value + half], "n": 10}
+
+
+def row(label, value=None, seconds=None, trained=None, **more):
+    unknown = dict.fromkeys(["setting", "nfe", "images_seen", "batch_size", "benchmarked", "latency_seconds"])
+    unknown |= dict.fromkeys(["parameters", "gflop_per_evaluation", "gflop_per_image"])
+    unknown |= dict.fromkeys(["sampling_peak_bytes", "training_peak_bytes"])
+    facts = {"device": "a CPU", "precision": "float32", "training_device": "a CPU", "series": label, "label": label}
+    facts |= {"seconds_per_image": seconds, "training_seconds": trained, "seconds_50k": None}
+    facts |= {"seconds_50k_measured": False}
+    return unknown | facts | {"metrics": {} if value is None else {"frechet_distance": entry(value)}} | more
+
+
+def said(rows, budget=None, floor=None):
+    """Return the findings by their first word."""
+    controls = {name: row(name, value) for name, value in {"floor": 2.0, "blur": 20.0, "noise": 900.0}.items()}
+    controls["floor"]["metrics"] |= floor or {}
+    texts = findings(rows, {"anchors": controls, "extractor": {"key": "cifar"}}, budget)
+    return {text.split()[0]: text for text in texts}
+
+
+def test_ranking_says_no_significant_difference_when_there_is_none():
+    close = rank([row("A", 5.0), row("B", 5.5), row("C", 50.0)], "frechet_distance", "Q", lowest=True)
+    assert close == "Q: no significant difference between A (5.0 ± 1.0) and B (5.5 ± 1.0), followed by C (50.0 ± 1.0)."
+    clear = rank([row("A", 9.0), row("B", 5.0)], "frechet_distance", "Q", lowest=True)
+    assert clear == "Q: **B** is best (5.0 ± 1.0), followed by A (9.0 ± 1.0)."
+
+
+def test_quality_stands_beside_the_controls_and_diversity_beside_the_counted_modes():
+    modes = {"modes_covered": {"value": 31, "total": 200}}
+    rows = [row("A", 9.0), row("B", 60.0)]
+    for r in rows:
+        r["metrics"] |= {"coverage": entry(0.5, 0.1), **modes}
+    texts = said(rows)
+    assert "For scale: real images 2.0 ± 1.0, blurred images 20.0 ± 1.0 and noise 900.0 ± 1.0." in texts["Quality"]
+    assert texts["Diversity"].endswith("Modes covered: A (31 of 200) and B (31 of 200).")
+
+
+def test_speed_on_different_devices_is_said_to_be_so():
+    rows = [row("A", 1.0, 0.1, nfe=1), row("B", 1.0, 0.2, nfe=4, device="a GPU")]
+    assert "**A** is fastest (100 ms, 1 network evaluation). B takes 2x as long (200 ms, 4" in said(rows)["Speed"]
+    assert "Devices or precisions differ" in said(rows)["Speed"]
+    rows[1]["device"] = "a CPU"
+    assert "differ" not in said(rows)["Speed"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        ("images=5000", "5,000 images per model. Training time: A 10 s."),
+        ("seconds=10", "10 s per model. Images seen: A 5,000."),
+        ("seconds=99", "not every model kept to the requested seconds=99. {both}"),
+        ("recipe", "each model's own recipe. {both}"),
+        ("gans:images=5,flow:seconds=9", "different for each model. {both}"),
+    ],
+)
+def test_a_budget_in_one_unit_is_also_stated_in_the_other(budget, text):
+    text = text.format(both="Images seen: A 5,000. Training time: A 10 s.")
+    assert said([row("A", 1.0, trained=10.0, images_seen=5000)], budget)["Training"] == f"Training budget: {text}"
+
+
+def test_copies_are_called_memorised():
+    share = {name: {"memorised": entry(value, 0.01)} for name, value in {"A": 0.5, "B": 0.02, "floor": 0.02}.items()}
+    rows = [row(name, metrics=share[name]) for name in "AB"]
+    assert said(rows, floor=share["floor"])["Memorised"].endswith("images (2.0%) for A (50.0%).")
+    assert "no sign of copies (at most 2.0%; held-out" in said(rows[1:], floor=share["floor"])["Memorised"]
+
+
+def test_pareto_front_holds_what_no_row_beats_in_both():
+    rows = [row(*facts) for facts in (("A", 9, 1), ("B", 5, 3), ("C", 7, 4), ("D", 4, 9), ("F", 5.5, 4))]
+    rows.append(row("E", 1.0))  # its speed is unknown
+    rows[1] |= {"series": "A", "setting": "ddim5"}
+    assert [r["label"] for r in tradeoffs.pareto_front(rows)] == ["A", "B", "D"]
+    front, close, *beaten = said(rows)["Pareto"].partition(": ")[2].split(". ")
+    assert front == "A (1 s, 9.0 ± 1.0), A with ddim5 (3 s, 5.0 ± 1.0) and D (9 s, 4.0 ± 1.0)"
+    assert close == "D is not significantly better than the faster A with ddim5"
+    assert beaten[0] == "For C, another model or sampler is faster and better"
+    assert beaten[1] == "For F, another model or sampler is faster and not significantly worse."
+
+
+def test_break_even_is_where_the_total_costs_are_equal():
+    rows = [row("slow sampler", 1.0, 0.5, 100.0), row("fast sampler", 1.0, 0.1, 200.0)]
+    assert tradeoffs.break_evens(rows) == [{"cheaper": "fast sampler", "than": "slow sampler", "after": 250}]
+    rows += [row("same training", 1.0, 0.6, 100.4), row("unknown", 1.0)]
+    last = {line[0]: line[-1] for line in tables.cost_table(rows)[1]}
+    assert last["slow sampler"] == "0 (same training)"
+    assert last["fast sampler"] == "200 (same training); 250 (slow sampler)"
+    assert last["same training"] == last["unknown"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [(12.34, 0.4, "12.3 ± 0.4"), (0.93, 0.0047, "0.930 ± 0.005"), (6380, 13, "6,380 ± 13"), (-0.2, 3, "0 ± 3")],
+)
+def test_numbers_are_rounded_to_their_error(value, half, text):
+    assert formatting.with_error(value, half) == text
+
+
+def test_quantities_carry_their_units():
+    texts = [formatting.seconds(s) for s in (2e-4, 0.016, 12, 1200, 8000)]
+    assert texts == ["200 us", "16 ms", "12 s", "20 min", "2.22 h"]
+    assert [formatting.count(c) for c in (900, 62300, 3.58e6, None)] == ["900", "62.3 k", "3.58 M", "-"]
+    assert formatting.memory(3 * 2**30) == "3.00 GiB"
