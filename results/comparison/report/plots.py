@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from comparison.curves import running_mean
 from comparison.files import atomic
 from comparison.formatting import half_width, plain
+from comparison.models import MODELS
 
 # Okabe and Ito 2008: safe for colour-blind readers, and distinct in grey
-COLOURS = {"gans": "#D55E00", "improved-diffusion": "#0072B2", "denoising-diffusion-gan": "#009E73"}
+COLOURS = {name: model.colour for name, model in MODELS.items()}
 SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
 CONTROL = "#9A9A9A"
 INK = "#333333"

@@ -10,9 +10,10 @@ from typing import Any
 
 from comparison.cli import UserError
 from comparison.files import read_json
+from comparison.models import MODELS
 from comparison.runs import read_progress
 
-LABELS = {"gans": "DCGAN", "improved-diffusion": "improved DDPM", "denoising-diffusion-gan": "DDGAN"}
+LABELS = {name: model.label for name, model in MODELS.items()}
 FILES = ("config.json", "metrics.json", "sampling.json", "timing.json", "progress.csv")
 MANY = 50_000  # images whose sampling time a report states
 _COMPARABLE = ("reference", "extractor", "n", "image_size", "seed")  # must agree between metrics.json and the controls
