@@ -7,6 +7,7 @@ is finished, so a call that was cut short goes on when it is repeated. Standard 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,7 @@ Cell = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser, seconds: float | None, num_samples: int | None) -> None:
-    """Add the options of all studies.
-
-    Args:
-        parser: of the script.
-        seconds: default of --seconds; None leaves out --seconds and --seeds.
-        num_samples: default of --num_samples; None leaves it out.
-    """
+    """Add the options of all studies; None in place of a default leaves out --seconds and --seeds, or --num_samples."""
     add = parser.add_argument
     add("--data", default="shapes", help=KINDS)
     if seconds is not None:
@@ -55,14 +50,7 @@ def add_options(parser: argparse.ArgumentParser, seconds: float | None, num_samp
 
 @dataclass(frozen=True)
 class Job:
-    """A cell of the plan.
-
-    Attributes:
-        name: that --cells takes.
-        text: what it is.
-        seconds: estimate of one training with its sample sets.
-        seeds: number of trainings, with seeds 0, 1, ...
-    """
+    """A cell of the plan: its name for --cells, what it is, seconds of one training and its samples, trainings."""
 
     name: str
     text: str
@@ -113,11 +101,7 @@ class Study:
         self._begun: set[Path] = set()  # run folders that this call has trained in
 
     def choose(self, plan: Sequence[Job], rest: float = 0.0) -> list[Job]:
-        """Return the jobs that --cells asks for; print them and return none for --plan.
-
-        Args:
-            plan: every job.
-            rest: seconds that belong to no job.
+        """Return the jobs that --cells asks for; for --plan print them, with `rest` further seconds, and return none.
 
         Raises:
             UserError: --cells names an unknown cell.
@@ -164,32 +148,47 @@ class Study:
             save_npz(path, load_images(self.data, image_size, limit=count).images.permute(0, 2, 3, 1).numpy())
         return str(path)
 
-    def train(self, model: Model, folder: Path, words: Iterable[str], *, data: str | None = None) -> dict[str, Any]:
+    def train(self, model: Model, folder: Path, seed: int, words: Iterable[str], data: str = "") -> dict[str, Any]:
         """Train a model in a folder, by --fresh anew where this call has not yet; return its config.json.
 
-        Args:
-            model: of the table.
-            folder: of the run.
-            words: flags after those of the preset: size, seed, precision, and --max_seconds or another bound.
-            data: in place of the study's.
+        `words` come after the flags of the preset and the study's --precision and --seconds.
 
         Raises:
             UserError: the training fails, or the folder holds a longer one.
         """
         fresh = self.args.fresh and folder not in self._begun
         self._begun.add(folder)
-        words = [*self._flags(model, model.train_flags), *model.fixed, *model.quiet, *words, *self._device]
+        budget = ["--max_seconds", f"{self.args.seconds:g}"] if "seconds" in self.args else []
+        every = [*self._flags(model, model.train_flags), *model.fixed, *model.quiet, *self._common(seed), *budget]
+        every += [*words, *self._device]
         console = folder / "console.txt"
-        config = jobs.train(model, folder, data or self.data, words, fresh=fresh, console=console)
-        seconds, limit = config["finished"]["wall_seconds"], value_of(words, "--max_seconds")
-        if limit and seconds > 1.1 * float(limit) + 30:
-            raise UserError(f"{folder}: trained for {seconds:g} s, more than --seconds {limit}; --fresh starts over")
+        config = jobs.train(model, folder, data or self.data, every, fresh=fresh, console=console)
+        seconds, limit = config["finished"]["wall_seconds"], float(dict(pairwise(every)).get("--max_seconds", 0))
+        if limit and seconds > 1.1 * limit + 30:
+            raise UserError(f"{folder}: trained for {seconds:g} s, more than --seconds {limit:g}; --fresh starts over")
         return config
 
-    def sample(self, model: Model, run: Path, folder: Path, words: Iterable[str], **options: bool) -> dict[str, Any]:
+    def sample(
+        self, model: Model, run: Path, folder: Path, seed: int, words: Iterable[str] = (), **options: bool
+    ) -> dict[str, Any]:
         """Sample a run's newest checkpoint into a folder, by flags after those of the preset; see `jobs.sample`."""
-        words = [*self._flags(model, model.sample_flags), *words, *self._device]
-        return jobs.sample(model, run, folder, words, console=folder / "console.txt", **options)
+        count = ["--num_samples", str(self.args.num_samples)] if "num_samples" in self.args else []
+        every = [*self._flags(model, model.sample_flags), *self._common(seed), *count, *words, *self._device]
+        return jobs.sample(model, run, folder, every, console=folder / "console.txt", **options)
+
+    def train_and_sample(
+        self, model: Model, name: str, seed: int, words: Iterable[str], data: str = "", sampling: Iterable[str] = ()
+    ) -> Cell:
+        """Train and sample a cell by further flags; return what study.json says of it, and its `folder` of samples."""
+        run = self.folder(model, f"{name}-s{seed}")
+        config = self.train(model, run, seed, words, data)
+        samples = run / "settings" / "default"
+        drawn = self.sample(model, run, samples, seed, sampling)
+        cell = {"name": name, "model": model.name, "label": model.label, "seed": seed, "folder": samples}
+        return {**cell, "training": training_facts(config), **sampling_facts(drawn)}
+
+    def _common(self, seed: int) -> list[str]:
+        return ["--seed", str(seed), "--precision", self.args.precision]
 
     def _flags(self, model: Model, names: Sequence[str]) -> list[str]:
         """Return the words of variables of flags.sh, for super-resolution without the size of its family."""
@@ -200,14 +199,7 @@ class Study:
         return words
 
     def score(self, cells: Sequence[Cell], image_size: int, data: str | None = None, part: str = "") -> dict[str, Any]:
-        """Score the samples in the cells' `folder` into their `metrics`; return the controls' file.
-
-        Args:
-            cells: with images of one size and source.
-            image_size: pixels.
-            data: in place of the study's.
-            part: of the study, for the name of the controls' file.
-        """
+        """Score the samples in the cells' `folder` into their `metrics`; return the controls' file of this `part`."""
         anchors = self.runs / "studies" / self.name / f"anchors{part and '-'}{part}.json"
         words = ["--image_size", str(image_size), "--num_images", str(self.args.num_samples), *self._device]
         folders = [cell["folder"] for cell in cells]
@@ -216,20 +208,25 @@ class Study:
             cell["metrics"] = read_json(cell["folder"] / "metrics.json")["metrics"]
         return controls
 
-    def options(self, *names: str) -> dict[str, Any]:
-        """Return options for study.json; no path of the machine may be among them."""
-        return {name: getattr(self.args, name) for name in names}
-
-    def check_data(self, cells: Sequence[Cell], controls: Mapping[str, Any]) -> None:
-        """Refuse a cell that was trained on other images than the reference is drawn from.
+    def score_all(self, cells: Sequence[Cell], image_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Score cells that were trained on the study's data; return what study.json says of that, and the controls.
 
         Raises:
-            UserError: one sentence that names it.
+            UserError: a cell was trained on other images than the reference is drawn from.
         """
+        controls = self.score(cells, image_size)
         for cell in cells:
             if cell["training"]["data"]["fingerprint"] != controls["reference"]["training_fingerprint"]:
                 name, data = cell["name"], self.args.data
                 raise UserError(f"{name}: trained on other images than --data {data}; --fresh starts over")
+        scoring = {name: controls[name] for name in ("reference", "extractor", "n", "image_size")}
+        anchors = {name: entry["metrics"] for name, entry in controls["anchors"].items()}
+        return {"options": self.options(), "scoring": scoring, "cells": cells}, anchors
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Return options for study.json; no path of the machine may be among them."""
+        usual = ("seconds", "seeds", "num_samples", "preset", "precision")
+        return {name: getattr(self.args, name) for name in names or usual}
 
     def rewrite(self, page: Page, pictures: Pictures) -> None:
         """Write the page and the pictures anew from study.json."""
@@ -274,6 +271,11 @@ def add_copies(study: Study, cells: Sequence[Cell], image_size: int, images_of: 
         seen, cell["held_out"] = known[cell["percent"]]
         x = embed(load_npz(find_samples(cell["folder"]))[0])
         cell["metrics"]["memorised"] = memorised(nearest_training(x, seen)).as_json()
+
+
+def sampling_facts(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what study.json says of a sample set, from its sampling.json."""
+    return {name: drawn[name] for name in ("nfe", "seconds_per_image", "sampler", "batch_size")}
 
 
 def training_facts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,12 +37,6 @@ TIMING = ("sampler", "nfe", "gflop_per_evaluation", "gflop_per_image", "paramete
 IMAGE_SECONDS = {"dcgan": 3e-4, "ddpm": 6e-3, "ddgan": 2e-2}
 FLOAT32 = 1.7
 BENCHMARK_SECONDS = 10.0
-NOTES = (
-    "No training script counts the arithmetic of a training image. For improved DDPM the table has three times an "
-    "evaluation, the usual estimate for a forward and a backward pass; for DCGAN and DDGAN, whose discriminators are "
-    "not counted either, it has none.",
-    "On a CPU, memory is the peak of the whole process, libraries included.",
-)
 
 
 class Cell(NamedTuple):
@@ -129,9 +123,9 @@ def train_cell(study: Study, cell: Cell, turn: int, data: str) -> dict[str, Any]
     folder = study.folder(model, f"{cell.name}-r{turn}")
     words = [part for flag in WIDTH_FLAGS[cell.model] for part in (flag, str(cell.width))]
     words += ["--image_size", str(IMAGE_SIZE), "--batch_size", str(cell.batch), "--precision", cell.precision]
-    words += ["--log_interval", "1", "--seed", str(turn)]
+    words += ["--log_interval", "1", "--max_steps", str(updates + 1)]
     words += ["--lazy_reg", str(updates)] if cell.model == "ddgan" else []
-    config = study.train(model, folder, [*words, "--max_steps", str(updates + 1)], data=data)
+    config = study.train(model, folder, turn, words, data)
     first, *_, last = read_progress(folder / "progress.csv")
     seconds, images = (last[key] - first[key] for key in ("wall_seconds", "images_seen"))
     memory = config["finished"].get("peak_memory_bytes")
@@ -150,7 +144,7 @@ def gather(study: Study, cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, 
     if cell.benchmarked:
         words = [*SAMPLER.get(cell.model, []), "--precision", cell.precision]
         words += ["--benchmark_seconds", f"{study.args.benchmark_seconds:g}"]
-        timing = study.sample(model, folders[0], folders[0], words, benchmark=True)
+        timing = study.sample(model, folders[0], folders[0], 0, words, benchmark=True)
         found["timing"] = {name: timing[name] for name in TIMING}
         print(f"{cell.name}: sampling measured", flush=True)
     return found
@@ -178,12 +172,6 @@ def speed_up(cell: Row, cells: Sequence[Row]) -> str:
     return told(spread([a["seconds_per_image"] / b["seconds_per_image"] for a, b in pairs]), formatting.plain)
 
 
-def training_gflop(cell: Row) -> float | None:
-    """Return the estimate for a training image: three evaluations of improved DDPM, unknown for the others."""
-    known = cell["timing"] and cell["model"] == SHORT["ddpm"]
-    return 3 * cell["timing"]["gflop_per_evaluation"] if known else None
-
-
 def page(study: dict[str, Any]) -> str:
     """Return README.md."""
     cells, options = study["cells"], study["options"]
@@ -196,7 +184,6 @@ def page(study: dict[str, Any]) -> str:
         "time per 1,000 images": lambda cell: told(scaled(cell["seconds_per_image"], 1000), formatting.seconds),
         "speed-up by bf16": lambda cell: speed_up(cell, cells),
         "peak memory": lambda cell: formatting.memory((cell["peak_memory_bytes"] or {}).get("value")),
-        "GFLOP per image, estimate": lambda cell: formatting.number(training_gflop(cell)),
     }
     sampling = {
         **first,
@@ -227,7 +214,10 @@ def page(study: dict[str, Any]) -> str:
             study_page.table(cells, training),
             *(drawn and [*drawn, study_page.table(timed, sampling)]),
         ],
-        NOTES,
+        [
+            "On a CPU, memory is the peak of the whole process, libraries included.",
+            "No training script counts the arithmetic of a training image.",
+        ],
     )
 
 

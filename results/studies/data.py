@@ -28,7 +28,6 @@ from comparison.studies import (
     add_copies,
     add_options,
     sampling_seconds,
-    training_facts,
 )
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ def main(args: argparse.Namespace) -> None:
     if len(data) * min(PERCENTS) // 100 < LEAST_IMAGES:
         raise UserError(f"--data: {len(data)} images; {min(PERCENTS)}% of them must be at least {LEAST_IMAGES}")
     cells = study.run(jobs, lambda name, seed: run_cell(study, name, seed, data))
-    content: dict[str, Any] = {"options": study.options("seconds", "seeds", "num_samples", "preset", "precision")}
-    content["floors"] = {}
+    content: dict[str, Any] = {"options": study.options(), "floors": {}, "cells": cells}
     for size in sorted({cell["size"] for cell in cells}):
         controls = study.score([cell for cell in cells if cell["size"] == size], size, part=str(size))
         content["floors"][str(size)] = controls["anchors"]["floor"]["metrics"]
@@ -82,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
         return seen, reference.data.images[reference.others[: len(reference.chosen)]]
 
     add_copies(study, small, SMALL, images_of)
-    return study.write({**content, "cells": cells}, page, draw_pictures)
+    return study.write(content, page, draw_pictures)
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
@@ -105,21 +103,14 @@ def run_cell(study: Study, name: str, seed: int, data: "ImageSet") -> list[dict[
     source, count = study.data, len(data) * percent // 100
     if percent < 100:
         source = study.subset(f"{data.name}-{percent}-{data.fingerprint[:8]}", count, SMALL)
-    folder = study.folder(model, f"{name}-s{seed}")
-    common = ["--seed", str(seed), "--precision", study.args.precision]
-    budget = ["--max_seconds", f"{study.args.seconds:g}"]
-    config = study.train(model, folder, ["--image_size", str(size), *common, *budget], data=source)
-    samples = folder / "settings" / "default"
-    drawn = study.sample(model, folder, samples, ["--num_samples", str(study.args.num_samples), *common])
-    cell = {"name": name, "model": model.name, "seed": seed, "percent": percent, "training_images": count, "size": size}
-    cell |= {"training": training_facts(config), "folder": samples}
-    cell |= {key: drawn[key] for key in ("nfe", "seconds_per_image", "sampler")}
+    cell = study.train_and_sample(model, name, seed, ["--image_size", str(size)], source)
+    cell |= {"percent": percent, "training_images": count, "size": size}
     if size == LARGE:
         return [{**cell, "label": f"{model.label}, {LARGE} pixels"}]
     cells = [{**cell, "label": f"{model.label}, {percent}%"}]
     if percent == 100:
         enlarged = {"name": f"{name.split('-')[0]}-enlarged", "label": f"{model.label}, {SMALL} enlarged"}
-        cells.append({**cell, **enlarged, "size": LARGE, "folder": enlarge(samples)})
+        cells.append({**cell, **enlarged, "size": LARGE, "folder": enlarge(cell["folder"])})
     return cells
 
 
@@ -131,19 +122,14 @@ def enlarge_by_network(study: Study, seed: int, data: "ImageSet") -> dict[str, A
     from comparison.scores.evaluation import find_samples
 
     base = run_cell(study, BASE, seed, data)[0]
-    folder = study.folder(SUPER_RESOLUTION, f"{RESOLVED}-s{seed}")
-    common = ["--seed", str(seed), "--precision", study.args.precision]
-    words = ["--small_size", str(SMALL), "--large_size", str(LARGE), *common]
-    config = study.train(SUPER_RESOLUTION, folder, [*words, "--max_seconds", f"{study.args.seconds:g}"])
-    samples = folder / "settings" / "default"
-    source = ["--base_samples", str(find_samples(base["folder"])), "--num_samples", str(study.args.num_samples)]
-    drawn = study.sample(SUPER_RESOLUTION, folder, samples, [*source, *common])
-    training = training_facts(config)
+    words = ["--small_size", str(SMALL), "--large_size", str(LARGE)]
+    sampling = ["--base_samples", str(find_samples(base["folder"]))]
+    cell = study.train_and_sample(SUPER_RESOLUTION, RESOLVED, seed, words, sampling=sampling)
     for fact in ("seconds", "images_seen", "steps"):
-        training[fact] += base["training"][fact]
-    cell = {**base, "name": RESOLVED, "label": f"{MODELS[DDPM].label}, {SMALL} by super-resolution", "size": LARGE}
-    both = {key: base[key] + drawn[key] for key in ("nfe", "seconds_per_image")}
-    return {**cell, "training": training, "folder": samples, **both}
+        cell["training"][fact] += base["training"][fact]
+    cell |= {key: base[key] + cell[key] for key in ("nfe", "seconds_per_image")}
+    kept = {key: base[key] for key in ("model", "sampler", "percent", "training_images")}
+    return {**cell, **kept, "label": f"{MODELS[DDPM].label}, {SMALL} by super-resolution", "size": LARGE}
 
 
 def enlarge(folder: Path) -> Path:

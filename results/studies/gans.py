@@ -31,7 +31,7 @@ from comparison.models import GAN, MODELS, Model
 from comparison.report import study_page
 from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_progress
-from comparison.studies import START_SECONDS, Job, Study, add_copies, add_options, sampling_seconds, training_facts
+from comparison.studies import START_SECONDS, Job, Study, add_copies, add_options, sampling_seconds
 from gans_page import AUGMENTED, KINDS, LABELS, PERCENTS, PHOTOS, SHAPES, VARIANTS, Row, draw_pictures, page
 
 MODE_COUNTS, PRESETS = (10, 100, 1000), ("dcgan", "dcgan-plus")
@@ -161,16 +161,16 @@ def count_photos(study: Study) -> int:
     return total
 
 
-def training_flags(cell: Cell, seed: int, args: argparse.Namespace, total: int) -> list[str]:
+def training_flags(cell: Cell, args: argparse.Namespace, total: int) -> list[str]:
     """Return the flags of a cell's training, after those of its family.
 
     Args:
-        cell, seed: to train.
-        args: with image_size, precision, images, seconds, num_samples.
+        cell: to train.
+        args: with image_size, images, seconds, num_samples.
         total: images of --data that can be trained on.
     """
-    budget = ["--max_images", str(args.images)] if args.images else ["--max_seconds", f"{args.seconds:g}"]
-    flags = ["--image_size", str(args.image_size), "--seed", str(seed), "--precision", args.precision, *budget]
+    flags = ["--image_size", str(args.image_size)]
+    flags += ["--max_seconds", "0", "--max_images", str(args.images)] if args.images else []
     if cell.model.name != GAN:
         return flags
     flags += ["--preset", cell.variant, *GAN_FLAGS, "--held_out", str(HELD_OUT)]
@@ -190,16 +190,10 @@ def run_cell(study: Study, cell: Cell, seed: int, total: int) -> list[Row]:
 
     Where a training with the preset as it is kept its best checkpoint beside the last one, that is sampled too.
     """
-    args, folder, model = study.args, study.folder(cell.model, f"{cell.name}-s{seed}"), cell.model
-    source = study.data if cell.source == PHOTOS else cell.source
-    config = study.train(model, folder, training_flags(cell, seed, args, total), data=source)
-    samples = folder / "settings" / "default"
-    words = ["--num_samples", str(args.num_samples), "--seed", str(seed), "--precision", args.precision]
-    drawn = study.sample(model, folder, samples, words)
-    found: Row = {"name": cell.name, "label": LABELS[cell.variant], **cell._asdict(), "model": model.name, "seed": seed}
-    del found["scored"]
-    found |= {key: drawn[key] for key in ("nfe", "seconds_per_image", "sampler")}
-    found |= {"training": training_facts(config), "folder": samples}
+    model, flags = cell.model, training_flags(cell, study.args, total)
+    found = study.train_and_sample(model, cell.name, seed, flags, study.data if cell.source == PHOTOS else cell.source)
+    found |= {key: value for key, value in cell._asdict().items() if key != "scored"} | {"label": LABELS[cell.variant]}
+    folder = study.folder(model, f"{cell.name}-s{seed}")
     if model.name == GAN:
         curve = [[r["images_seen"], r[QUALITY], r["coverage"]] for r in rows_with(folder / "scores.csv", QUALITY)]
         found |= {"curve": curve, "along": along(curve), "gap": held_out_gap(folder)}
@@ -207,10 +201,11 @@ def run_cell(study: Study, cell: Cell, seed: int, total: int) -> list[Row]:
     if best is None:
         return [found]
     place = folder / "settings" / "best"
-    study.sample(model, folder, place, [*words, "--checkpoint", str(best)])
-    kept = {"name": f"{cell.name}-best", "label": f"{found['label']}, best checkpoint"}
-    kept |= {"variant": f"{cell.variant}-best", "folder": place}
-    return [found, {**found, **kept, "curve": [], "along": {}, "gap": None}]
+    study.sample(model, folder, place, seed, ["--checkpoint", str(best)])
+    kept = {name: f"{found[name]}-best" for name in ("name", "variant")} | {
+        "label": f"{found['label']}, best checkpoint"
+    }
+    return [found, {**found, **kept, "folder": place, "curve": [], "along": {}, "gap": None}]
 
 
 def write(study: Study, kind: str, parts: list[Row], total: int) -> None:

@@ -22,7 +22,7 @@ from comparison.models import DDGAN, MODELS
 from comparison.report import study_page
 from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_progress
-from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_seconds, training_facts
+from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_seconds
 
 MODEL = MODELS[DDGAN]
 IMAGE_SIZE = 32
@@ -66,15 +66,8 @@ def main(args: argparse.Namespace) -> None:
     jobs = study.choose(plan(args), rest=60)
     if not jobs:
         return None
-    cells = study.run(jobs, lambda name, seed: [run_cell(study, name, seed)])
-    controls = study.score(cells, IMAGE_SIZE)
-    study.check_data(cells, controls)
-    content = {
-        "options": study.options("seconds", "seeds", "num_samples", "preset", "precision"),
-        "anchors": {name: controls["anchors"][name]["metrics"] for name in ("floor", "noise")},
-        "scoring": {name: controls[name] for name in ("reference", "extractor", "n", "image_size")},
-        "cells": cells,
-    }
+    content, anchors = study.score_all(study.run(jobs, lambda name, seed: [run_cell(study, name, seed)]), IMAGE_SIZE)
+    content["anchors"] = {name: anchors[name] for name in ("floor", "noise")}
     return study.write(content, page, draw_pictures)
 
 
@@ -115,16 +108,11 @@ def cell_flags(name: str) -> list[str]:
 
 def run_cell(study: Study, name: str, seed: int) -> dict[str, Any]:
     """Train one pair of networks and sample it."""
-    args, folder = study.args, study.folder(MODEL, f"{name}-s{seed}")
-    common = ["--seed", str(seed), "--precision", args.precision]
-    seconds = args.seconds * int(name.partition(LONGER)[2] or 1)
-    flags = ["--image_size", str(IMAGE_SIZE), *cell_flags(name), *common]
-    config = study.train(MODEL, folder, [*flags, "--max_seconds", f"{seconds:g}"])
-    samples = folder / "settings" / "default"
-    drawn = study.sample(MODEL, folder, samples, [*common, "--num_samples", str(args.num_samples)])
-    facts = {key: drawn[key] for key in ("nfe", "seconds_per_image", "sampler", "batch_size")}
-    cell = {"name": name, "model": MODEL.name, "label": words(name), "seed": seed, "accuracy": late_accuracy(folder)}
-    return {**cell, "folder": samples, "training": training_facts(config), **facts}
+    seconds = study.args.seconds * int(name.partition(LONGER)[2] or 1)
+    flags = ["--image_size", str(IMAGE_SIZE), *cell_flags(name), "--max_seconds", f"{seconds:g}"]
+    cell = study.train_and_sample(MODEL, name, seed, flags)
+    accuracy = late_accuracy(study.folder(MODEL, f"{name}-s{seed}"))
+    return {**cell, "label": words(name), "accuracy": accuracy}
 
 
 def late_accuracy(folder: Any) -> list[float]:

@@ -111,8 +111,7 @@ def sample(study: Study, name: str) -> dict[str, Any]:
     solver, _, count = name.rpartition("-")
     label, flags = SOLVERS[solver]
     folder = study.folder(MODEL, run.name) / "settings" / name
-    words = [*flags.split(), "--num_sampling_steps", count, "--num_samples", str(args.num_samples), "--seed", "0"]
-    drawn = study.sample(MODEL, run, folder, [*words, "--precision", args.precision])
+    drawn = study.sample(MODEL, run, folder, 0, [*flags.split(), "--num_sampling_steps", count])
     facts = {key: drawn[key] for key in ("nfe", "sampler", "batch_size", "device", "checkpoint")}
     baseline = name == f"{BASELINE}-{args.baseline}"
     return {"name": name, "label": label, "solver": solver, "baseline": baseline, "folder": folder, **facts}

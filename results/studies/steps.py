@@ -22,7 +22,7 @@ from comparison.models import DDGAN, DDPM, GAN, MODELS
 from comparison.report import study_page
 from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_config
-from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_seconds, training_facts
+from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_facts, sampling_seconds, training_facts
 
 IMAGE_SIZE = 32
 STEPS = (5, 10, 20, 50)
@@ -58,13 +58,8 @@ def main(args: argparse.Namespace) -> None:
     if not jobs:
         return None
     cells = study.run(jobs, lambda name, seed: run_cell(study, name, seed, given.get(name)))
-    controls = study.score(cells, IMAGE_SIZE)
-    study.check_data(cells, controls)
-    options = study.options("seconds", "seeds", "num_samples", "preset", "precision")
-    scoring = {name: controls[name] for name in ("reference", "extractor", "n", "image_size")}
-    floor = controls["anchors"]["floor"]["metrics"]
-    content = {"options": options, "floor": floor, "scoring": scoring, "cells": cells}
-    return study.write(content, page, draw_pictures)
+    content, anchors = study.score_all(cells, IMAGE_SIZE)
+    return study.write({**content, "floor": anchors["floor"]}, page, draw_pictures)
 
 
 def plan(args: argparse.Namespace, given: dict[str, Path]) -> list[Job]:
@@ -109,32 +104,27 @@ def find_runs(text: str, data: str) -> dict[str, Path]:
 
 def run_cell(study: Study, name: str, seed: int, given: Path | None) -> list[dict[str, Any]]:
     """Train one cell, or take the given run, and sample it; return the cells of study.json."""
-    args, model = study.args, MODELS[CELLS[name]]
-    common = ["--seed", str(seed), "--precision", args.precision]
+    model = MODELS[CELLS[name]]
     if given is not None:
         folder, config = study.folder(model, f"{name}-given-{given.name}"), read_config(given / "config.json")
     else:
         folder = study.folder(model, f"{name}-s{seed}")
-        flags = ["--num_timesteps", name.removeprefix("ddgan-T")] if model.name == DDGAN else []
-        flags += ["--image_size", str(IMAGE_SIZE), *common, "--max_seconds", f"{args.seconds:g}"]
-        config = study.train(model, folder, flags)
+        words = ["--num_timesteps", name.removeprefix("ddgan-T")] if model.name == DDGAN else []
+        config = study.train(model, folder, seed, ["--image_size", str(IMAGE_SIZE), *words])
     settings = {"default": (model.label, "")}
     if model.name == DDPM:
-        settings = {f"{key}{n}": (text, words.format(n=n)) for key, (text, words) in SAMPLERS.items() for n in STEPS}
+        settings = {f"{key}{n}": (text, flags.format(n=n)) for key, (text, flags) in SAMPLERS.items() for n in STEPS}
     cells = []
-    for setting, (text, words) in settings.items():
+    for setting, (text, flags) in settings.items():
         samples = folder / "settings" / setting
-        count = ["--num_samples", str(args.num_samples)]
-        drawn = study.sample(model, given or folder, samples, [*words.split(), *common, *count])
-        facts = {key: drawn[key] for key in ("nfe", "seconds_per_image", "sampler", "batch_size")}
+        drawn = study.sample(model, given or folder, samples, seed, flags.split())
         series = {DDGAN: "DDGAN over T", DDPM: f"improved DDPM, {text}"}.get(model.name, text)
-        label = {DDGAN: f"DDGAN, T = {facts['nfe']:g}", DDPM: f"improved DDPM, {drawn['sampler']}"}.get(
+        label = {DDGAN: f"DDGAN, T = {drawn['nfe']:g}", DDPM: f"improved DDPM, {drawn['sampler']}"}.get(
             model.name, text
         )
         cell = {"name": f"{name}-{setting}", "model": model.name, "label": label, "series": series, "seed": seed}
-        cells.append(
-            {**cell, "folder": samples, "training": training_facts(config), "given": given is not None, **facts}
-        )
+        cell |= {"folder": samples, "training": training_facts(config), "given": given is not None}
+        cells.append({**cell, **sampling_facts(drawn)})
     return cells
 
 

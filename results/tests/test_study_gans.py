@@ -189,16 +189,16 @@ def test_pages_show_what_is_measured_along_a_training_and_against_the_floor(fini
 
 
 def test_flags_of_every_gan_are_accepted_by_its_script(gans):
-    args = argparse.Namespace(image_size=32, precision="auto", images=None, seconds=300, num_samples=2000)
+    args = argparse.Namespace(image_size=32, images=9, seconds=300, num_samples=2000)
     code = "import json, sys; from gan.options import parse; "
     code += "print(json.dumps([vars(parse(None, words)) for words in json.loads(sys.argv[1])], default=str))"
     cells = [cell for kind in KINDS for cell in gans.CELLS[kind] if cell.model.name == models.GAN]
-    words = json.dumps([gans.training_flags(cell, 0, args, 50_000) for cell in cells])
+    words = json.dumps([gans.training_flags(cell, args, 50_000) for cell in cells])
     environment = {"PYTHONPATH": f"{RESULTS}:{RESULTS.parent / 'gans'}"}
     done = subprocess.run([sys.executable, "-c", code, words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for cell, options in zip(cells, json.loads(done.stdout), strict=True):
-        assert options["max_seconds"] == 300
+        assert options["max_images"] == 9
         assert options["limit"] == (0 if cell.percent == 100 else 500 * cell.percent)
         assert (options["diffaugment"] == "none") == (cell.variant == "dcgan" or not cell.augment)
         assert bool(options["score_every"]) == cell.scored
