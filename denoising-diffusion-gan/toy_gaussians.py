@@ -14,16 +14,18 @@ published.
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import cli
+from comparison import cli, formatting
 from comparison.files import read_json, write_json
 from comparison.report import study_page
 from comparison.runs import git_commit, versions
-from comparison.studies import SCHEMA
 from ddgan.options import below_one
-from ddgan.toy_page import STUDY, draw_pictures, page
+
+STUDY = "gaussians"
+MODES = 25
 
 SETTINGS = (
     *("max_steps", "batch_size", "lr_g", "lr_d", "r1_gamma", "lazy_reg", "ema_decay", "width", "nz", "eval_every"),
@@ -31,6 +33,8 @@ SETTINGS = (
 )
 LEAST_SAMPLES = 1000
 SHOWN = 1500  # points of a panel
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
+INK = "#333333"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -95,10 +99,8 @@ def main(args: argparse.Namespace) -> None:
             flush=True,
         )
     options = {name: getattr(args, name) for name in (*SETTINGS, "seed", "seeds", "num_samples")}
-    study = {"schema": SCHEMA, "study": STUDY, "options": options, "real": real_points(args), "cells": cells}
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "study.json", study)
-    study_page.rewrite(out, STUDY, page, draw_pictures)
+    content = {"options": options, "real": real_points(args), "cells": cells}
+    study_page.write(out, STUDY, content, page, draw_pictures)
 
 
 def run_cell(timesteps: int, seed: int, args: argparse.Namespace, runs: Path) -> dict[str, Any]:
@@ -138,6 +140,118 @@ def rounded(points: Any) -> list[list[float]]:
     """Return the first finite points of (N, 2), to a twentieth of a mode's standard deviation."""
     kept = points[points.isfinite().all(1)][:SHOWN].tolist()
     return [[round(x, 3), round(y, 3)] for x, y in kept]
+
+
+def by_timesteps(study: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """Return T -> its cells, ascending."""
+    every = sorted({cell["timesteps"] for cell in study["cells"]})
+    return {t: [cell for cell in study["cells"] if cell["timesteps"] == t] for t in every}
+
+
+def shown(cells: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0) -> str:
+    """Write the mean of a measure over seeds with its interval, a dash where a seed lacks it."""
+    values = [cell["end"][name] for cell in cells]
+    if None in values:
+        return formatting.MISSING
+    entry = study_page.pool([{"value": scale * value} for value in values])
+    return formatting.metric(name, entry)
+
+
+def reached(cell: Mapping[str, Any]) -> str:
+    """Return the update from which on every count found all modes, a dash where the last did not."""
+    step = None
+    for row in reversed(cell["history"]):
+        if row["modes"] < MODES:
+            break
+        step = row["step"]
+    return f"{step:,}" if step else formatting.MISSING
+
+
+def page(study: dict[str, Any]) -> str:
+    """Return README.md."""
+    options = study["options"]
+    rows: list[dict[str, Any]] = [{"label": "the mixture itself", "cells": [study["real"]]}]
+    rows += [{"label": f"DDGAN, T = {t}", "t": t, "cells": cells} for t, cells in by_timesteps(study).items()]
+
+    def trained(column: Any) -> Any:
+        return lambda row: column(row) if "t" in row else formatting.MISSING
+
+    columns = {
+        "": lambda row: row["label"],
+        "NFE": trained(lambda row: str(row["t"])),
+        "modes, each seed": lambda row: ", ".join(str(cell["end"]["modes"]) for cell in row["cells"]),
+        "all from update": trained(lambda row: ", ".join(map(reached, row["cells"]))),
+        "high quality, %": lambda row: shown(row["cells"], "high_quality", 100),
+        "KL": lambda row: shown(row["cells"], "kl"),
+        "training": trained(
+            lambda row: formatting.seconds(sum(cell["seconds"] for cell in row["cells"]) / len(row["cells"]))
+        ),
+    }
+    seeds = f"{options['seeds']} seeds" if options["seeds"] > 1 else "1 seed"
+    schedule = (  # studies from before the choice have the image model's
+        f"The variance of the noise grows geometrically from {options['beta_min']:g} to {options['beta_max']:g}, so "
+        "that the first step's noise is narrower than the spacing of the modes. The image model's schedule has wider "
+        "noise in every step: in many dimensions it still shows an image, in two it leaves little to denoise."
+    )
+    return study_page.page(
+        study,
+        "25 Gaussians",
+        "Does the model cover every mode of a distribution whose modes can be counted, and do more denoising steps "
+        "help? T = 1 is a GAN that makes points from noise.",
+        f"{formatting.count(options['max_steps'])} updates of {options['batch_size']} points each; {seeds} for each T.",
+        [
+            "![Samples of the mixture and of each model](samples.png)",
+            study_page.table(rows, columns),
+            "`modes`: those with at least a quarter of their equal share of the samples of high quality. `all from "
+            f"update`: from when on every count found all {MODES}. `high quality`: samples within 3 standard "
+            "deviations of a mode's centre. `KL`: divergence of the modes' frequencies among these from equal ones, in "
+            f"nats. {formatting.count(options['num_samples'])} samples of each training are counted; ± is the 95% "
+            "interval over the seeds (Student's t).",
+            "![Modes covered and share of high quality against updates; dotted: the mixture itself](progress.png)",
+        ],
+        [
+            "The mixture: 25 equally likely Gaussians at -2, -1, 0, 1, 2 in both directions, standard deviation 0.05, "
+            "all divided by the square root of 2. [Xiao et al. 2022](https://arxiv.org/abs/2112.07804) show such a "
+            "toy; these numbers are usual for it, theirs are not known.",
+            "Process, losses, R1 penalty, average and update are those of the image model; generator and discriminator "
+            f"have three hidden layers of {options['width']} features, and see sines and cosines along random "
+            "directions beside the coordinates.",
+            schedule if options.get("use_geometric") else None,
+        ],
+        cells=[{"training": cell} for cell in study["cells"]],
+    )
+
+
+def draw_pictures(study: dict[str, Any], out: Path) -> None:
+    """Draw samples.png and progress.png."""
+    from comparison.report.plots import DPI, save
+    from comparison.report.study_plots import Line, Lines, draw
+    from matplotlib.figure import Figure
+
+    found = by_timesteps(study)
+    colours = {t: COLOURS[index % len(COLOURS)] for index, t in enumerate(found)}
+    panels = [("the mixture", study["real"]["points"], INK)]
+    for t, cells in found.items():
+        first = next((cell for cell in cells if cell["points"]), cells[0])
+        panels.append((f"T = {t}: {first['end']['modes']} modes", first["points"], colours[t]))
+    figure = Figure(figsize=(2.9 * len(panels), 3.2), dpi=DPI, layout="constrained")
+    for number, (title, points, colour) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        axes.scatter([x for x, _ in points], [y for _, y in points], s=4, color=colour, alpha=0.5, linewidths=0)
+        axes.set(xlim=(-1.9, 1.9), ylim=(-1.9, 1.9), aspect="equal", title=title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    save(figure, out / "samples.png")
+
+    progress = []
+    for name, axis in (("modes", f"modes covered, of {MODES}"), ("high_quality", "share of high quality")):
+        lines = [
+            Line(f"T = {t}", [(row["step"], {"value": row[name]}) for row in cell["history"]], colours[t])
+            for t, cells in found.items()
+            for cell in cells
+        ]
+        progress.append(Lines("updates", axis, lines, level=study["real"]["end"][name]))
+    draw(progress, out / "progress.png")
 
 
 if __name__ == "__main__":

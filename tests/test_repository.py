@@ -31,7 +31,6 @@ SCRIPTS = {
 ALL_SCRIPTS = [
     *SCRIPTS,
     "gans/sample_gan.py",
-    "gans/study.py",
     "improved-diffusion/scripts/npztodir.py",
     "improved-diffusion/datasets/cifar10.py",
     "denoising-diffusion-gan/loss_graph.py",
@@ -47,6 +46,8 @@ ALL_SCRIPTS = [
     "results/studies/hybrid.py",
     "results/studies/cost.py",
     "results/studies/data.py",
+    "results/studies/solvers.py",
+    "results/studies/gans.py",
 ]
 
 
@@ -129,7 +130,7 @@ def test_help_and_wrong_flags_need_no_torch(script, checkout, environment, tmp_p
         ("gans/cifar_gan.py --data {missing}", "missing"),
         ("gans/cifar_gan.py --data {empty}", "no image found"),
         ("gans/sample_gan.py --checkpoint {missing}.pt", "missing.pt"),
-        ("gans/study.py --data {missing}", "missing"),
+        ("results/studies/gans.py --data {missing}", "missing"),
         ("improved-diffusion/scripts/image_train.py --data_dir {missing}", "missing"),
         ("improved-diffusion/scripts/image_train.py --data_dir {empty}", "no image found"),
         ("improved-diffusion/scripts/image_sample.py --model_path {missing}.pt", "missing.pt"),

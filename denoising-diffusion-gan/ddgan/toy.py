@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from ddgan.ema import Ema
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample
-from ddgan.toy_page import LEAST_SHARE, MODES, NEAR
 from ddgan.training import Trainer
 
-SIDE = math.isqrt(MODES)
+SIDE = 5  # modes in each direction
+MODES = SIDE**2
+NEAR = 3.0  # standard deviations within which a sample is of high quality
+LEAST_SHARE = 0.25  # of the 25th part of all samples, that a mode must get to count as covered
 SCALE = math.sqrt(2)
 STD = 0.05 / SCALE
 FREQUENCIES = 64  # of the sines and cosines that the networks see

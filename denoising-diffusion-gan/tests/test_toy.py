@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy_gaussians
-from ddgan import toy, toy_page
+from ddgan import toy
 from ddgan.process import DenoisingProcess
 from helpers_ddgan import FOLDER
 
@@ -22,7 +22,7 @@ def call(folder: Path, *arguments: object) -> None:
     toy_gaussians.main(toy_gaussians.parse_args([str(argument) for argument in (*TINY, *places, *arguments)]))
 
 
-def test_mixture_has_unit_variance_and_covers_its_own_modes():
+def test_mixture_has_unit_variance_covers_its_own_modes_and_is_a_function_of_its_key():
     points = toy.draw_data(20000, 0, "test").flatten(1)
     assert points.mean(0).abs().max() < 0.03
     assert points.var(0).sub(1).abs().max() < 0.03
@@ -30,9 +30,6 @@ def test_mixture_has_unit_variance_and_covers_its_own_modes():
     assert found["modes"] == 25
     assert found["high_quality"] == pytest.approx(1 - math.exp(-4.5), abs=0.003)  # Rayleigh, three deviations
     assert 0 < found["kl"] < 24 / 20000 * 3  # its mean is 24 / 2N
-
-
-def test_points_are_a_function_of_their_key():
     assert torch.equal(toy.draw_data(8, 1, "a"), toy.draw_data(8, 1, "a"))
     assert not torch.equal(toy.draw_data(8, 1, "a"), toy.draw_data(8, 2, "a"))
 
@@ -49,13 +46,11 @@ def test_collapse_and_noise_are_told_from_covering():
     assert toy.measure(torch.full((1000, 2), math.nan))["modes"] == 0
 
 
-def test_mode_with_less_than_a_quarter_of_its_share_does_not_count():
-    counts = [50] * 23 + [11, 11]  # a quarter of 1172 / 25 is 11.7
+@pytest.mark.parametrize(("few", "modes"), [(11, 23), (12, 25)])  # a quarter of an equal share is 11.7
+def test_mode_with_less_than_a_quarter_of_its_share_does_not_count(few, modes):
+    counts = [50] * 23 + [few, few]
     points = torch.cat([centre.repeat(n, 1) for centre, n in zip(toy.centres(), counts, strict=True)])
-    assert toy.measure(points)["modes"] == 23
-    counts = [50] * 23 + [12, 12]
-    points = torch.cat([centre.repeat(n, 1) for centre, n in zip(toy.centres(), counts, strict=True)])
-    assert toy.measure(points)["modes"] == 25
+    assert toy.measure(points)["modes"] == modes
 
 
 def test_sample_beyond_three_deviations_is_not_of_high_quality():
@@ -111,8 +106,9 @@ def test_study_has_a_training_per_t_and_seed_and_a_page_with_pictures(finished):
     assert [(cell["timesteps"], cell["seed"]) for cell in study["cells"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert study["real"]["end"]["modes"] == 25
     page = (finished / "out" / "README.md").read_text()
-    assert re.search(r"^\| the mixture itself \| - \| 25 \|", page, re.MULTILINE)
-    assert re.search(r"^\| DDGAN, T = 2 \| 2 \| \d+, \d+ \|", page, re.MULTILINE)
+    assert re.search(r"^\| the mixture itself \| - \| 25 \| - \|", page, re.MULTILINE)
+    assert re.search(r"^\| DDGAN, T = 2 \| 2 \| \d+, \d+ \| -, - \|", page, re.MULTILINE)
+    assert f"all {toy.MODES}. `high quality`: samples within {toy.NEAR:g} standard" in page
     for name in re.findall(r"\]\((\w+\.png)\)", page):
         assert (finished / "out" / name).stat().st_size > 5000
     assert str(finished) not in page + json.dumps(study)
@@ -147,20 +143,16 @@ def test_page_is_made_from_study_json_alone(finished, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
 
 
-def test_sentences_say_what_covers_and_from_when_on():
-    def cell(t, modes, quality, steps):
-        history = [{"step": step, "modes": count, "high_quality": quality, "kl": 0.1} for step, count in steps]
-        end = {"modes": modes, "high_quality": quality, "kl": 0.1 * t}
-        return {"timesteps": t, "seed": 0, "end": end, "history": history}
+def test_table_says_from_when_on_all_modes_are_covered_and_pools_the_seeds():
+    def cell(modes, quality):
+        history = [{"step": step, "modes": count} for step, count in zip((100, 200, 300), modes, strict=True)]
+        return {"end": {"high_quality": quality, "kl": None}, "history": history}
 
-    cells = [cell(1, 9, 0.5, [(100, 9), (200, 9)]), cell(1, 25, 0.6, [(100, 24), (200, 25)])]
-    cells += [cell(4, 25, 0.90, [(100, 25), (200, 25)]), cell(4, 25, 0.91, [(100, 25), (200, 25)])]
-    said = toy_page.sentences({"cells": cells})
-    assert said[0] == "T = 1: all 25 modes in 1 of 2 trainings (9 and 25), from update 200 on."
-    assert said[1] == "T = 4: all 25 modes in 2 of 2 trainings, from update 100 on."
-    assert said[2].startswith("Share of high quality: best at T = 4 (90 ± 6%)")
-    one = toy_page.sentences({"cells": [cells[0], cells[2]]})
-    assert one[-1].endswith("one training each, so no claim about chance.")
+    assert toy_gaussians.reached(cell((24, 25, 25), 0.9)) == "200"
+    assert toy_gaussians.reached(cell((25, 25, 24), 0.9)) == "-"
+    cells = [cell((25, 25, 25), quality) for quality in (0.90, 0.91)]
+    assert toy_gaussians.shown(cells, "high_quality", 100) == "90 ± 6"
+    assert toy_gaussians.shown(cells, "kl") == "-"
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ SUPER_RESOLUTION = Model(  # enlarges samples of another network; part of a stud
     *("improved-diffusion/scripts/super_res_train.py", "improved-diffusion/scripts/super_res_sample.py", "ema_*.pt"),
     train_flags=MODELS[DDPM].train_flags,
     sample_flags=MODELS[DDPM].sample_flags,
+    quiet=MODELS[DDPM].quiet,
     samples="",
     evaluations=20,
     any_steps=True,

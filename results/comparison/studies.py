@@ -1,396 +1,288 @@
-"""What the studies of the limits share: training and drawing by the models' own scripts, cell by cell, and plans.
+"""The runner of all studies: options, plan, trainings and sample sets by the models' own scripts, study.json.
 
-A cell is one training of one model, or one sample set of it. The models are known by their commands and files only.
-What a cell has finished is recorded beside its output and not done again. Standard library only.
+A cell is one training of one model and its sample sets, or one sample set of a given run. The scripts recognise what
+is finished, so a call that was cut short goes on when it is repeated. Standard library only.
 """
 
 import argparse
-import math
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from comparison import cli, formatting
-from comparison.checkpoints import newest
+from comparison import cli, formatting, jobs
 from comparison.cli import UserError
 from comparison.data.sources import KINDS, check_source, is_name
-from comparison.files import read_json, write_json
-from comparison.runs import read_config
+from comparison.files import read_json
+from comparison.models import MODELS, SUPER_RESOLUTION, Model, preset_flags, value_of
+from comparison.report import study_page
+from comparison.report.study_page import Page, Pictures
 
-SCHEMA = 1
-MODELS = ("gans", "improved-diffusion", "denoising-diffusion-gan")
-SUPER_RESOLUTION = "improved-diffusion-sr"  # enlarges the samples of another network
-TRAIN = {
-    "gans": "gans/cifar_gan.py",
-    "improved-diffusion": "improved-diffusion/scripts/image_train.py",
-    "denoising-diffusion-gan": "denoising-diffusion-gan/train_ddgan.py",
-    SUPER_RESOLUTION: "improved-diffusion/scripts/super_res_train.py",
-}
-DRAW = {
-    "gans": "gans/sample_gan.py",
-    "improved-diffusion": "improved-diffusion/scripts/image_sample.py",
-    "denoising-diffusion-gan": "denoising-diffusion-gan/test_ddgan.py",
-    SUPER_RESOLUTION: "improved-diffusion/scripts/super_res_sample.py",
-}
-CHECKPOINTS = {"gans": "checkpoint_*.pt", "improved-diffusion": "ema_*.pt", "denoising-diffusion-gan": "netG_*.pth"}
-FLAGS = {  # variables of flags.sh: of training, of sampling
-    "gans": (("GAN_FLAGS",), ()),
-    "improved-diffusion": (("MODEL_FLAGS", "DIFFUSION_FLAGS", "TRAIN_FLAGS"), ("SAMPLE_FLAGS",)),
-    "denoising-diffusion-gan": (("DDGAN_FLAGS", "DDGAN_TRAIN_FLAGS"), ("DDGAN_SAMPLE_FLAGS",)),
-}
-# For plans only, the `quick` set on two CPU cores: until a process works, and an image of 32 pixels per evaluation.
-START_SECONDS = 5.0
-EVALUATION_SECONDS = {"gans": 7e-5, "improved-diffusion": 1.6e-3, "denoising-diffusion-gan": 1.2e-3}
-DEFAULT_EVALUATIONS = {"gans": 1, "improved-diffusion": 20, "denoising-diffusion-gan": 4}
+SHORT = {"dcgan": "gans", "ddpm": "improved-diffusion", "ddgan": "denoising-diffusion-gan"}  # in names of cells
 LEAST_SAMPLES = 64
-SHARES = ("precision", "recall", "coverage", "memorised", "modes_matched")  # metrics that lie in [0, 1]
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% quantile at 1 to 9 degrees
+START_SECONDS = 5.0  # until a script works, for plans
+# What ddgan/tuning*.py and tune_ddgan.py still take from here
+SCHEMA, STUDENT = study_page.SCHEMA, study_page.STUDENT
+FLAGS = {name: (model.train_flags, model.sample_flags) for name, model in MODELS.items()}
 
-Entry = dict[str, Any]
+Cell = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser, seconds: float | None, num_samples: int | None) -> None:
-    """Add what every study takes; None leaves out what a study has no use for.
-
-    Args:
-        parser: of the script.
-        seconds: default of --seconds.
-        num_samples: default of --num_samples.
-    """
+    """Add the options of all studies; None in place of a default leaves out --seconds and --seeds, or --num_samples."""
     add = parser.add_argument
     add("--data", default="shapes", help=KINDS)
     if seconds is not None:
         add("--seconds", type=cli.positive_float, default=seconds, metavar="S", help="of training, each cell")
         add("--seeds", type=cli.positive_int, default=1, metavar="K", help="trainings of each cell, seeds 0 to K - 1")
     if num_samples is not None:
-        add("--num_samples", type=cli.positive_int, default=num_samples, metavar="N", help="images drawn and scored")
+        add("--num_samples", type=cli.positive_int, default=num_samples, metavar="N", help="images sampled and scored")
     add("--cells", metavar="NAME,NAME", help="only these, of those that --plan lists")
     add("--preset", default="quick", choices=["quick", "cpu", "gpu"], help="networks and settings, see flags.sh")
     add("--out", type=cli.local_path, metavar="DIR", help="small results; results/studies/<study> unless given")
     add("--runs_dir", type=cli.local_path, metavar="DIR", help="working runs; results/runs unless given, not in git")
     add("--plan", action="store_true", help="list the cells and their minutes, and run nothing")
     add("--page", action="store_true", help="write README.md and the pictures anew from study.json, and run nothing")
-    add("--fresh", action="store_true", help="start over, deleting what the cells' run folders hold")
+    add("--fresh", action="store_true", help="train anew, deleting what the cells' run folders hold")
     cli.add_device_options(parser)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of the plan: a name that --cells takes, what it is in words, and about how long it takes."""
+    """A cell of the plan: its name for --cells, what it is, seconds of one training and its samples, trainings."""
 
     name: str
-    what: str
+    text: str
     seconds: float
+    seeds: int = 1
 
 
-def plan_table(jobs: Sequence[Job], rest: float = 0.0) -> str:
-    """Lay out a plan and its minutes; `rest` are seconds that belong to no cell."""
-    rows = [[job.name, job.what, f"{job.seconds / 60:.1f}"] for job in jobs]
-    total = sum(job.seconds for job in jobs) + rest
-    table = formatting.console_table(["cell", "what", "minutes"], rows)
-    return f"{table}\n\n{len(jobs)} cells, about {total / 60:.0f} minutes on two CPU cores"
+def sampling_seconds(model: Model, images: int, evaluations: float = 0, image_size: int = 32) -> float:
+    """Estimate for a plan how long a sampling script runs; `evaluations` per image, the model's default for 0."""
+    evaluation = model.evaluation_seconds * (image_size / 32) ** 2
+    return START_SECONDS + images * (evaluations or model.evaluations) * evaluation
 
 
-def drawing_seconds(model: str, images: int, evaluations: float, image_size: int = 32) -> float:
-    """Estimate for a plan how long a sample set takes."""
-    return START_SECONDS + images * evaluations * EVALUATION_SECONDS[model] * (image_size / 32) ** 2
-
-
-def choose(names: str | None, known: Sequence[str]) -> list[str]:
-    """Return the cells that --cells asks for in the order of the plan, all for None.
-
-    Raises:
-        UserError: a name is unknown.
-    """
-    wanted = list(known) if names is None else names.split(",")
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"--cells {name}: must be among {', '.join(known)}")
-    return [name for name in known if name in wanted]
-
-
-def preset_flags(preset: str) -> dict[str, list[str]]:
-    """Return the variables of flags.sh, split at spaces as the shell does."""
-    names = sorted({name for pair in FLAGS.values() for part in pair for name in part})
-    script = 'PRESET=$1; source "$2"; shift 2; for name; do printf "%s\\n" "${!name}"; done'
-    command = ["bash", "-c", script, "bash", preset, str(cli.repo_root() / "flags.sh"), *names]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"flags.sh: cannot be read by bash ({error})") from None
-    return {name: line.split() for name, line in zip(names, found, strict=True)}
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Where and with what the cells of a study run.
+class Study:
+    """A study that is being run.
 
     Attributes:
-        study: its name.
-        data: of training, a known name or an absolute path.
-        runs: folder of the working runs.
-        out: folder of the small results.
-        fresh: start every cell over.
-        device: flags for every script: --device and the like.
+        name: of the study.
+        args: of its script, with what `add_options` added.
+        data: data source of training, a known name or an absolute path.
+        runs, out: folders of the working runs and of the small results.
         preset: variables of flags.sh.
-        begun: folders that this call has started over already.
+        left_out: cells that --cells does not ask for.
     """
 
-    study: str
-    data: str
-    runs: Path
-    out: Path
-    fresh: bool
-    device: tuple[str, ...]
-    preset: Mapping[str, list[str]]
-    begun: set[Path] = field(default_factory=set)
-
-    @classmethod
-    def open(cls, study: str, args: argparse.Namespace) -> "Lab":
-        """Judge the options that every study has.
+    def __init__(self, name: str, args: argparse.Namespace, *, sampler: bool = True) -> None:
+        """Judge the options of all studies; `sampler` False drops the preset's sampler of improved DDPM.
 
         Raises:
-            UserError: the data cannot be read, or a folder is a file.
+            UserError: the data cannot be read, a folder is a file, or --num_samples is too small.
         """
-        check_source(args.data, "--data")
+        if not args.page:
+            check_source(args.data, "--data")
         if getattr(args, "num_samples", LEAST_SAMPLES) < LEAST_SAMPLES:
             raise UserError(f"--num_samples {args.num_samples}: at least {LEAST_SAMPLES} are needed for a score")
-        root = cli.repo_root()
-        data = str(Path(args.data).resolve()) if not is_name(args.data) and Path(args.data).exists() else args.data
-        runs, out = args.runs_dir or root / "results" / "runs", args.out or root / "results" / "studies" / study
-        for flag, path in (("--out", out), ("--runs_dir", runs)):
-            cli.check_folder(path, flag)
-        device = ["--device", args.device, "--threads", str(args.threads)]
-        return cls(study, data, runs.resolve(), out.resolve(), args.fresh, tuple(device), preset_flags(args.preset))
+        results = cli.repo_root() / "results"
+        out, runs = args.out or results / "studies" / name, args.runs_dir or results / "runs"
+        cli.check_folder(out, "--out")
+        cli.check_folder(runs, "--runs_dir")
+        self.name, self.args, self.out, self.runs = name, args, out.resolve(), runs.resolve()
+        self.data = args.data if is_name(args.data) else str(Path(args.data).resolve())
+        self.preset = preset_flags(args.preset)
+        if not sampler:
+            batch = value_of(self.preset["SAMPLE_FLAGS"], "--batch_size")
+            self.preset["SAMPLE_FLAGS"] = ["--batch_size", batch] if batch else []
+        self.left_out: list[str] = []
+        self._device = ["--device", args.device, "--threads", str(args.threads)]
+        self._begun: set[Path] = set()  # run folders that this call has trained in
 
-    def without_sampler(self) -> "Lab":
-        """Return the same with no sampler in the preset, for cells that name their own: two would contradict."""
-        given = self.preset["SAMPLE_FLAGS"]
-        kept = given[given.index("--batch_size") :][:2] if "--batch_size" in given else []
-        return replace(self, preset={**self.preset, "SAMPLE_FLAGS": kept})
+    def choose(self, plan: Sequence[Job], rest: float = 0.0) -> list[Job]:
+        """Return the jobs that --cells asks for; for --plan print them, with `rest` further seconds, and return none.
 
-    def folder(self, model: str, cell: str) -> Path:
+        Raises:
+            UserError: --cells names an unknown cell.
+        """
+        known = [job.name for job in plan]
+        wanted = known if self.args.cells is None else self.args.cells.split(",")
+        for name in wanted:
+            if name not in known:
+                raise UserError(f"--cells {name}: must be among {', '.join(known)}")
+        self.left_out = [name for name in known if name not in wanted]
+        chosen = [job for job in plan if job.name in wanted]
+        if not self.args.plan:
+            return chosen
+        rows = [[job.name, job.text, f"{job.seeds * job.seconds / 60:.1f}"] for job in chosen]
+        minutes = (sum(job.seeds * job.seconds for job in chosen) + rest) / 60
+        print(formatting.console_table(["cell", "what", "minutes"], rows))
+        print(f"\n{len(chosen)} cells, about {minutes:.0f} minutes on two CPU cores")
+        return []
+
+    def run(self, plan: Sequence[Job], cells_of: Callable[[str, int], list[Cell]]) -> list[Cell]:
+        """Run jobs one after the other by `cells_of(name, seed)`; return all their cells of study.json."""
+        cells = []
+        for number, job in enumerate(plan, start=1):
+            for seed in range(job.seeds):
+                mine = cells_of(job.name, seed)
+                text = "" if job.seeds == 1 else f", seed {seed}"
+                if facts := mine[0].get("training"):
+                    text += f": {facts['seconds']:.0f} s of training, {facts['images_seen']:,} images seen"
+                print(f"[{number}/{len(plan)}] {job.name}{text}", flush=True)
+                cells += mine
+        return cells
+
+    def folder(self, model: Model, cell: str) -> Path:
         """Return the run folder of a cell."""
-        return self.runs / model / f"study-{self.study}-{cell}"
+        return self.runs / model.name / f"study-{self.name}-{cell}"
 
-    def flags(self, model: str, *, sampling: bool = False) -> list[str]:
-        """Return the model's flags of the preset; those of its family, without their size, for super-resolution."""
-        found = [flag for name in FLAGS[family(model)][sampling] for flag in self.preset[name]]
-        if model == SUPER_RESOLUTION and "--image_size" in found:
-            size = found.index("--image_size")
-            del found[size : size + 2]
-        return found
+    def subset(self, name: str, count: int, image_size: int) -> str:
+        """Return the .npz file of so many of the training images, evenly spread; write it where it is missing."""
+        from comparison.data.images import load_images, save_npz
+
+        path = self.runs / "studies" / self.name / f"{name}.npz"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_npz(path, load_images(self.data, image_size, limit=count).images.permute(0, 2, 3, 1).numpy())
+        return str(path)
+
+    def train(self, model: Model, folder: Path, seed: int, words: Iterable[str], data: str = "") -> dict[str, Any]:
+        """Train a model in a folder, by --fresh anew where this call has not yet; return its config.json.
+
+        `words` come after the flags of the preset and the study's --precision and --seconds.
+
+        Raises:
+            UserError: the training fails, or the folder holds a longer one.
+        """
+        fresh = self.args.fresh and folder not in self._begun
+        self._begun.add(folder)
+        budget = ["--max_seconds", f"{self.args.seconds:g}"] if "seconds" in self.args else []
+        every = [*self._flags(model, model.train_flags), *model.fixed, *model.quiet, *self._common(seed), *budget]
+        every += [*words, *self._device]
+        console = folder / "console.txt"
+        config = jobs.train(model, folder, data or self.data, every, fresh=fresh, console=console)
+        seconds, limit = config["finished"]["wall_seconds"], float(dict(pairwise(every)).get("--max_seconds", 0))
+        if limit and seconds > 1.1 * limit + 30:
+            raise UserError(f"{folder}: trained for {seconds:g} s, more than --seconds {limit:g}; --fresh starts over")
+        return config
+
+    def sample(
+        self, model: Model, run: Path, folder: Path, seed: int, words: Iterable[str] = (), **options: bool
+    ) -> dict[str, Any]:
+        """Sample a run's newest checkpoint into a folder, by flags after those of the preset; see `jobs.sample`."""
+        count = ["--num_samples", str(self.args.num_samples)] if "num_samples" in self.args else []
+        every = [*self._flags(model, model.sample_flags), *self._common(seed), *count, *words, *self._device]
+        return jobs.sample(model, run, folder, every, console=folder / "console.txt", **options)
+
+    def train_and_sample(
+        self, model: Model, name: str, seed: int, words: Iterable[str], data: str = "", sampling: Iterable[str] = ()
+    ) -> Cell:
+        """Train and sample a cell by further flags; return what study.json says of it, and its `folder` of samples."""
+        run = self.folder(model, f"{name}-s{seed}")
+        config = self.train(model, run, seed, words, data)
+        samples = run / "settings" / "default"
+        drawn = self.sample(model, run, samples, seed, sampling)
+        cell = {"name": name, "model": model.name, "label": model.label, "seed": seed, "folder": samples}
+        return {**cell, "training": training_facts(config), **sampling_facts(drawn)}
+
+    def _common(self, seed: int) -> list[str]:
+        return ["--seed", str(seed), "--precision", self.args.precision]
+
+    def _flags(self, model: Model, names: Sequence[str]) -> list[str]:
+        """Return the words of variables of flags.sh, for super-resolution without the size of its family."""
+        words = [word for name in names for word in self.preset[name]]
+        if model is SUPER_RESOLUTION and "--image_size" in words:
+            start = words.index("--image_size")
+            del words[start : start + 2]
+        return words
+
+    def score(self, cells: Sequence[Cell], image_size: int, data: str | None = None, part: str = "") -> dict[str, Any]:
+        """Score the samples in the cells' `folder` into their `metrics`; return the controls' file of this `part`."""
+        anchors = self.runs / "studies" / self.name / f"anchors{part and '-'}{part}.json"
+        words = ["--image_size", str(image_size), "--num_images", str(self.args.num_samples), *self._device]
+        folders = [cell["folder"] for cell in cells]
+        controls = jobs.evaluate(folders, data or self.data, anchors, words, console=anchors.parent / "console.txt")
+        for cell in cells:
+            cell["metrics"] = read_json(cell["folder"] / "metrics.json")["metrics"]
+        return controls
+
+    def score_all(self, cells: Sequence[Cell], image_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Score cells that were trained on the study's data; return what study.json says of that, and the controls.
+
+        Raises:
+            UserError: a cell was trained on other images than the reference is drawn from.
+        """
+        controls = self.score(cells, image_size)
+        for cell in cells:
+            if cell["training"]["data"]["fingerprint"] != controls["reference"]["training_fingerprint"]:
+                name, data = cell["name"], self.args.data
+                raise UserError(f"{name}: trained on other images than --data {data}; --fresh starts over")
+        scoring = {name: controls[name] for name in ("reference", "extractor", "n", "image_size")}
+        anchors = {name: entry["metrics"] for name, entry in controls["anchors"].items()}
+        return {"options": self.options(), "scoring": scoring, "cells": cells}, anchors
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Return options for study.json; no path of the machine may be among them."""
+        usual = ("seconds", "seeds", "num_samples", "preset", "precision")
+        return {name: getattr(self.args, name) for name in names or usual}
+
+    def rewrite(self, page: Page, pictures: Pictures) -> None:
+        """Write the page and the pictures anew from study.json."""
+        study_page.rewrite(self.out, self.name, page, pictures)
+
+    def write(self, content: dict[str, Any], page: Page, pictures: Pictures) -> None:
+        """Write study.json, with what --cells left out and without the folders of its cells, page and pictures."""
+        cells = [{key: value for key, value in cell.items() if key != "folder"} for cell in content["cells"]]
+        left_out = [{"name": name, "reason": study_page.NOT_ASKED} for name in self.left_out]
+        content = {**content, "cells": cells, "left_out": content.get("left_out", left_out)}
+        study_page.write(self.out, self.name, content, page, pictures)
 
 
-def family(model: str) -> str:
-    """Return the one of MODELS whose options and files a model's scripts have."""
-    return "improved-diffusion" if model == SUPER_RESOLUTION else model
-
-
-def train(
-    lab: Lab, model: str, folder: Path, budget: Sequence[str], flags: Iterable[str] = (), *, data: str | None = None
-) -> dict[str, Any]:
-    """Train a model in `folder` unless that is done; a run that was cut short goes on.
+def add_copies(study: Study, cells: Sequence[Cell], image_size: int, images_of: Callable[[int, Any], Any]) -> None:
+    """Replace `memorised` of cells by the share among the images that a training saw; add `held_out`, its floor.
 
     Args:
-        lab: of the study.
-        model: one of MODELS, or SUPER_RESOLUTION.
-        folder: of the run.
-        budget: --max_seconds S or --max_steps N.
-        flags: after those of the preset.
-        data: instead of the study's.
-
-    Returns:
-        Its config.json, with the entry `finished`.
-
-    Raises:
-        UserError: the training fails, or the folder holds a longer one.
-    """
-    kind = family(model)
-    source = {"gans": "--data", "improved-diffusion": "--data_dir", "denoising-diffusion-gan": "--dataset"}[kind]
-    place = {"gans": "--run_dir", "improved-diffusion": "--run_dir", "denoising-diffusion-gan": "--exp"}[kind]
-    quiet = {"gans": ["--num_samples", "0", "--held_out", "0"], "improved-diffusion": ["--grid_images", "0"]}.get(
-        kind, []
-    )
-    command = [TRAIN[model], source, data or lab.data, place, str(folder), *lab.flags(model), *quiet]
-    command += [*flags, *budget, *lab.device]
-    fresh = lab.fresh and folder not in lab.begun
-    lab.begun.add(folder)
-    if fresh:
-        for record in folder.rglob("study-*.json"):
-            record.unlink()
-        run_command([*command, "--fresh"], folder)
-    elif not recorded(folder / "study-train.json", command):
-        run_command(command, folder)
-    config = read_config(folder / "config.json")
-    done = config.get("finished")
-    if not done:
-        raise UserError(f"{folder}: the training did not reach its end; see console.txt there")
-    record_done(folder / "study-train.json", command)
-    if budget[0] == "--max_seconds" and done["wall_seconds"] > 1.1 * float(budget[1]) + 30:
-        raise UserError(
-            f"{folder}: trained for {done['wall_seconds']:g} s, more than --seconds {budget[1]}; --fresh starts over"
-        )
-    return config
-
-
-def draw(lab: Lab, model: str, run: Path, folder: Path, flags: Iterable[str] = (), *, bench: bool = False) -> Entry:
-    """Draw the samples of a run's newest checkpoint into `folder` unless they are there.
-
-    Args:
-        lab: of the study.
-        model: one of MODELS, or SUPER_RESOLUTION.
-        run: trained run folder.
-        folder: of samples*.npz and sampling.json.
-        flags: of the sampler: numbers of images and steps.
-        bench: measure into timing.json instead.
-
-    Returns:
-        sampling.json, or timing.json.
-    """
-    kind = family(model)
-    checkpoint = newest(run, CHECKPOINTS[kind])
-    if checkpoint is None:
-        raise UserError(f"{run}: holds no {CHECKPOINTS[kind]} to draw from")
-    flag = {"gans": "--checkpoint", "improved-diffusion": "--model_path", "denoising-diffusion-gan": "--checkpoint"}
-    out = ["--out_dir", str(folder)] if kind == "improved-diffusion" else ["--out", str(folder / "samples.npz")]
-    command = [DRAW[model], flag[kind], str(checkpoint), *out, *lab.flags(model, sampling=True), *flags, *lab.device]
-    done = (read_config(run / "config.json").get("finished") or {}).get("steps")
-    record = folder / ("study-benchmark.json" if bench else "study-draw.json")
-    found = folder / ("timing.json" if bench else "sampling.json")
-    if not (found.is_file() and recorded(record, command, done)):
-        run_command([*command, *(["--benchmark"] if bench else [])], folder)
-        record_done(record, command, done)
-    return read_json(found)
-
-
-def evaluate(
-    lab: Lab, folders: Sequence[Path], image_size: int, num_images: int, anchors: Path | None = None
-) -> dict[str, Any]:
-    """Score sample sets by evaluate.py into their metrics.json; return the controls' file.
-
-    Args:
-        lab: of the study.
-        folders: each with samples*.npz.
+        study: of the cells.
+        cells: scored, with `percent` of the images.
         image_size: pixels.
-        num_images: scored of each.
-        anchors: file of the controls.
+        images_of: (percent, reference) -> images that a training saw, and real images to be the floor, which do not
+            count where it saw them; both (N, 3, S, S) uint8.
     """
-    anchors = anchors or lab.runs / "studies" / lab.study / "anchors.json"
-    anchors.parent.mkdir(parents=True, exist_ok=True)
-    command = ["results/evaluate.py", *map(str, folders), "--reference", lab.data, "--image_size", str(image_size)]
-    command += ["--num_images", str(num_images), "--anchors", str(anchors), *lab.device]
-    run_command(command, anchors.parent)
-    return read_json(anchors)
+    from comparison.data.images import load_npz
+    from comparison.scores import features
+    from comparison.scores.evaluation import find_samples
+    from comparison.scores.neighbours import memorised, nearest_training, squared_distances
+    from comparison.scores.reference import Reference
 
+    reference = Reference.load(study.data, image_size, study.args.num_samples, 0, "auto")
 
-def run_command(command: Sequence[str], folder: Path) -> None:
-    """Run a script of the repository to its end, its console in console.txt of `folder`; Ctrl-C reaches it once.
+    def embed(images: Any) -> Any:
+        return reference.scale(features.embed(images, reference.extractor, desc=f"embed {len(images)} images"))
 
-    Raises:
-        UserError: it fails; the sentence is its own last line.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    search = os.pathsep.join(filter(None, [str(cli.repo_root() / "results"), os.environ.get("PYTHONPATH")]))
-    with open(folder / "console.txt", "w", encoding="utf-8") as console:
-        process = subprocess.Popen(
-            [sys.executable, "-u", *command],
-            cwd=cli.repo_root(),
-            env=os.environ | {"PYTHONPATH": search},
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # or the terminal's Ctrl-C would reach it besides ours
-        )
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait()
-            finally:
-                process.kill()
-            raise
-    if status == 130:
-        raise KeyboardInterrupt
-    if status:
-        said = (folder / "console.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(said) if line.strip()), f"exit status {status}")
-        raise UserError(f"{last} ({folder / 'console.txt'})")
-
-
-def recorded(path: Path, command: Sequence[str], steps: int | None = None) -> bool:
-    """Tell whether this command was finished here, for a training of so many updates."""
-    return path.is_file() and read_json(path) == {"command": list(command), "steps": steps}
-
-
-def record_done(path: Path, command: Sequence[str], steps: int | None = None) -> None:
-    """Record that a command was finished."""
-    write_json(path, {"command": list(command), "steps": steps})
-
-
-def scores(folder: Path) -> dict[str, Entry]:
-    """Return metric -> entry of a folder's metrics.json."""
-    return read_json(folder / "metrics.json")["metrics"]
-
-
-def with_scores(
-    cells: list[dict[str, Any]], controls: Mapping[str, Any], data: str, left_out: Sequence[str]
-) -> dict[str, Any]:
-    """Return what study.json says of a study's trained cells and of how they were scored.
-
-    Args:
-        cells: each with `name`, `training` and `folder`, in whose place come its `metrics`.
-        controls: of `evaluate`.
-        data: of the command line.
-        left_out: names of the cells that were not wanted.
-
-    Raises:
-        UserError: a cell was trained on other images than the reference is drawn from.
-    """
-    expected = controls["reference"]["training_fingerprint"]
+    known: dict[int, Any] = {}
     for cell in cells:
-        if cell["training"]["data"]["fingerprint"] != expected:
-            raise UserError(f"{cell['name']}: trained on other images than --data {data}; --fresh starts over")
-        cell["metrics"] = scores(cell.pop("folder"))
-    scoring = {name: controls[name] for name in ("reference", "extractor", "n", "image_size")}
-    missing = [{"name": name, "reason": "not among --cells"} for name in left_out]
-    return {"scoring": scoring, "cells": cells, "left_out": missing}
+        if cell["percent"] not in known:
+            seen, real = map(embed, images_of(cell["percent"], reference))
+            nearest = squared_distances(real, seen).min(1).indices
+            same = nearest[(real - seen[nearest]).norm(dim=1) < 1e-4].unique()
+            known[cell["percent"]] = seen, memorised(nearest_training(real, seen, same)).as_json()
+        seen, cell["held_out"] = known[cell["percent"]]
+        x = embed(load_npz(find_samples(cell["folder"]))[0])
+        cell["metrics"]["memorised"] = memorised(nearest_training(x, seen)).as_json()
+
+
+def sampling_facts(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what study.json says of a sample set, from its sampling.json."""
+    return {name: drawn[name] for name in ("nfe", "seconds_per_image", "sampler", "batch_size")}
 
 
 def training_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what study.json says of a training, from its config.json; no path of the machine is in it."""
     done = config["finished"]
     kept = {name: config.get(name) for name in ("parameters", "device", "precision", "versions", "git_commit")}
-    options = {k: v for k, v in config["options"].items() if k not in ("run_dir", "exp", "data", "data_dir", "dataset")}
+    paths = ("run_dir", "exp", "data", "data_dir", "dataset", "fresh", "resume_checkpoint")
     found = {"seconds": done["wall_seconds"], "images_seen": done["images_seen"], "steps": done["steps"]}
     found |= {"peak_memory_bytes": done.get("peak_memory_bytes"), "data": config.get("data"), **kept}
-    return {**found, "options": {k: v for k, v in options.items() if k not in ("fresh", "resume_checkpoint")}}
-
-
-def pool(entries: Sequence[Entry]) -> Entry:
-    """Return the entry of several trainings' numbers: their mean, with a 95% interval of Student's t.
-
-    One entry is returned as it is: its interval is of another draw from the same training.
-    """
-    if len(entries) == 1:
-        return dict(entries[0])
-    values = [entry["value"] for entry in entries]
-    count = len(values)
-    mean = sum(values) / count
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    half = STUDENT[min(count - 1, len(STUDENT)) - 1] * deviation / math.sqrt(count)
-    return {**entries[0], "value": mean, "interval": [mean - half, mean + half], "trainings": count}
-
-
-def pool_metrics(cells: Sequence[Mapping[str, Any]]) -> dict[str, Entry]:
-    """Return metric -> pooled entry of the trainings of one cell; intervals of shares end at 0 and 1."""
-    shared = set.intersection(*(set(cell["metrics"]) for cell in cells))
-    pooled = {name: pool([cell["metrics"][name] for cell in cells]) for name in cells[0]["metrics"] if name in shared}
-    for entry in (pooled[name] for name in SHARES if name in pooled):
-        entry["interval"] = [min(1.0, max(0.0, bound)) for bound in entry["interval"]]
-    return pooled
+    return {**found, "options": {name: value for name, value in config["options"].items() if name not in paths}}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 RESULTS = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # helpers
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,7 @@ def script():
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             patch.chdir(folder)
             patch.setattr(sys, "argv", [name, *map(str, args)])
+            patch.syspath_prepend(RESULTS / Path(name).parent)  # as Python does for a script
             with pytest.raises(SystemExit) as end:
                 runpy.run_path(str(RESULTS / name), run_name="__main__")
         return subprocess.CompletedProcess(args, end.value.code, out.getvalue(), err.getvalue())
