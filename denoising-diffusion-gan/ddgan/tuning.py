@@ -1,298 +1,282 @@
-"""A search for training flags: the space, and the study on disk that several workers share.
+"""A search for training flags on Optuna: the study on disk, what a trial does, and the confirmation of the winner.
 
-Optuna (Akiba et al. 2019, https://arxiv.org/abs/1907.10902) proposes and prunes; it is imported only inside functions.
-Workers are processes of one machine or of one file system: each holds a lock on a file as long as it lives, so that a
-worker that was killed is noticed at once, and what it had begun is taken over.
+Optuna (Akiba et al. 2019, https://arxiv.org/abs/1907.10902) proposes, prunes, and keeps the trials in SQLite. A trial
+whose worker was killed has no heartbeat; after GRACE_SECONDS it is queued again and its training resumes. `args` are
+those of tune_ddgan.py, with what its `judge` adds.
 """
 
-import fcntl
-import json
-import time
-import uuid
+import contextlib
+import functools
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from argparse import Namespace
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
+import test_ddgan
+import train_ddgan
 from comparison.cli import UserError
+from comparison.data.images import load_npz
+from comparison.device import pick_device, set_threads
+from comparison.runs import read_config
+from comparison.scores.features import embed
+from comparison.scores.metrics import frechet_estimate, frechet_from, moments
+from comparison.scores.reference import Reference
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+from sqlalchemy.exc import DatabaseError
 
-if TYPE_CHECKING:
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial, Trial
+SEARCH, CONFIRMATION = "ddgan", "confirmation"  # names of the two studies in study.db
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)  # an interrupted trial is FAIL, and a copy of it is WAITING
+STARTUP_TRIALS, PRUNING_FROM = 10, 5  # trials drawn at random at first; finished ones before any is pruned
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
+Values = Mapping[str, float]  # flag of train_ddgan.py -> value
+Entry = dict[str, Any]  # value, interval and n of a distance
 
-STARTUP_TRIALS = 10  # drawn at random before the sampler models anything
-PRUNING_FROM = 5  # finished trials, before which none is pruned
-Values = dict[str, float | int]
-
-
-@dataclass(frozen=True)
-class Knob:
-    """One flag of train_ddgan.py that the search varies, on a logarithmic scale.
-
-    Attributes:
-        name: of the flag.
-        low, high: bounds, both included.
-        kind: "float", "int", or "decay": a share near 1, whose distance from 1 is on the logarithmic scale.
-    """
-
-    name: str
-    low: float
-    high: float
-    kind: str = "float"
-
-    @property
-    def parameter(self) -> str:
-        """The name in the study."""
-        return f"1-{self.name}" if self.kind == "decay" else self.name
-
-    def to_parameter(self, value: float) -> float:
-        """Map the flag's value to the study's."""
-        return float(f"{1 - value:.6g}") if self.kind == "decay" else value
-
-    def suggest(self, trial: "Trial") -> float | int:
-        """Let the sampler choose; the flag's value, rounded to three digits (a decay's distance from 1 to two)."""
-        if self.kind == "int":
-            return trial.suggest_int(self.parameter, int(self.low), int(self.high), log=True)
-        if self.kind == "decay":
-            low, high = (self.to_parameter(value) for value in (self.high, self.low))
-            return round(1 - float(f"{trial.suggest_float(self.parameter, low, high, log=True):.2g}"), 8)
-        return float(f"{trial.suggest_float(self.parameter, self.low, self.high, log=True):.3g}")
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-SPACE = (
-    Knob("lr_g", 5e-5, 2e-3),
-    Knob("lr_d", 5e-5, 2e-3),
-    Knob("r1_gamma", 0.005, 2),
-    Knob("lazy_reg", 1, 20, "int"),
-    Knob("ema_decay", 0.9, 0.9999, "decay"),
-    Knob("num_timesteps", 2, 8, "int"),  # 1 is a GAN on images and denoises nothing
-    Knob("accum_iter", 1, 4, "int"),
-)
-
-
-def make_space(base: Mapping[str, Any], fixed: Sequence[str], ranges: Mapping[str, tuple[float, float]]) -> list[Knob]:
-    """Return the knobs that are searched; each range is widened to hold the value of the base flags.
-
-    Args:
-        base: all flags of the training with their values.
-        fixed: names that are not searched.
-        ranges: bounds instead of those of SPACE.
+def open_study(folder: Path, name: str = SEARCH) -> optuna.Study:
+    """Open or create a study in study.db of `folder`.
 
     Raises:
-        UserError: nothing is left, or the value of a base flag cannot be on a logarithmic scale.
+        UserError: the file is damaged, or no database.
     """
-    left_out = {*fixed, *(() if base["use_ema"] else ("ema_decay",))}
-    space = []
-    for knob in SPACE:
-        if knob.name in left_out:
-            continue
-        low, high = ranges.get(knob.name, (knob.low, knob.high))
-        value = base[knob.name]
-        if not (0 <= value < 1 if knob.kind == "decay" else value > 0):
-            raise UserError(f"--{knob.name} {value:g}: cannot be searched around; add --fix {knob.name}={value:g}")
-        space.append(replace(knob, low=min(low, value), high=max(high, value)))
-    if not space:
-        raise UserError("--fix: leaves nothing to search")
-    return space
-
-
-def require_optuna() -> None:
-    """Import Optuna and make it quiet.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        import optuna
-    except ModuleNotFoundError:
-        raise UserError("the search needs the package optuna, version 4 or 5: pip install optuna") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            f"sqlite:///{(folder / 'study.db').resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 120}},  # seconds to wait while another worker writes
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_FROM)
+        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner)
+    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder / 'study.db'}: not readable as a study ({reason})") from None
 
 
-def make_sampler(seed: int, trials: int) -> "BaseSampler":
-    """Return the sampler of the next trial; another seed for each, as workers must not draw alike."""
-    import optuna
+def begin(args: Namespace) -> None:
+    """Record the settings of a new study and queue the base flags as its first trial.
 
-    return optuna.samplers.TPESampler(
-        n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, seed=(seed * 100_003 + trials) % 2**32
+    Raises:
+        UserError: the folder holds a study with other settings.
+    """
+    study, names = open_study(args.folder), ("rungs", "num_samples", "features", "seed")
+    space = {name: list(bounds) for name, bounds in args.space.items()}
+    settings = {"base": " ".join(args.base), "space": space, **{name: getattr(args, name) for name in names}}
+    saved = study.user_attrs.get("settings")
+    if saved is None:
+        parameters = dict(parameter(name, value) for name, value in args.default.items())
+        study.enqueue_trial(parameters, {"default": True, "values": args.default}, skip_if_exists=True)
+        study.set_user_attr("settings", settings)
+        return
+    other = [name for name, value in settings.items() if in_any_order(value) != in_any_order(saved.get(name))]
+    if other:
+        told = "; ".join(f"{n} {saved.get(n)} in the study, {settings[n]} on the command line" for n in other)
+        raise UserError(f"{args.folder} holds another study: {told}; use the same options or another --study")
+
+
+def in_any_order(setting: Any) -> list[str]:
+    """Return the words of a setting, sorted: the order of flags does not matter."""
+    return sorted(str(setting).split())
+
+
+def parameter(name: str, value: float) -> tuple[str, float]:
+    """Return a flag as the study's parameter; of a decay, the distance from 1 is on the logarithmic scale."""
+    return ("1-ema_decay", float(f"{1 - value:.6g}")) if name == "ema_decay" else (name, value)
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Return flag -> value as the sampler chooses, to three digits (a decay's distance from 1 to two)."""
+    values: dict[str, float] = {}
+    for name, (low, high) in space.items():
+        if isinstance(low, int):
+            values[name] = trial.suggest_int(name, low, int(high), log=True)
+        elif name == "ema_decay":
+            (key, most), (_, least) = parameter(name, low), parameter(name, high)
+            values[name] = round(1 - float(f"{trial.suggest_float(key, least, most, log=True):.2g}"), 8)
+        else:
+            values[name] = float(f"{trial.suggest_float(name, low, high, log=True):.3g}")
+    return values
+
+
+def flag_words(values: Values) -> list[str]:
+    """Return the flags of a command line for these values."""
+    return [word for name, value in values.items() for word in (f"--{name}", f"{value:.10g}")]
+
+
+@functools.cache
+def load_scorer(
+    source: str, image_size: int, num_images: int, features: str, device: str, threads: int
+) -> tuple[Callable[[Path], Entry], dict[str, Any]]:
+    """Embed the training images; return the Frechet distance of .npz files to them, and its description.
+
+    `source` and `features` are --reference and --features of evaluate.py. The description has `n`, the images scored,
+    and `floor`, the distance of as many other training images.
+    """
+    set_threads(threads)
+    reference = Reference.load(source, image_size, num_images, 0, features, device=pick_device(device))
+    distance, facts = frechet_from(*moments(reference.training[reference.chosen])), reference.describe()
+
+    def score(path: Path) -> Entry:
+        embedded = embed(load_npz(path)[0][: facts["n"]], reference.extractor, desc="score")
+        return frechet_estimate(distance, reference.scale(embedded)).as_json()
+
+    floor = frechet_estimate(distance, reference.training[reference.others[: facts["n"]]]).as_json()
+    return score, {**{name: facts[name] for name in ("reference", "extractor", "n", "image_size")}, "floor": floor}
+
+
+def objective(args: Namespace, trial: optuna.Trial) -> float:
+    """Train a trial from rung to rung, numbers of images seen, and return its last distance.
+
+    Values, run folder and scores are attributes of the trial, so that it resumes if it is queued again.
+
+    Raises:
+        TrialPruned: the trial is worse than the median, has diverged, or its flags need too much memory.
+        KeyboardInterrupt, UserError: the search has to end; the trial is queued again.
+    """
+    facts, searched, pruned = trial.user_attrs, suggest(trial, args.space), False
+    values, name = facts.get("values", searched), facts.get("folder", f"{trial.number:04d}")
+    if not values:
+        raise optuna.TrialPruned  # another worker has taken the last training of the confirmation
+    trial.set_user_attr("values", values)
+    trial.set_user_attr("folder", name)
+    folder, scores = args.folder / "trials" / name, dict(facts.get("scores", {}))
+    try:
+        for images in args.rungs:
+            if str(images) not in scores:
+                scores[str(images)] = measure(args, folder, values, facts.get("seed", args.seed), images)
+                trial.set_user_attr("scores", scores)
+            value = scores[str(images)]["value"]
+            trial.report(value, images)
+            pruned = images < args.rungs[-1] and "default" not in facts and trial.should_prune()
+            if pruned:
+                break
+        ending = f"{value:.4g} at {images} images{', pruned' if pruned else ''}"
+    except (Exception, KeyboardInterrupt) as error:
+        pruned, diverged = True, "training has diverged" in str(error)
+        if not diverged and not isinstance(error, RuntimeError):  # torch raises it for too little memory
+            RetryHeartbeatStaleTrialCallback()(trial.study, trial.study.trials[trial.number])
+            raise
+        ending = str(error).split("\n")[0]
+        trial.set_user_attr("diverged", diverged)
+    for path in () if args.keep_trials else (*folder.glob("*.pth"), *folder.glob("*.npz")):
+        path.unlink()
+    print(f"trial {name} ({' '.join(flag_words(values))}): {ending}", flush=True)
+    if pruned:
+        raise optuna.TrialPruned
+    return value
+
+
+def measure(args: Namespace, folder: Path, values: Values, seed: int, images: int) -> Entry:
+    """Train a run until it has seen so many images, resuming it, and score samples of it.
+
+    Raises:
+        KeyboardInterrupt: the training was asked to stop, and has saved its state.
+        UserError: the training diverged, failed, or its own flags ended it earlier.
+    """
+    score, facts = load_scorer(*args.scoring)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = ["--exp", f"{folder}/", "--device", args.device, "--precision", args.precision]
+    shared += ["--threads", str(args.threads)]
+    train = [*args.base, *flag_words(values), "--seed", str(seed), "--keep", "1", *shared]
+    train += ["--max_images", str(args.max_images), "--stop_after", str(images)]
+    train += [] if any(folder.glob("*.pth")) else ["--fresh"]  # there is nothing to resume
+    sample = ["--num_samples", str(facts["n"]), "--batch_size", str(min(facts["n"], 100)), *shared]
+    with open(folder / "console.txt", "a", encoding="utf-8") as console, contextlib.redirect_stdout(console):
+        status = train_ddgan.main(train_ddgan.parse_args(train))
+        if status == 130:
+            raise KeyboardInterrupt
+        done = read_config(folder / "config.json").get("finished") or {"images_seen": 0, "reason": "an error"}
+        if status or done["images_seen"] < images:
+            raise UserError(
+                f"{folder}: {done['reason']} ended the training at {done['images_seen']} of {images} images; see "
+                "console.txt, or pass --num_epoch 0 or a smaller --max_images"
+            )
+        if test_ddgan.main(test_ddgan.parse_args(sample)):
+            raise UserError(f"{folder}: sampling failed; see console.txt")
+    entry = score(folder / "samples.npz")
+    if not math.isfinite(entry["value"]):
+        raise UserError("the training has diverged: the distance of its samples is not finite")
+    return {**entry, "images_seen": done["images_seen"], "seconds": done["wall_seconds"]}
+
+
+def search(args: Namespace, worker: int) -> None:
+    """Try trials until all workers have done --trials; those that are running then are finished as well."""
+    study = open_study(args.folder)
+    begun = len(study.get_trials(deepcopy=False))
+    seed = args.seed * 100_003 + begun * 1009 + worker  # neither workers nor a search that resumes may draw alike
+    study.sampler = optuna.samplers.TPESampler(
+        n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, seed=seed % 2**32
     )
+    if len(study.get_trials(deepcopy=False, states=DONE)) < args.trials:
+        callback = optuna.study.MaxTrialsCallback(args.trials, states=DONE)
+        study.optimize(functools.partial(objective, args), callbacks=[callback])
 
 
-def make_pruner() -> "BasePruner":
-    """Return what ends a trial that is worse than the median of the earlier ones at the same number of images."""
-    import optuna
+def queue_confirmation(args: Namespace) -> set[str]:
+    """Queue trainings of the winner and the base flags with other seeds, unless they are there.
 
-    return optuna.pruners.MedianPruner(n_startup_trials=PRUNING_FROM)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; waits for it."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def try_lock(path: Path) -> IO[str] | None:
-    """Return an open file that holds the lock of `path` until it is closed, or None where another process has it."""
-    file = open(path, "a")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-class Search:
-    """The study of a folder, as one worker sees it.
-
-    Args:
-        folder: of the study; study.db and locks/ appear in it.
-        settings: what all workers must agree on, plain types.
-        space: what is searched.
-        default: values of the base flags, tried first.
-        seed: of the sampler.
-
-    Raises:
-        UserError: the folder holds a study with other settings, or a damaged one.
+    Returns:
+        Names of their run folders, none where no trial is better than the base flags.
     """
+    done = open_study(args.folder).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    best = min(done, key=lambda trial: (trial.value, trial.number), default=None)
+    if best is None or best.user_attrs.get("default"):
+        return set()
+    study, names = open_study(args.folder, CONFIRMATION), set()
+    roles = {"default": ("default", args.default), "winner": (best.user_attrs["folder"], best.user_attrs["values"])}
+    for seed in range(args.seed + 1, args.seed + 1 + args.confirm):
+        for role, (folder, values) in roles.items():
+            names.add(name := f"{folder}-seed{seed}")
+            facts = {"role": role, "seed": seed, "values": values, "folder": name}
+            study.enqueue_trial({"run": name}, facts, skip_if_exists=True)
+    return names
 
-    def __init__(
-        self, folder: Path, settings: Mapping[str, Any], space: Sequence[Knob], default: Mapping[str, float], seed: int
-    ):
-        import optuna
-        from sqlalchemy.exc import DatabaseError
 
-        self.folder, self.space, self.default, self.seed = folder, list(space), dict(default), seed
-        self.locks = folder / "locks"
-        self.locks.mkdir(parents=True, exist_ok=True)
-        self.worker = uuid.uuid4().hex[:12]
-        self._alive = try_lock(self.locks / self.worker)
-        with self._locked():
-            url = f"sqlite:///{(folder / 'study.db').resolve()}"
-            try:
-                storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
-                self.study = optuna.create_study(
-                    storage=storage, study_name="ddgan", load_if_exists=True, pruner=make_pruner(), direction="minimize"
-                )
-            except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
-                self.close()
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{folder / 'study.db'}: not readable as a study ({reason})") from None
-            self._agree(json.loads(json.dumps(settings)))
+def confirm(args: Namespace, worker: int) -> None:
+    """Do the trainings that are queued, together with the other workers."""
+    study = open_study(args.folder, CONFIRMATION)
+    optuna.storages.fail_stale_trials(study)
+    whole = Namespace(**{**vars(args), "space": {}, "rungs": args.rungs[-1:]})
+    while study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+        study.optimize(functools.partial(objective, whole), n_trials=1)
 
-    def _locked(self) -> Any:
-        return locked(self.locks / "study")
 
-    def _agree(self, settings: dict[str, Any]) -> None:
-        """Record the settings and enqueue the base flags, or refuse other settings."""
-        there = self.study.user_attrs.get("settings")
-        if there is None:
-            self.study.enqueue_trial(self._parameters(self.default), user_attrs={"default": True})
-            self.study.set_user_attr("settings", settings)
-            return
-        names = [name for name in settings if settings[name] != there.get(name)]
-        if names:
-            said = "; ".join(f"{name} {there.get(name)} there, {settings[name]} here" for name in names)
-            raise UserError(f"{self.folder} holds another study: {said}; use the same options or another --study")
-
-    def _parameters(self, values: Mapping[str, float]) -> dict[str, float]:
-        return {knob.parameter: knob.to_parameter(values[knob.name]) for knob in self.space}
-
-    def close(self) -> None:
-        """Let go of this worker's lock; call it when nothing of it is running."""
-        if self._alive is not None:
-            (self.locks / self.worker).unlink(missing_ok=True)
-            self._alive.close()
-            self._alive = None
-
-    def next_trial(self, total: int) -> "Trial | None":
-        """Begin a trial, or return None where `total` are finished or running.
-
-        Its user attributes hold `values` (flag -> value) and `folder` (name of its run folder).
-        """
-        with self._locked():
-            self._take_over()
-            count = sum(not self.is_interrupted(t) for t in self.trials() if t.state.name != "WAITING")
-            if count >= total:
-                return None
-            self.study.sampler = make_sampler(self.seed, len(self.study.get_trials(deepcopy=False)))
-            trial = self.study.ask()
-            trial.set_user_attr("worker", self.worker)
-            values = {knob.name: knob.suggest(trial) for knob in self.space}
-            trial.set_user_attr("values", dict(self.default) if "default" in trial.user_attrs else values)
-            if "folder" not in trial.user_attrs:
-                trial.set_user_attr("folder", f"{trial.number:04d}")
-            return trial
-
-    def trials(self) -> "list[FrozenTrial]":
-        """Return all trials, waiting and interrupted ones included."""
-        return self.study.get_trials(deepcopy=False)
-
-    def is_interrupted(self, trial: "FrozenTrial") -> bool:
-        """Tell whether a trial was cut short; another one, with the same values and folder, goes on with it."""
-        return trial.number in self.study.user_attrs.get("interrupted", [])
-
-    def running(self) -> int:
-        """Return how many trials are with workers that live, after taking over those of dead ones."""
-        with self._locked():
-            self._take_over()
-            return sum(trial.state.name == "RUNNING" for trial in self.trials())
-
-    def wait_for_others(self, total: int, seconds: float = 2.0) -> "Trial | None":
-        """Wait until `total` trials are finished; return one to do where another worker leaves it."""
-        said = False
-        while running := self.running():
-            if (trial := self.next_trial(total)) is not None:
-                return trial
-            if not said:
-                print(f"waiting for {running} trial(s) of other workers", flush=True)
-                said = True
-            time.sleep(seconds)
-        return self.next_trial(total)
-
-    def interrupt(self, trial: "Trial") -> None:
-        """Put a trial that was cut short back, for any worker to go on with."""
-        with self._locked():
-            self._put_back(trial.number)
-
-    def finish(self, trial: "Trial", state: str, value: float | None = None) -> None:
-        """End a trial as COMPLETE with its value, PRUNED or FAIL."""
-        from optuna.trial import TrialState
-
-        with self._locked():
-            self.study.tell(trial, value, state=TrialState[state])
-
-    def _take_over(self) -> None:
-        """Put back the trials whose worker is gone."""
-        for trial in self.trials():
-            if trial.state.name != "RUNNING":
-                continue
-            worker = trial.user_attrs.get("worker")
-            if worker is None:  # it died as it began
-                self._put_back(trial.number)
-            elif (worker != self.worker or self._alive is None) and (lock := try_lock(self.locks / worker)):
-                self._put_back(trial.number)
-                (self.locks / worker).unlink(missing_ok=True)
-                lock.close()
-
-    def _put_back(self, number: int) -> None:
-        from optuna.trial import TrialState
-
-        trial = self.trials()[number]
-        known = self.study.user_attrs.get("interrupted", [])
-        self.study.set_user_attr("interrupted", sorted({*known, number}))
-        self.study.tell(number, state=TrialState.FAIL)
-        kept: dict[str, Any] = {n: trial.user_attrs[n] for n in ("default", "folder") if n in trial.user_attrs}
-        if trial.params or "default" in kept:
-            self.study.enqueue_trial(trial.params or self._parameters(self.default), user_attrs=kept)
-
-    def best(self) -> "FrozenTrial | None":
-        """Return the finished trial with the least value, the earlier one of equals."""
-        done = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
-        return min(done, key=lambda trial: (trial.value, trial.number), default=None)
+def record(args: Namespace, confirmed: Collection[str]) -> dict[str, Any]:
+    """Return study.json; `confirmed` are names of `queue_confirmation`."""
+    rows: list[Entry] = []
+    for trial in open_study(args.folder).get_trials(deepcopy=False, states=DONE):
+        facts = trial.user_attrs
+        state = {None: "pruned", True: "diverged", False: "failed"}[facts.get("diverged")]
+        row = {"number": len(rows), "state": "finished" if trial.state is TrialState.COMPLETE else state}
+        row |= {"default": "default" in facts, "values": facts["values"]}
+        scores = facts.get("scores", {})
+        rows.append({**row, "scores": [{"images": int(images), **entry} for images, entry in scores.items()]})
+    others: list[Entry] = []
+    for trial in open_study(args.folder, CONFIRMATION).get_trials(deepcopy=False, states=DONE):
+        facts = trial.user_attrs
+        if facts.get("folder") in confirmed:
+            entry = facts.get("scores", {}).get(str(args.rungs[-1]), {"value": None})
+            others.append({"role": facts["role"], "seed": facts["seed"], **entry})
+    scoring, default = dict(load_scorer(*args.scoring)[1]), args.default
+    config = read_config(min((args.folder / "trials").glob("*/config.json")))
+    names = ("max_images", "num_samples", "seed", "confirm", "dataset", "base", "rungs")
+    space = [{"name": n, "low": low, "high": high, "default": default[n]} for n, (low, high) in args.space.items()]
+    return {
+        "schema": 1,
+        "study": "ddgan-tuning",
+        "options": {**{name: getattr(args, name) for name in names}, "fixed": sorted(args.fix)},
+        "space": space,
+        "floor": scoring.pop("floor"),
+        "scoring": scoring,
+        "training": {name: config.get(name) for name in ("device", "precision", "versions", "git_commit")},
+        "trials": rows,
+        "confirm": sorted(others, key=lambda row: (row["seed"], row["role"])),
+    }
