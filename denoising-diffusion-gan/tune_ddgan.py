@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import train_ddgan
-from comparison import cli, studies
+from comparison import cli
 from comparison.cli import UserError
 from comparison.data.sources import check_source
 from comparison.files import write_json
+from comparison.models import MODELS, preset_flags
 from ddgan.options import MODEL, check_architecture
 
 Space = dict[str, tuple[float, float]]
@@ -44,6 +45,7 @@ SPACE: Space = {  # flag -> bounds, both included, on a logarithmic scale; whole
     "num_timesteps": (2, 8),  # 1 is a GAN on images and denoises nothing
     "accum_iter": (1, 4),
 }
+LEAST_SAMPLES = 16  # for a score
 OWN = {f"--{name}" for name in ("exp", "resume", "fresh", "max_steps", "max_seconds", "stop_after", "keep")}
 
 
@@ -51,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; `base` becomes the words of every training, `training` their values."""
     parser, names = cli.make_parser(__doc__), ", ".join(SPACE)
     add = parser.add_argument
-    add("--dataset", default="shapes", help="training images, as for train_ddgan.py")
+    add("--dataset", "--data", default="shapes", help="training images, as for train_ddgan.py")
     add("--study", default="ddgan-tuning", help="name of the study; with a slash, its folder")
     add("--trials", type=cli.positive_int, default=40, help="trials of all workers; more continue a finished study")
     add("--workers", type=cli.positive_int, default=1, metavar="K", help="processes that this command starts")
@@ -106,8 +108,8 @@ def last_given(words: list[str]) -> list[str]:
 
 def quick_flags() -> list[str]:
     """Return the `quick` training flags of flags.sh."""
-    preset = studies.preset_flags("quick")
-    return [word for name in studies.FLAGS[MODEL][0] for word in preset[name]]
+    preset = preset_flags("quick")
+    return [word for name in MODELS[MODEL].train_flags for word in preset[name]]
 
 
 def main(args: argparse.Namespace) -> int:
@@ -139,8 +141,8 @@ def judge(args: argparse.Namespace) -> None:
     cli.check_folder(args.folder, "--study")
     check_source(args.dataset, "--dataset")
     check_architecture(vars(args.training))
-    if args.num_samples < studies.LEAST_SAMPLES // 4:
-        raise UserError(f"--num_samples {args.num_samples}: a score needs at least {studies.LEAST_SAMPLES // 4}")
+    if args.num_samples < LEAST_SAMPLES:
+        raise UserError(f"--num_samples {args.num_samples}: a score needs at least {LEAST_SAMPLES}")
     if {0, 1} & set(args.rungs):
         raise UserError("--rungs: must be above 0 and below 1, the end of a trial is always scored")
     if both := sorted(set(args.fix) & set(args.range)):

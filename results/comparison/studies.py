@@ -15,16 +15,13 @@ from comparison import cli, formatting, jobs
 from comparison.cli import UserError
 from comparison.data.sources import KINDS, check_source, is_name
 from comparison.files import read_json
-from comparison.models import MODELS, SUPER_RESOLUTION, Model, preset_flags, value_of
+from comparison.models import SUPER_RESOLUTION, Model, preset_flags, value_of
 from comparison.report import study_page
 from comparison.report.study_page import Page, Pictures
 
 SHORT = {"dcgan": "gans", "ddpm": "improved-diffusion", "ddgan": "denoising-diffusion-gan"}  # in names of cells
 LEAST_SAMPLES = 64
 START_SECONDS = 5.0  # until a script works, for plans
-# What ddgan/tuning*.py and tune_ddgan.py still take from here
-SCHEMA, STUDENT = study_page.SCHEMA, study_page.STUDENT
-FLAGS = {name: (model.train_flags, model.sample_flags) for name, model in MODELS.items()}
 
 Cell = dict[str, Any]
 
