@@ -20,11 +20,9 @@ from comparison.checkpoints import newest
 from comparison.data.sources import check_source, source_name
 from comparison.runs import Run
 from comparison.schedule import Schedule
-from comparison.training import Budget, Clock, StopSignal
+from comparison.training import Budget, Loop
 from gan import options as gan_options
 from gan.files import CHECKPOINTS, MODEL, is_drawn, sampled_checkpoint
-
-INTERRUPTED = 130
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,10 +69,9 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     from comparison.data.held_out import load_data, test_split
     from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
     from comparison.gpu.replay import cuda_graph
-    from comparison.progress import bar
     from gan.diagnosis import Probe, Scorer
-    from gan.distributed import agree, local_device
-    from gan.record import Recorder
+    from gan.distributed import local_device
+    from gan.record import Recorder, restore
     from gan.training import build_gan, to_channels
 
     set_threads(args.threads, args.ngpu)
@@ -90,47 +87,42 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
     stream = BatchStream(
         images, args.batch_size, args.seed, flip=args.flip, device=device, rank=rank, world_size=args.ngpu
     )
-    record = cuda_graph if args.cuda_graph and device.type == "cuda" and args.ngpu == 1 else None
-    gan = build_gan(vars(args), device, dtype, stream.rows, record)
+    recorded = args.cuda_graph and device.type == "cuda" and args.ngpu == 1
+    gan = build_gan(vars(args), device, dtype, stream.rows, cuda_graph if recorded else None)
     probe = scorer = None
     if rank == 0 and len(held_out):
         probe = Probe(held_out, args.nc, args.seed, args.minibatch_stddev)
     if rank == 0 and args.score_every and Scorer.is_possible(len(images), args.score_images):
         scorer = Scorer(images, args.score_images, args.nc, args.seed, device, args.sample_batch_size)
-    record = Recorder(run if rank == 0 else None, gan, vars(args), stream.steps_per_epoch, probe, scorer)
-    if run.resumed and (checkpoint := newest(run.folder, CHECKPOINTS)):
-        record.restore(checkpoint)
-    whole, schedule = training_budget(args, stream.steps_per_epoch), Schedule.of(args)
-    budget = whole.cut(args.stop_after)
+    checkpoint = newest(run.folder, CHECKPOINTS) if run.resumed else None
+    step, seconds = restore(checkpoint, gan) if checkpoint else (0, 0.0)
+    loop = Loop(
+        run if rank == 0 else None,
+        training_budget(args, stream.steps_per_epoch),
+        lambda updates: updates * args.batch_size,
+        step=step,
+        seconds=seconds,
+        log_interval=args.log_interval,
+        save_minutes=args.save_minutes,
+        stop_after=args.stop_after,
+        advice="a smaller --g_lr or --d_lr may help",
+    )
+    record = Recorder(loop, gan, vars(args), stream.steps_per_epoch, probe, scorer)
     record.begin(
-        f"until {budget.describe()}", data=images.describe(), steps_per_epoch=stream.steps_per_epoch,
-        parameters=gan.count_parameters(), device=describe_device(device), precision=precision_name(dtype),
+        data=images.describe(), steps_per_epoch=stream.steps_per_epoch, parameters=gan.count_parameters(),
+        device=describe_device(device), precision=precision_name(dtype),
         held_out={"images": len(held_out), "from": "test split" if test_split(args.data) else "training images"},
     )  # fmt: skip
-
-    clock = Clock(record.wall_seconds)
-    steps = budget.total_steps(args.batch_size)
-    with StopSignal() as stop, bar(steps, record.step, "train", "steps") as progress:
-        while True:
-            seconds = clock.seconds() - record.scoring_seconds if rank == 0 else 0.0  # the others wait for its scores
-            wall_seconds, interrupted = agree([seconds, float(stop.requested)])
-            reason = budget.exhausted(record.step, record.images_seen, wall_seconds)
-            if reason or interrupted:
-                break
-            real, _ = stream.batch(record.step)
-            z = rng.normal((args.batch_size, args.nz), args.seed, record.step, "z", device=device, rows=stream.rows)
-            real = to_channels(real, args.nc)
-            if not schedule.is_constant():
-                gan.set_learning_rates(schedule.factor(whole.progress(record.step, record.images_seen, wall_seconds)))
-            losses = gan.train_step(real, z, record.step)
-            record.after_update(losses, real, args.batch_size, clock.seconds() - record.scoring_seconds)
-            progress.update()
-    record.save()
-    if not reason:
-        record.log(f"interrupted after step {record.step}; the same command continues")
-        return INTERRUPTED
-    record.finish(reason, peak_memory_bytes=peak_memory_bytes(device))
-    return 0
+    schedule = Schedule.of(args)
+    for step in loop:
+        real, _ = stream.batch(step)
+        z = rng.normal((args.batch_size, args.nz), args.seed, step, "z", device=device, rows=stream.rows)
+        real = to_channels(real, args.nc)
+        if not schedule.is_constant():
+            gan.set_learning_rates(schedule.factor(loop.progress))
+        record.after_update(gan.train_step(real, z, step), real)
+    record.end()
+    return loop.finish(peak_memory_bytes=peak_memory_bytes(device))
 
 
 def train_in_processes(args: argparse.Namespace, run: Run) -> int:

@@ -231,29 +231,6 @@ def first_on_machine(place: Place) -> Iterator[None]:
         barrier()
 
 
-def agree(stop: bool, seconds: float) -> tuple[bool, float]:
-    """Return whether any process was asked to stop, and the first one's clock, so that all end at the same update."""
-    if not in_group():
-        return stop, seconds
-    import torch
-
-    first = torch.distributed.get_rank() == 0
-    values = torch.tensor([float(stop), seconds if first else 0.0], dtype=torch.float64)
-    torch.distributed.all_reduce(values)
-    return bool(values[0]), float(values[1])
-
-
-def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
-    """Return the mean of each value over the processes, all of which have the same names."""
-    if not in_group() or not values:
-        return values
-    import torch
-
-    means = torch.tensor(list(values.values()), dtype=torch.float64)
-    torch.distributed.all_reduce(means)
-    return dict(zip(values, (means / torch.distributed.get_world_size()).tolist(), strict=True))
-
-
 def check_same(value: Any, words: str) -> None:
     """Refuse a job whose processes disagree, such as machines with different files.
 

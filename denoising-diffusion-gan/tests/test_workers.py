@@ -245,7 +245,7 @@ def test_ctrl_c_stops_all_at_one_update_and_the_same_command_continues(pictures,
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert load_torch(folder / "content.pth")["step"] < 6
-    assert "stopped at update" in output
+    assert "interrupted after step" in output
     assert train_ddgan.main(train_ddgan.parse_args(flags(pictures, folder, "--num_process_per_node", "2"))) == 0
     assert_same_networks(folder, unbroken)
 

@@ -8,7 +8,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from comparison.cli import UserError
-from ddgan.distributed import Place, agree, check_same, check_same_flags, group, mean_over_processes
+from comparison.distributed import agree, mean
+from ddgan.distributed import Place, check_same, check_same_flags, group
 
 
 def update(place: Place, folder: Path) -> int:
@@ -37,8 +38,8 @@ def update(place: Place, folder: Path) -> int:
         torch.save({"state": trainer.state_dict(), "messages": messages[:-1]}, folder / f"{place.rank}.pth")
         assert agree(place.rank == 1, 10.0 + place.rank) == (True, 10.0)
         assert agree(False, 10.0 + place.rank) == (False, 10.0)
-        assert mean_over_processes({"a": float(place.rank), "b": 3.0}) == {"a": 0.5, "b": 3.0}
-        worst = mean_over_processes({"a": float("nan") if place.rank else 1.0})["a"]
+        assert mean({"a": float(place.rank), "b": 3.0}) == {"a": 0.5, "b": 3.0}
+        worst = mean({"a": float("nan") if place.rank else 1.0})["a"]
         assert worst != worst  # what diverges in one process is seen by all
         check_same("same", "value")
         with pytest.raises(UserError, match=r"^values: 0 for the first process, 1 for process 1$"):

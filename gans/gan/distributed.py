@@ -100,23 +100,6 @@ def average_buffers(network: nn.Module) -> None:
         _average([b for norm in norms for b in norm.buffers() if b.is_floating_point()])
 
 
-def agree(values: list[float]) -> list[float]:
-    """Return, in every process, the largest of each value over all processes."""
-    if not in_group():
-        return values
-    message = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(message, op=dist.ReduceOp.MAX)
-    return message.tolist()
-
-
-def mean_values(values: dict[str, Tensor]) -> dict[str, float]:
-    """Return the mean of each () tensor over the processes as a number; waits for the device."""
-    stacked = torch.stack([value.detach() for value in values.values()])
-    if in_group():
-        _average([stacked])
-    return dict(zip(values, stacked.tolist(), strict=True))
-
-
 @torch.no_grad()
 def _average(tensors: list[Tensor]) -> None:
     if not tensors:

@@ -5,8 +5,8 @@ import weakref
 
 import pytest
 import torch
-from comparison.distributed import init_process_group
-from gan.distributed import agree, average_buffers, average_gradients, in_group, mean_values
+from comparison.distributed import agree, init_process_group, mean
+from gan.distributed import average_buffers, average_gradients, in_group
 from gan.networks import Discriminator, normalise_spectrally
 
 
@@ -19,8 +19,8 @@ def test_alone_nothing_is_exchanged():
     after = [p.grad for p in network.parameters()] + list(network.buffers())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not in_group()
-    assert agree([1.0, 0.0]) == [1.0, 0.0]
-    assert mean_values({"a": torch.tensor(2.0)}) == {"a": 2.0}
+    assert agree(True, 1.0) == (True, 1.0)
+    assert mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
 
 
 def _pair(rank, port, results):
@@ -50,8 +50,8 @@ def _pair(rank, port, results):
         "moved": vectors[0] != start.tolist(),
         "gradient": layer.weight.grad.flatten().tolist(),
         "running_mean": norm.running_mean.tolist(),
-        "agreed": agree([float(rank), 5.0 - rank]),
-        "mean": mean_values({"loss": torch.tensor(float(rank))}),
+        "agreed": agree(rank == 1, 5.0 - rank),
+        "mean": mean({"loss": torch.tensor(float(rank))}),
     }
     torch.optim.Adam(layer.parameters())  # torch imports much for it, which must not keep the group
     group = weakref.ref(torch.distributed.group.WORLD)
@@ -74,5 +74,5 @@ def test_two_processes_compute_the_gradient_of_the_whole_batch_and_share_their_s
     assert first["gradient"] == pytest.approx(whole.tolist())
     assert first["running_mean"] == [0.5]
     assert first["moved"]
-    assert first["agreed"] == [1.0, 5.0]
+    assert first["agreed"] == (True, 5.0)
     assert first["mean"] == {"loss": 0.5}
