@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from comparison.cli import INTERRUPTED, UserError
 from comparison.curves import draw_run_loss
-from comparison.distributed import agree, mean
+from comparison.distributed import agree, mean, same
 from comparison.runs import Run
 
 if TYPE_CHECKING:
@@ -163,7 +163,12 @@ class Loop:
         self._logged_step = -1
 
     def begin(self, words: str, **facts: Any) -> None:
-        """Trim progress.csv to the updates done, add the facts to config.json, and log what begins, in words."""
+        """Trim progress.csv to the updates done, add the facts to config.json, and log what begins, in words.
+
+        Raises:
+            UserError: the processes have restored different states.
+        """
+        same(self.step, "updates in the run folder, which every machine must see")
         if self.run:
             self.run.start(self.step)
             self.run.describe(**facts)
