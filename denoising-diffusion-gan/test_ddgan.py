@@ -25,16 +25,17 @@ from comparison.cli import (
     non_negative_int,
     positive_int,
 )
-from ddgan.distributed import Place, find_place
+from comparison.distributed import device_of, group, launch, run
+from comparison.places import Place
 from ddgan.fid import check_reference
 from ddgan.files import saved_epochs
-from ddgan.launching import launch, run
 from ddgan.options import (
     ARCHITECTURE,
     DISCRIMINATOR_ONLY,
     add_architecture_options,
     add_process_options,
     add_run_folder,
+    place_of,
     run_folder,
 )
 
@@ -103,7 +104,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Judge the flags, then draw in as many processes as they ask for; return the exit status."""
     path = checkpoint_path(args)
-    place = find_place(args)
+    place = place_of(args)
     out = args.out or path.parent / "samples.npz"
     check_targets(args, out, image_count(args))
     if args.benchmark and place.world_size > 1:
@@ -116,8 +117,8 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
     from comparison.device import set_threads
     from ddgan.checkpoints import load_generator
     from ddgan.conditional import find_class
-    from ddgan.distributed import check_same_flags, group, worker_device
     from ddgan.drawing import ImageSource
+    from ddgan.setup import check_same_flags
 
     given = {n: v for n, v in vars(args).items() if n in ARCHITECTURE and n not in DISCRIMINATOR_ONLY}
     generator, config = load_generator(path, given if args.dataset is None else {**given, "dataset": args.dataset})
@@ -126,7 +127,7 @@ def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
         check_reference(real)
     label = args.class_label
     only = None if label is None else find_class(label, generator.cfg.num_classes, config.get("class_names") or ())
-    device = worker_device(args.device, place)
+    device = device_of(place, args.device)
     set_threads(args.threads, place.local_world_size)
     source = ImageSource(generator, config, args.seed, device, args.precision, only, not args.no_cuda_graph, args.eta)
     common = {"image_size": config["image_size"], "device": device, "facts": source.describe(path)}

@@ -23,12 +23,12 @@ from comparison.cli import (
     positive_int,
 )
 from comparison.data.sources import KINDS, check_source
+from comparison.distributed import device_of, group, launch, run
+from comparison.places import Place
 from comparison.runs import Run
 from comparison.schedule import DECAYS, Schedule, add_schedule_options
-from comparison.training import Budget, Clock, StopSignal
-from ddgan.distributed import Place, agree, check_same, check_same_flags, find_place, group, worker_device
+from comparison.training import Budget, Loop
 from ddgan.files import RunFiles
-from ddgan.launching import launch, run
 from ddgan.options import (
     LATER,
     MODEL,
@@ -41,9 +41,10 @@ from ddgan.options import (
     below_one,
     check_architecture,
     defaults,
+    place_of,
     run_folder,
 )
-from ddgan.setup import build_trainer, class_facts, objective_of, open_batches, open_data
+from ddgan.setup import build_trainer, check_same_flags, class_facts, objective_of, open_batches, open_data
 from ddgan.windows import Windows
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Train until the epochs or a bound end it; return the exit status, 130 after Ctrl-C."""
-    place = find_place(args)
+    place = place_of(args)
     record, budget = open_run(args, place)
     if reason := record.finished_reason(budget.cut(args.stop_after)):
         print(f"{record.folder}: finished ({reason}); --fresh starts over")
@@ -168,9 +169,9 @@ def open_run(args: argparse.Namespace, place: Place) -> tuple[Run, Budget]:
 
 def train(place: Place, args: argparse.Namespace, record: Run, budget: Budget) -> int:
     """Train as one of the processes of the job, of which the first one writes; return the exit status."""
-    from comparison.device import set_threads
+    from comparison.device import peak_memory_bytes, set_threads
 
-    device = worker_device(args.device, place)
+    device = device_of(place, args.device)
     set_threads(args.threads, place.local_world_size)
     with group(place, device):
         check_same_flags(args)
@@ -179,65 +180,60 @@ def train(place: Place, args: argparse.Namespace, record: Run, budget: Budget) -
         trainer = build_trainer(args, classes, device, place)
         with open_batches(images, args, device, place) as stream:
             windows = Windows(stream.steps_per_epoch, args.accum_iter)
-            step, elapsed = resume(record, trainer, images)
-            files = RunFiles(record, trainer, args, windows, images.describe(), classes, Clock(elapsed))
-            if place.is_first:
-                record.start(step)
-                announce(record, trainer, args, images, windows, step)
-            return update(step, trainer, stream, files, args, budget)
+            step, seconds = resume(record, trainer, images)
+            joint = args.batch_size * place.world_size
+            loop = Loop(
+                record if place.is_first else None,
+                budget,
+                lambda updates: windows.micro_done(updates) * joint,
+                step=step,
+                seconds=seconds,
+                log_interval=args.log_interval,
+                save_minutes=args.save_minutes,
+                stop_after=args.stop_after,
+                epochs=(args.num_epoch * windows.updates_per_epoch, f"num_epoch {args.num_epoch}"),
+                advice="lower --lr_g and --lr_d or raise --r1_gamma, with --fresh",
+            )
+            announce(loop, trainer, args, images, windows)
+            update(loop, trainer, stream, RunFiles(loop, trainer, args, windows, images.describe(), classes))
+            return loop.finish(peak_memory_bytes=peak_memory_bytes(device))
 
 
-def update(
-    step: int,
-    trainer: "Trainer",
-    stream: "BatchStream | FileStream",
-    files: RunFiles,
-    args: argparse.Namespace,
-    budget: Budget,
-) -> int:
-    """Make updates from `step` on until something ends the training; return the exit status."""
-    from comparison.progress import bar
+def update(loop: Loop, trainer: "Trainer", stream: "BatchStream | FileStream", files: RunFiles) -> None:
+    """Make updates until something ends the training, and write what is due."""
     from ddgan.draws import Batch
     from ddgan.meters import DiscriminatorWatch, LossMeter, mean_accuracies
 
-    windows, meter, watch, objective = files.windows, LossMeter(), DiscriminatorWatch(), objective_of(args)
-    last = args.num_epoch * windows.updates_per_epoch
-    whole, schedule = budget, Schedule.of(args)
-    budget = whole.cut(args.stop_after)
-    by_images = windows.updates_for(-(-budget.max_images // files.images_per_micro))
-    total = min((n for n in (last, budget.max_steps, by_images) if n), default=None)
-    with StopSignal() as stop, bar(total, step, "train", "update") as progress:
-        _, seconds = agree(False, files.clock.seconds())
-        while not (reason := ending(step, last, args.num_epoch, budget, files.images_seen(step), seconds)):
-            micro_batches = []
-            for number in windows.micro_steps(step):
-                x_0, labels = stream.batch(number)
-                micro_batches.append(Batch(x_0, labels if args.class_cond else None, number))
-            done = max(step / last if last else 0.0, whole.progress(step, files.images_seen(step), seconds))
-            by_epochs = 0 if args.no_lr_decay or args.lr_decay != "published" else last
-            phase = objective.phase(done)
-            factor = schedule.factor(objective.adversarial_progress(done))
-            trainer.set_learning_rates(step, by_epochs, factor, denoiser_factor(args, done))
-            meter.add(trainer.update(micro_batches, step, phase))
-            step += 1
-            progress.update()
-            if step % args.log_interval == 0:
-                losses = meter.take()
-                files.log_row(step, losses, trainer.learning_rate(phase))
-                if means := mean_accuracies(losses):
-                    progress.set_postfix_str("D right " + " ".join(f"{mean:.2f}" for mean in means))
-                # Beside a denoiser, whose images are smooth, a discriminator is right whatever it learns.
-                if not phase.denoiser and (warning := watch.look(step, losses)):
-                    files.warn(warning)
-            files.save_if_due(step)
-            stopped, seconds = agree(stop.requested, files.clock.seconds())
-            if stopped:
-                files.stop(step)
-                return 130
-    if losses := meter.take():
-        files.log_row(step, losses, trainer.learning_rate(phase))
-    files.finish(step, reason)
-    return 0
+    args, windows = files.args, files.windows
+    meter, watch, objective, schedule = LossMeter(), DiscriminatorWatch(), objective_of(args), Schedule.of(args)
+    published = args.lr_decay == "published" and not args.no_lr_decay
+    by_epochs = args.num_epoch * windows.updates_per_epoch if published else 0
+    phase = objective.phase(loop.progress)
+
+    def log_row() -> dict[str, float]:
+        own = {"lr": trainer.learning_rate(phase), **files.gradient_norms()}
+        return loop.row(losses, own) if (losses := meter.take()) else {}
+
+    for step in loop:
+        micro_batches = []
+        for number in windows.micro_steps(step):
+            x_0, labels = stream.batch(number)
+            micro_batches.append(Batch(x_0, labels if args.class_cond else None, number))
+        phase = objective.phase(loop.progress)
+        factor = schedule.factor(objective.adversarial_progress(loop.progress))
+        trainer.set_learning_rates(step, by_epochs, factor, denoiser_factor(args, loop.progress))
+        meter.add(trainer.update(micro_batches, step, phase))
+        if loop.row_due:
+            means = log_row()
+            if accuracies := mean_accuracies(means):
+                loop.bar.set_postfix_str("D right " + " ".join(f"{mean:.2f}" for mean in accuracies))
+            # Beside a denoiser, whose images are smooth, a discriminator is right whatever it learns.
+            if not phase.denoiser and (warning := watch.look(loop.step, means)):
+                loop.log(warning)
+        files.save_if_due()
+    if loop.reason:
+        log_row()
+    files.end()
 
 
 def denoiser_factor(args: argparse.Namespace, progress: float) -> float:
@@ -247,35 +243,21 @@ def denoiser_factor(args: argparse.Namespace, progress: float) -> float:
     return Schedule(args.denoiser_warmup, "cosine", args.denoiser_warmup).factor(progress / args.denoiser_fraction)
 
 
-def ending(step: int, last: int, num_epoch: int, budget: Budget, images_seen: int, seconds: float) -> str | None:
-    """Name what ends the training before update `step`, or None."""
-    if last and step >= last:
-        return f"num_epoch {num_epoch}"
-    return budget.exhausted(step, images_seen, seconds)
-
-
 def resume(record: Run, trainer: "Trainer", images: "ImageSet | FileSet") -> tuple[int, float]:
     """Restore the trainer of an earlier run; return updates done and wall seconds used, (0, 0.0) of a new one.
 
     Raises:
-        UserError: its file does not fit, or is not there for every process.
+        UserError: its file does not fit.
     """
     from ddgan.checkpoints import load_content
 
     content = record.folder / "content.pth"
     resumes = record.resumed and content.is_file()
-    step, elapsed = load_content(content, trainer, images.describe()) if resumes else (0, 0.0)
-    check_same(step, f"{record.folder}, which every machine must see, holds a state after updates")
-    return step, elapsed
+    return load_content(content, trainer, images.describe()) if resumes else (0, 0.0)
 
 
 def announce(
-    record: Run,
-    trainer: "Trainer",
-    args: argparse.Namespace,
-    images: "ImageSet | FileSet",
-    windows: Windows,
-    step: int,
+    loop: Loop, trainer: "Trainer", args: argparse.Namespace, images: "ImageSet | FileSet", windows: Windows
 ) -> None:
     """Say and record what is about to be trained on what."""
     from comparison.device import describe_device, precision_name
@@ -285,15 +267,17 @@ def announce(
         for name, network in (("generator", trainer.generator), ("discriminator", trainer.discriminator))
     }
     device, precision = describe_device(trainer.device), precision_name(trainer.autocast_dtype)
-    data = {**record.config.get("data", {}), **images.describe()}
-    record.describe(parameters=counts, data=data, device=device, precision=precision)
+    data = {**loop.run.config.get("data", {}), **images.describe()} if loop.run else {}
     factors = [(args.batch_size, "images"), (trainer.place.world_size, "processes"), (args.accum_iter, "micro-batches")]
     joint = " x ".join(f"{count} {words}" for count, words in factors if count > 1 or words == "images")
-    record.log(
-        f"{record.folder}: {images.name}, {len(images)} images, {windows.updates_per_epoch} updates per epoch, "
-        f"each of {joint}; "
-        f"generator {counts['generator']:,}, discriminator {counts['discriminator']:,} parameters; "
-        f"{device}, {precision}" + (f"; continues at update {step}" if step else "")
+    loop.begin(
+        f"{images.name}, {len(images)} images, {windows.updates_per_epoch} updates per epoch, each of {joint}; "
+        f"{counts['generator']:,} parameters of the generator, {counts['discriminator']:,} of the discriminator; "
+        f"{device}, {precision}",
+        parameters=counts,
+        data=data,
+        device=device,
+        precision=precision,
     )
 
 

@@ -14,17 +14,20 @@ DiffAugment of Zhao et al. 2020.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from comparison import cli
+from comparison import cli, distributed
 from comparison.checkpoints import newest
 from comparison.data.sources import check_source, source_name
+from comparison.places import Place, find_place
 from comparison.runs import Run
 from comparison.schedule import Schedule
-from comparison.training import Budget, Clock, StopSignal
+from comparison.training import Budget, Loop
 from gan import options as gan_options
 from gan.files import CHECKPOINTS, MODEL, is_drawn, sampled_checkpoint
 
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    import torch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Train unless the run is finished, then sample unless the samples are there; return the exit status."""
+    place = find_place(processes=args.ngpu)
     check_source(args.data, "--data")
     name = f"{source_name(args.data)}-{args.image_size}" + ("" if args.preset == "dcgan" else f"-{args.preset}")
     folder = args.run_dir or cli.default_run_folder(MODEL, name)
@@ -44,11 +48,9 @@ def main(args: argparse.Namespace) -> int:
     reason = run.finished_reason(training_budget(args, run.config.get("steps_per_epoch", 0)).cut(args.stop_after))
     if reason:
         print(f"{folder}: training is finished ({reason}); a larger budget continues it, --fresh starts over")
-    else:
-        status = train(0, args, run) if args.ngpu == 1 else train_in_processes(args, run)
-        if status:
-            return status
-    if args.num_samples:
+    elif status := distributed.launch(train, place, args, run):
+        return status
+    if args.num_samples and place.is_first:
         sample(args, folder)
     return 0
 
@@ -60,27 +62,34 @@ def training_budget(args: argparse.Namespace, steps_per_epoch: int) -> Budget:
     return Budget(max_steps=args.num_epochs * steps_per_epoch)
 
 
-def train(rank: int, args: argparse.Namespace, run: Run) -> int:
-    """Train until the budget ends, as one of args.ngpu processes, of which the first one writes.
+def train(place: Place, args: argparse.Namespace, run: Run) -> int:
+    """Train until the budget ends, as one of the processes of the job, of which the first one writes.
 
     Returns:
         0, or 130 when Ctrl-C asked to stop; a checkpoint is written in both cases.
     """
+    from comparison.device import set_threads
+
+    set_threads(args.threads, place.local_world_size)
+    device = distributed.device_of(place, args.device)
+    with distributed.group(place, device):
+        return train_on(device, place, args, run)
+
+
+def train_on(device: "torch.device", place: Place, args: argparse.Namespace, run: Run) -> int:
+    """Train on a device, connected with the other processes; the rest is as of `train`."""
     from comparison import rng
     from comparison.data.batches import BatchStream
     from comparison.data.held_out import load_data, test_split
-    from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
+    from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name
     from comparison.gpu.replay import cuda_graph
-    from comparison.progress import bar
     from gan.diagnosis import Probe, Scorer
-    from gan.distributed import agree, local_device
-    from gan.record import Recorder
+    from gan.record import Recorder, restore
     from gan.training import build_gan, to_channels
 
-    set_threads(args.threads, args.ngpu)
-    device = local_device(args.device, rank, args.ngpu)
     dtype = autocast_dtype(args.precision, device)
-    images, held_out = load_data(args.data, args.image_size, args.limit, args.held_out, args.batch_size)
+    with distributed.first_on_machine(place):
+        images, held_out = load_data(args.data, args.image_size, args.limit, args.held_out, args.batch_size)
     known = run.config.get("data")
     if run.resumed and known and known != images.describe():
         raise cli.UserError(
@@ -88,56 +97,44 @@ def train(rank: int, args: argparse.Namespace, run: Run) -> int:
             "--held_out 0 takes none of them away"
         )
     stream = BatchStream(
-        images, args.batch_size, args.seed, flip=args.flip, device=device, rank=rank, world_size=args.ngpu
+        images, args.batch_size, args.seed, flip=args.flip, device=device, rank=place.rank, world_size=place.world_size
     )
-    record = cuda_graph if args.cuda_graph and device.type == "cuda" and args.ngpu == 1 else None
-    gan = build_gan(vars(args), device, dtype, stream.rows, record)
+    recorded = args.cuda_graph and device.type == "cuda" and place.world_size == 1
+    gan = build_gan(vars(args), device, dtype, stream.rows, cuda_graph if recorded else None)
     probe = scorer = None
-    if rank == 0 and len(held_out):
+    if place.is_first and len(held_out):
         probe = Probe(held_out, args.nc, args.seed, args.minibatch_stddev)
-    if rank == 0 and args.score_every and Scorer.is_possible(len(images), args.score_images):
+    if place.is_first and args.score_every and Scorer.is_possible(len(images), args.score_images):
         scorer = Scorer(images, args.score_images, args.nc, args.seed, device, args.sample_batch_size)
-    record = Recorder(run if rank == 0 else None, gan, vars(args), stream.steps_per_epoch, probe, scorer)
-    if run.resumed and (checkpoint := newest(run.folder, CHECKPOINTS)):
-        record.restore(checkpoint)
-    whole, schedule = training_budget(args, stream.steps_per_epoch), Schedule.of(args)
-    budget = whole.cut(args.stop_after)
+    checkpoint = newest(run.folder, CHECKPOINTS) if run.resumed else None
+    step, seconds = restore(checkpoint, gan) if checkpoint else (0, 0.0)
+    loop = Loop(
+        run if place.is_first else None,
+        training_budget(args, stream.steps_per_epoch),
+        lambda updates: updates * args.batch_size,
+        step=step,
+        seconds=seconds,
+        log_interval=args.log_interval,
+        save_minutes=args.save_minutes,
+        stop_after=args.stop_after,
+        advice="a smaller --g_lr or --d_lr may help",
+    )
+    record = Recorder(loop, gan, vars(args), stream.steps_per_epoch, probe, scorer)
     record.begin(
-        f"until {budget.describe()}", data=images.describe(), steps_per_epoch=stream.steps_per_epoch,
-        parameters=gan.count_parameters(), device=describe_device(device), precision=precision_name(dtype),
+        data=images.describe(), steps_per_epoch=stream.steps_per_epoch, parameters=gan.count_parameters(),
+        device=describe_device(device), precision=precision_name(dtype),
         held_out={"images": len(held_out), "from": "test split" if test_split(args.data) else "training images"},
     )  # fmt: skip
-
-    clock = Clock(record.wall_seconds)
-    steps = budget.total_steps(args.batch_size)
-    with StopSignal() as stop, bar(steps, record.step, "train", "steps") as progress:
-        while True:
-            seconds = clock.seconds() - record.scoring_seconds if rank == 0 else 0.0  # the others wait for its scores
-            wall_seconds, interrupted = agree([seconds, float(stop.requested)])
-            reason = budget.exhausted(record.step, record.images_seen, wall_seconds)
-            if reason or interrupted:
-                break
-            real, _ = stream.batch(record.step)
-            z = rng.normal((args.batch_size, args.nz), args.seed, record.step, "z", device=device, rows=stream.rows)
-            real = to_channels(real, args.nc)
-            if not schedule.is_constant():
-                gan.set_learning_rates(schedule.factor(whole.progress(record.step, record.images_seen, wall_seconds)))
-            losses = gan.train_step(real, z, record.step)
-            record.after_update(losses, real, args.batch_size, clock.seconds() - record.scoring_seconds)
-            progress.update()
-    record.save()
-    if not reason:
-        record.log(f"interrupted after step {record.step}; the same command continues")
-        return INTERRUPTED
-    record.finish(reason, peak_memory_bytes=peak_memory_bytes(device))
-    return 0
-
-
-def train_in_processes(args: argparse.Namespace, run: Run) -> int:
-    """Train in args.ngpu processes on this machine and return the exit status."""
-    from gan.distributed import launch
-
-    return launch(train, args.ngpu, args, run)
+    schedule = Schedule.of(args)
+    for step in loop:
+        real, _ = stream.batch(step)
+        z = rng.normal((args.batch_size, args.nz), args.seed, step, "z", device=device, rows=stream.rows)
+        real = to_channels(real, args.nc)
+        if not schedule.is_constant():
+            gan.set_learning_rates(schedule.factor(loop.progress))
+        record.after_update(gan.train_step(real, z, step), real)
+    record.end()
+    return loop.finish(peak_memory_bytes=peak_memory_bytes(device))
 
 
 def sample(args: argparse.Namespace, folder: Path) -> None:
@@ -155,4 +152,4 @@ def sample(args: argparse.Namespace, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: main(parse_args()))
+    distributed.run(lambda: main(parse_args()))

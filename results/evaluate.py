@@ -21,8 +21,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from comparison.cli import UserError, make_parser, non_negative_int, positive_int, run
+from comparison import distributed
+from comparison.cli import UserError, make_parser, non_negative_int, positive_int
 from comparison.data.sources import KINDS, check_source
+from comparison.places import find_place
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,6 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Judge the paths, then score and print."""
+    place = find_place()
     check_source(args.reference, "--reference")
     for name in args.runs:
         check_run(name)
@@ -84,17 +87,17 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag} {path}: no such file")
     standard = find_standard(args) if args.standard else None
 
-    from comparison.device import pick_device, set_threads
+    from comparison.device import set_threads
     from comparison.scores import sharding
 
-    rank, size = sharding.place()
-    set_threads(args.threads, size)
-    device = pick_device(sharding.local_device(args.device))
-    if rank > 0:
-        sharding.serve(device)
-        return
-    with sharding.team() as team:
-        anchors, results = score(args, standard, team, device)
+    set_threads(args.threads, place.local_world_size)
+    device = distributed.device_of(place, args.device)
+    with distributed.group(place, device):
+        if not place.is_first:
+            sharding.serve(device)
+            return
+        anchors, results = score(args, standard, device)
+        sharding.dismiss()
     print_table(anchors, results)
     if args.json:
         from comparison.files import write_json
@@ -138,11 +141,12 @@ def find_standard(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def score(
-    args: argparse.Namespace, standard: dict[str, Any] | None, team: Any, device: Any
+    args: argparse.Namespace, standard: dict[str, Any] | None, device: Any
 ) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
     """Return the controls, or None without --anchors, and the scores of each sample set."""
     from comparison.scores import evaluation
     from comparison.scores.reference import Reference
+    from comparison.scores.sharding import share
 
     files = {
         str(folder): evaluation.find_samples(folder)
@@ -157,7 +161,7 @@ def score(
         args.features,
         device=device,
         whole=args.anchors is None,
-        share=team.share,
+        share=share,
     )
     used = len(reference.chosen)
     if used < args.num_images:
@@ -201,4 +205,4 @@ def print_table(anchors: dict[str, Any] | None, results: dict[str, dict[str, Any
 
 
 if __name__ == "__main__":
-    run(lambda: main(parse_args()))
+    distributed.run(lambda: main(parse_args()))

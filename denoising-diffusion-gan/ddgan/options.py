@@ -15,6 +15,7 @@ from comparison.cli import (
     positive_float,
     positive_int,
 )
+from comparison.places import Place, find_place
 
 MODEL = "denoising-diffusion-gan"
 DOMAINS = ("pixel", "patch", "haar")
@@ -170,7 +171,7 @@ PUBLISHED_OBJECTIVE: dict[str, Any] = {
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Add the published flags about several processes; `ddgan.distributed.find_place` judges them."""
+    """Add the published flags about several processes, which `place_of` judges."""
     group = parser.add_argument_group("processes")
     words = "processes on this machine, each on its GPU; more than there are GPUs share them, on CPUs the cores"
     group.add_argument("--num_process_per_node", type=process_count, default=1, metavar="K", help=words)
@@ -189,6 +190,20 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
 PROCESS_OPTIONS = (
     *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),
 )
+
+
+def place_of(args: argparse.Namespace) -> Place:
+    """Return the place of this process, see `comparison.places.find_place`.
+
+    Raises:
+        UserError: the flags contradict each other, or a launcher.
+    """
+    if args.node_rank >= args.num_proc_node:
+        raise UserError(f"--node_rank {args.node_rank}: must be below --num_proc_node {args.num_proc_node}")
+    return find_place(
+        processes=args.num_process_per_node, nodes=args.num_proc_node, node_rank=args.node_rank,
+        address=args.master_address, port=args.master_port,
+    )  # fmt: skip
 
 
 def process_count(text: str) -> int:

@@ -1,11 +1,16 @@
 """The forward passes of both half-updates, from what was drawn for them to the losses."""
 
+import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from comparison.distributed import world_size
 from comparison.gpu.replay import Inputs, Outputs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ddgan.domain import Domain
 from ddgan.draws import roll
@@ -15,6 +20,26 @@ from ddgan.objective import FINITE_DIFFERENCE, Objective
 from ddgan.process import DenoisingProcess
 
 Network = Callable[..., Tensor]
+
+
+def share_gradients(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return what to call in place of a network so that a backward pass leaves gradients averaged over the processes.
+
+    The average is taken while the backward pass goes on, but not inside `local_gradients`.
+    """
+    if world_size() == 1:
+        return network
+    # Its buffers are constants, so nothing is to be sent in the forward pass; torch 2.14 renamed the argument.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True, **options
+    )
+
+
+def local_gradients(network: nn.Module, active: bool) -> AbstractContextManager[None]:
+    """While `active`, let the backward passes of what `share_gradients` returned add up without any message."""
+    return network.no_sync() if active and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 @dataclass(frozen=True)

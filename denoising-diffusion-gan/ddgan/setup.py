@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.cli import UserError, data_root
+from comparison.distributed import first_on_machine, gather, same
+from comparison.places import Place
 
-from ddgan.distributed import Place, check_same, first_on_machine
-from ddgan.options import discriminator_size
+from ddgan.options import PROCESS_OPTIONS, discriminator_size
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,27 @@ if TYPE_CHECKING:
     from ddgan.training import Trainer
 
 DATA_LINK = Path(__file__).resolve().parents[1] / "data"
+# What each machine of a job may be told otherwise: who it is, what it computes with, where its files lie.
+OWN_FLAGS = frozenset(
+    {
+        *PROCESS_OPTIONS,
+        *("device", "threads", "num_workers"),
+        *("dataset", "exp", "checkpoint", "out", "png_dir", "contact_sheet", "real_img_dir", "inception_weights"),
+    }
+)
+
+
+def check_same_flags(args: argparse.Namespace) -> None:
+    """Refuse a job whose machines were given different commands, but for OWN_FLAGS.
+
+    Raises:
+        UserError: naming a flag and both values.
+    """
+    first, *others = gather({name: value for name, value in vars(args).items() if name not in OWN_FLAGS})
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(f"--{name}: {value} for the first process, {other[name]} for process {rank}")
 
 
 def open_data(args: argparse.Namespace, place: Place) -> "ImageSet | FileSet":
@@ -39,7 +61,7 @@ def open_data(args: argparse.Namespace, place: Place) -> "ImageSet | FileSet":
         images = open_images(args.dataset, args.image_size, processes=place.local_world_size)
         if args.dataset == "cifar10" and place.is_first:
             link_data(DATA_LINK, data_root())
-    check_same(images.describe(), f"--dataset {args.dataset}")
+    same(images.describe(), f"--dataset {args.dataset}")
     if place.world_size > 1 and len(images) < args.batch_size * place.world_size:
         raise UserError(
             f"--batch_size {args.batch_size}: in {place.world_size} processes, but {images.name} holds only "

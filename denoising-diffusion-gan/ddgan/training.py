@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from comparison import rng
 from comparison.gpu.replay import Inputs, Outputs, Recorder, Replay, Work
+from comparison.places import Place
 from torch import Tensor, nn
 
-from ddgan.distributed import Place, local_gradients, share_gradients
 from ddgan.domain import PIXELS, Domain
 from ddgan.draws import Batch, PairNoise, penalty_noise
 from ddgan.ema import Ema
 from ddgan.meters import HITS
 from ddgan.objective import Objective, Phase
-from ddgan.passes import Network, Passes
+from ddgan.passes import Network, Passes, local_gradients, share_gradients
 from ddgan.process import DenoisingProcess
 
 ALONE = Place()

@@ -30,8 +30,3 @@ class Windows:
     def micro_steps(self, step: int) -> range:
         """Return the numbers of the micro-batches of update `step`."""
         return range(self.micro_done(step), self.micro_done(step + 1))
-
-    def updates_for(self, micro: int) -> int:
-        """Return the fewest updates that use at least `micro` micro-batches."""
-        epochs, rest = divmod(micro, self.micro_per_epoch)
-        return epochs * self.updates_per_epoch + -(-rest // self.accum_iter)

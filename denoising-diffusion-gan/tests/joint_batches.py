@@ -2,8 +2,8 @@
 
 import torch
 from comparison import rng
+from comparison.places import Place
 from ddgan.checkpoints import seeded_networks
-from ddgan.distributed import Place
 from ddgan.draws import Batch, PairNoise
 from ddgan.ema import Ema
 from ddgan.process import DenoisingProcess

@@ -120,15 +120,6 @@ def test_windows_cover_each_epoch_once_the_last_one_shorter():
     assert [windows.micro_done(step) for step in range(5)] == [0, 3, 6, 7, 10]
 
 
-@pytest.mark.parametrize(("micro", "accum_iter"), [(7, 3), (6, 3), (5, 1), (2, 8)])
-def test_updates_for_a_number_of_micro_batches_are_the_fewest_that_use_them(micro, accum_iter):
-    windows = Windows(micro, accum_iter)
-    for wanted in range(30):
-        updates = windows.updates_for(wanted)
-        assert windows.micro_done(updates) >= wanted
-        assert updates == 0 or windows.micro_done(updates - 1) < wanted
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("data") / "pictures", count=20)

@@ -10,10 +10,10 @@ import test_ddgan
 import torch
 import train_ddgan
 from comparison.checkpoints import load_torch
+from comparison.places import Place
 from comparison.runs import read_progress
 from ddgan.checkpoints import seeded_networks
 from ddgan.discriminator import PlainDiscriminator
-from ddgan.distributed import Place
 from ddgan.domain import Domain
 from ddgan.draws import Batch, PairNoise
 from ddgan.ema import Ema

@@ -9,7 +9,7 @@ import train_ddgan
 from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
 from comparison.data.images import open_images
-from ddgan.distributed import Place
+from comparison.places import Place
 from ddgan.options import MODEL
 from ddgan.setup import check_compiler, open_batches
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images

@@ -1,36 +1,35 @@
-"""Several processes: how they find their places, that they do what one does, and how a job ends."""
+"""Several processes: their flags, that they do what one does, and which files they write."""
 
 import argparse
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from multiprocessing.context import SpawnProcess
 
+import numpy as np
 import pytest
+import test_ddgan
 import torch
 import train_ddgan
 import worker_programs
 from comparison import rng
 from comparison.checkpoints import load_torch
 from comparison.cli import UserError
+from comparison.distributed import launch
+from comparison.places import Place
 from comparison.runs import read_progress
-from ddgan.distributed import Place, find_place
+from ddgan import setup
+from ddgan.checkpoints import make_generator, save_generator
 from ddgan.draws import Batch
-from ddgan.launching import launch
 from ddgan.objective import Objective, Phase
+from ddgan.options import defaults, place_of
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import N, draws, gradients, images, joint_batch, let_draw, make_trainer
 
 SCRIPT = FOLDER / "train_ddgan.py"
 TWO = Place(world_size=2, local_world_size=2)
-TORCHRUN = {
-    **{"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
-    **{"MASTER_ADDR": "there", "MASTER_PORT": "77"},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -38,45 +37,29 @@ def one_thread_each(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def process_flags(**changes) -> argparse.Namespace:
-    words = [f"--{name}={value}" for name, value in changes.items()]
-    return train_ddgan.parse_args(["--dataset", "shapes", *words])
-
-
 @pytest.mark.parametrize(
-    ("flags", "env", "place"),
+    ("words", "place"),
     [
-        ({}, {}, Place()),
-        ({"num_process_per_node": 3}, {}, Place(0, 3, 0, 3)),
-        ({"local_rank": 1}, {}, Place()),
+        ("--local_rank 1", Place()),
+        ("--num_process_per_node 3", Place(0, 3, 0, 3)),
         (
-            {"num_process_per_node": 2, "num_proc_node": 3, "node_rank": 2, "master_address": "there"},
-            {},
-            Place(4, 6, 0, 2, False, "there", 6020),
+            "--num_process_per_node 2 --num_proc_node 3 --node_rank 2 --master_address there",
+            Place(4, 6, 0, 2, "", "there", 6020),
         ),
-        ({"num_proc_node": 2, "master_port": 9}, {}, Place(0, 2, 0, 1, False, "127.0.0.1", 9)),
-        ({}, TORCHRUN, Place(3, 4, 1, 2, True, "there", 77)),
-        ({}, {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, Place()),
     ],
 )
-def test_place_is_what_flags_or_torchrun_say(flags, env, place):
-    assert find_place(process_flags(**flags), env) == place
+def test_published_flags_say_the_place(words, place):
+    assert place_of(train_ddgan.parse_args(["--dataset", "shapes", *words.split()])) == place
 
 
-@pytest.mark.parametrize(
-    ("flags", "env", "words"),
-    [
-        ({"num_process_per_node": 2}, TORCHRUN, "--num_process_per_node 2: torchrun has started the processes already"),
-        ({"num_proc_node": 2}, TORCHRUN, "--num_proc_node 2: torchrun"),
-        ({"num_proc_node": 2, "node_rank": 2}, {}, "--node_rank 2: must be below --num_proc_node 2"),
-        ({}, {**TORCHRUN, "RANK": "4"}, "RANK 4"),
-        ({}, {**TORCHRUN, "LOCAL_RANK": "x"}, "LOCAL_RANK is 'x'"),
-        ({}, {"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set"),
-    ],
-)
-def test_contradictions_are_refused(flags, env, words):
-    with pytest.raises(UserError, match=words):
-        find_place(process_flags(**flags), env)
+def test_machines_with_other_flags_are_refused_but_for_their_own(monkeypatch):
+    flags = {"lr_g": 1.0, "node_rank": 0, "exp": "/mount0/run"}
+    for other in ({"node_rank": 1, "exp": "/mount1/run"}, {"lr_g": 2.0}):
+        monkeypatch.setattr(setup, "gather", lambda value, other=other: [value, {**value, **other}])
+        if "lr_g" not in other:
+            setup.check_same_flags(argparse.Namespace(**flags))
+    with pytest.raises(UserError, match=r"^--lr_g: 1\.0 for the first process, 2\.0 for process 1$"):
+        setup.check_same_flags(argparse.Namespace(**flags))
 
 
 def test_processes_draw_their_rows_of_the_joint_noise():
@@ -140,53 +123,6 @@ def test_joint_gradients_are_the_mean_of_the_parts(phase):
         assert (mean - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def test_error_of_one_process_ends_all_and_is_told_once(capfd):
-    with pytest.raises(UserError, match=r"^--flag: wrong$"):
-        launch(worker_programs.fail, TWO, "user")
-    with pytest.raises(UserError, match=r"^images: No such file or directory$"):
-        launch(worker_programs.fail, TWO, "file")
-    with pytest.raises(UserError, match=r"^x{15000}$"):  # longer than what fits into the pipe
-        launch(worker_programs.fail, TWO, "long")
-    assert launch(worker_programs.fail, TWO, "bug") == 1
-    told = capfd.readouterr().err
-    assert told.count("ZeroDivisionError: a bug") == 1
-    assert "error: in process 1\n" in told
-    assert launch(worker_programs.fail, TWO, "kill") == 1
-    told = capfd.readouterr().err
-    assert told.endswith("error: process 1 was killed (SIGKILL), perhaps for lack of memory\n")
-    assert told.count("\n") == 1
-
-
-def test_killed_process_is_named_and_not_the_lost_connections_of_the_others(capfd):
-    assert launch(worker_programs.die_in_the_group, TWO) == 1
-    assert "error: process 1 was killed (SIGKILL)" in capfd.readouterr().err
-
-
-def test_processes_do_not_outlive_a_failure_to_start_one_more(monkeypatch):
-    real, started = SpawnProcess.start, []
-
-    def start_first_only(process):
-        if started:
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-        started.append(process)
-        real(process)
-
-    monkeypatch.setattr(SpawnProcess, "start", start_first_only)
-    with pytest.raises(BlockingIOError):
-        launch(worker_programs.fail, TWO, "user")
-    assert started[0].exitcode == -signal.SIGKILL
-
-
-def test_one_stop_reaches_all_processes(tmp_path):
-    def stop():
-        while not all((tmp_path / f"ready{rank}").is_file() for rank in range(2)):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=stop, daemon=True).start()
-    assert launch(worker_programs.stop_together, TWO, tmp_path) == 130
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("data") / "pictures", count=24)
@@ -196,10 +132,6 @@ def flags(pictures, folder, *more) -> list[str]:
     """Three micro-batches of 2 x 4 images make an epoch, windows of two make two updates of it."""
     words = ["--dataset", str(pictures), "--exp", f"{folder}/", *TINY_NETWORK, *TINY_TRAINING]
     return [*words, "--batch_size", "4", "--accum_iter", "2", "--log_interval", "1", "--num_epoch", "3", *more]
-
-
-def start(command, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +168,8 @@ def test_other_number_of_processes_is_another_run(pictures, unbroken):
 
 def test_ctrl_c_stops_all_at_one_update_and_the_same_command_continues(pictures, tmp_path, unbroken):
     folder = tmp_path / "run"
-    command = [SCRIPT, *flags(pictures, folder, "--num_process_per_node", "2")]
-    process = start(command, start_new_session=True)
+    command = [sys.executable, str(SCRIPT), *flags(pictures, folder, "--num_process_per_node", "2")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     while not (folder / "progress.csv").is_file():
         assert process.poll() is None
         time.sleep(0.02)
@@ -245,44 +177,28 @@ def test_ctrl_c_stops_all_at_one_update_and_the_same_command_continues(pictures,
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert load_torch(folder / "content.pth")["step"] < 6
-    assert "stopped at update" in output
+    assert "interrupted after step" in output
     assert train_ddgan.main(train_ddgan.parse_args(flags(pictures, folder, "--num_process_per_node", "2"))) == 0
     assert_same_networks(folder, unbroken)
 
 
-def on_two_machines(pictures, folder, port, changes) -> list[tuple[int, str]]:
-    """Run a job of one process on each of two machines, the second with `changes`; return statuses and errors."""
-    common = [SCRIPT, *flags(pictures, folder, "--num_proc_node", "2", "--master_port", port)]
-    commands = [[*common, "--node_rank", str(node), *(changes if node else ())] for node in range(2)]
-    processes = [start(command, stderr=subprocess.PIPE) for command in commands]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def test_two_machines_make_the_run_of_one_with_two_processes(pictures, tmp_path, unbroken):
-    endings = on_two_machines(pictures, tmp_path / "run", free_port(), [])
-    assert endings == [(0, ""), (0, "")]
-    assert_same_networks(tmp_path / "run", unbroken)
-
-
-def test_machines_with_other_flags_are_refused(pictures, tmp_path):
-    endings = on_two_machines(pictures, tmp_path / "run", free_port(), ["--lr_g", "1"])
-    told = "train_ddgan.py: error: --lr_g: 0.00015 for the first process, 1.0 for process 1\n"
-    assert endings == [(2, told), (2, told)]
-    assert not (tmp_path / "run").exists()
-
-
-def test_torchrun_leads_to_the_same_result(pictures, tmp_path, unbroken):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    torchrun += ["--rdzv-endpoint", "127.0.0.1:0"]
-    process = start([*torchrun, SCRIPT, *flags(pictures, tmp_path / "run")])
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert output.count("finished (num_epoch 3)") == 1
-    assert_same_networks(tmp_path / "run", unbroken)
+def test_two_processes_draw_the_images_and_classes_of_one(tmp_path):
+    config = {**defaults(), "image_size": 16, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "nz": 4}
+    config |= {"num_timesteps": 2, "class_cond": True, "num_classes": 3, "class_names": ["a", "b", "c"]}
+    torch.manual_seed(0)
+    generator = make_generator(config)
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_generator(tmp_path / "netG_1.pth", generator.state_dict(), config, step=1, images_seen=8)
+    sampled = ["--exp", f"{tmp_path}/", "--device", "cpu", "--precision", "float32", "--threads", "1"]
+    sampled += ["--num_samples", "11", "--batch_size", "3"]
+    for count in ("1", "2"):
+        out = ["--out", f"{tmp_path}/{count}/samples.npz", "--png_dir", f"{tmp_path}/{count}/png"]
+        assert test_ddgan.main(test_ddgan.parse_args([*sampled, *out, "--num_process_per_node", count])) == 0
+        assert len(list((tmp_path / count / "png").iterdir())) == 11
+    one, two = (np.load(tmp_path / count / "samples.npz") for count in ("1", "2"))
+    assert one["arr_0"].std() > 1
+    for name in ("arr_0", "arr_1"):
+        np.testing.assert_array_equal(one[name], two[name])
+    facts = json.loads((tmp_path / "2" / "sampling.json").read_text())
+    assert (facts["processes"], facts["images"], facts["nfe"]) == (2, 11, 2)

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from comparison import cli
+from comparison.places import find_place
 from comparison.schedule import add_schedule_options
 
 MOST_PROCESSES = 1024  # more on one machine are a slip of the hand that would bring it down
@@ -74,6 +75,7 @@ def parse(doc: str | None, argv: list[str] | None) -> argparse.Namespace:
     cli.add_run_options(parser)
     parser.set_defaults(**PRESETS.get(preset, {}))
     args = parser.parse_args(argv)
+    args.ngpu = find_place(processes=args.ngpu).world_size  # a launcher may have started them
     _check(parser, args)
     return args
 
@@ -103,7 +105,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     smoothing_help = "labels of real and fake images under bce: 1 and 0, 0.9 and 0, or 0.9 and 0.1"
     add("--label_smoothing", choices=smoothings, default="none", help=smoothing_help)
     add("--flip", type=cli.str2bool, help="mirror each training image with probability 1/2")
-    add("--ngpu", type=process_count, default=1, help="processes, each on its GPU, or on the CPU with --device cpu")
+    add(
+        "--ngpu",
+        type=process_count,
+        default=1,
+        help="processes, each on its GPU; more than there are GPUs share them, on CPUs the cores",
+    )
     graph_help = "on one CUDA GPU: record an iteration and replay it, to spare the host's work"
     add("--cuda_graph", type=cli.str2bool, default=True, help=graph_help)
     add("--log_interval", type=cli.positive_int, default=50, help="updates between rows of progress.csv")

@@ -1,20 +1,20 @@
 """What a training run writes while it goes on: rows of losses, scores, checkpoints, grids of fixed noise."""
 
 import math
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comparison.checkpoints import load_checkpoint, prune, save_checkpoint
+from comparison.checkpoints import load_checkpoint, save_checkpoint
 from comparison.cli import UserError
 from comparison.curves import draw_run_loss
 from comparison.data.images import to_uint8
+from comparison.distributed import mean
 from comparison.png import save_grid
-from comparison.runs import Run
+from comparison.training import Loop, prune
 from torch import Tensor
 
 from .diagnosis import Probe, Scorer
-from .distributed import mean_values
 from .files import CHECKPOINTS, MODEL, checkpoint_name
 from .pictures import draw_diagnosis
 from .sampling import draw_in_eval_mode
@@ -22,124 +22,80 @@ from .scores import Scores
 from .training import DCGAN
 
 GRID_IMAGES = 64
-OWN_PICTURES = ("diagnosis.png",)
 
 
 class Recorder:
-    """Write a run's rows, checkpoints and grids when they are due.
+    """Write a run's rows, checkpoints, scores and grids when they are due.
 
-    Attributes:
-        step: updates done.
-        images_seen: training images used, repetitions counted.
-        wall_seconds: of training over all restarts, as of the last update.
-        scoring_seconds: since this process began, spent on scores; they are no training.
+    Args:
+        loop: of the training; in all processes but the first, which writes, the others only take part in the means.
+        gan: what is trained.
+        options: every flag with its value; goes into the checkpoints.
+        steps_per_epoch: updates in a pass over the data.
+        probe: of the first process, asked at every row; None for no held-out images.
+        scorer: of the first process; None for no scores.
     """
 
     def __init__(
         self,
-        run: Run | None,
+        loop: Loop,
         gan: DCGAN,
         options: dict[str, Any],
         steps_per_epoch: int,
         probe: Probe | None = None,
         scorer: Scorer | None = None,
     ) -> None:
-        """Start at step 0.
-
-        Args:
-            run: the open run; None in all processes but the first, which then only take part in the means.
-            gan: what is trained.
-            options: every flag with its value; goes into the checkpoints.
-            steps_per_epoch: updates in a pass over the data.
-            probe: of the first process, asked at every row; None for no held-out images.
-            scorer: of the first process; None for no scores.
-        """
-        self.step, self.images_seen, self.wall_seconds, self.scoring_seconds = 0, 0, 0.0, 0.0
+        self._loop, self._gan, self._steps_per_epoch = loop, gan, steps_per_epoch
         self._probe, self._scorer = probe, scorer
-        self._scores: Scores | None = None
-        self._run, self._gan, self._steps_per_epoch = run, gan, steps_per_epoch
         self._options: dict[str, Any] = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
-        self._saved_step, self._saved_at = -1, time.monotonic()
-        self._logged_step, self._losses = -1, dict[str, Tensor]()
+        self._scores: Scores | None = None
+        self._saved_step = loop.step or -1
+        self._losses: dict[str, Tensor] = {}
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            UserError: it is missing, truncated, of another model, or of networks of another shape.
-        """
-        payload = load_checkpoint(path, model=MODEL)
-        try:
-            self._gan.load_state_dict(payload)
-            self.step, self.images_seen = payload["step"], payload["images_seen"]
-            self.wall_seconds = payload["wall_seconds"]
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: does not fit these networks ({str(error).splitlines()[0]})") from None
-        counts = (self.step, self.images_seen, self.wall_seconds)
-        if not all(isinstance(count, int | float) and count >= 0 for count in counts):
-            raise UserError(f"{path}: damaged, step {self.step!r}, {self.images_seen!r} images")
-        self._saved_step = self.step
-
-    def begin(self, until: str, **facts: Any) -> None:
-        """Trim progress.csv to the step restored, note the facts in config.json and say what happens now.
+    def begin(self, **facts: Any) -> None:
+        """Make the run folder ready, note the facts in config.json and say what happens now.
 
         Args:
-            until: where training ends, in words.
             facts: for config.json: data, parameters, device, precision.
         """
-        if self._run is None:
-            return
-        self._run.start(self.step)
-        self._run.describe(**facts)
-        if self.step == 0:
-            for path in (self._run.folder / name for name in OWN_PICTURES):
-                path.unlink(missing_ok=True)
-        self._scores = Scores(self._run.folder, self.step, self._options.get("keep_best", False))
-        data = facts["data"]
-        start = f"continue after step {self.step}" if self.step else "start"
-        self.log(f"{start}, {until}; {data['images']} images of {data['name']}, on {facts['device']}")
+        loop, data = self._loop, facts["data"]
+        words = f"{data['images']} images of {data['name']}, on {facts['device']}"
+        loop.begin(f"until {loop.budget.describe()}; {words}", **facts)
+        if loop.run:
+            if loop.step == 0:
+                (loop.run.folder / "diagnosis.png").unlink(missing_ok=True)
+            self._scores = Scores(loop.run.folder, loop.step, self._options.get("keep_best", False))
 
-    def after_update(self, losses: dict[str, Tensor], real: Tensor, batch_size: int, wall_seconds: float) -> None:
-        """Count an update and write what is due after it.
+    def after_update(self, losses: dict[str, Tensor], real: Tensor) -> None:
+        """Write what is due after an update.
 
         Args:
             losses: what `DCGAN.train_step` returned.
             real: (n, C, S, S) float32, its training images.
-            batch_size: images of the update, all processes together.
-            wall_seconds: of training so far.
 
         Raises:
             UserError: a loss or gradient is not finite; nothing is written then.
         """
-        self.step += 1
-        before = self.images_seen
-        self.images_seen += batch_size
-        self.wall_seconds = wall_seconds
-        self._losses = losses
-        epoch, within = divmod(self.step, self._steps_per_epoch)
+        loop, self._losses = self._loop, losses
+        epoch, within = divmod(loop.step, self._steps_per_epoch)
         epoch_ends = within == 0
-        row_due = epoch_ends or self.step % self._options["log_interval"] == 0
-        if row_due or next(iter(losses.values())).device.type == "cpu":  # a GPU would have to wait for the answer
-            values = mean_values(losses)
-            self._refuse_divergence(values)
+        row_due = epoch_ends or loop.row_due
+        if row_due or self._gan.first_bad.device.type == "cpu":  # a GPU would have to wait for the answer
+            means = mean(losses)
+            self._check(means)
             if row_due:
-                if self._probe:
-                    values |= self._probe(self._gan, real, self.step - 1)
-                self._log_row(values)
-            if self._run and epoch_ends:
-                words = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-                self._run.log(
-                    f"epoch {epoch}, step {self.step}, {self.images_seen} images, {wall_seconds:.1f} s: {words}"
-                )
+                loop.row(means, self._probe(self._gan, real, loop.step - 1) if self._probe else None)
+            if epoch_ends:
+                words = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+                loop.log(f"epoch {epoch}, step {loop.step}, {loop.images_seen} images, {loop.seconds:.1f} s: {words}")
         every = self._options.get("score_every", 0)
-        if every and before // every < self.images_seen // every:
+        if every and (loop.images_seen - self._options["batch_size"]) // every < loop.images_seen // every:
             self.score()
         grid_due = epoch_ends and epoch % self._options["grid_every"] == 0
-        if grid_due or time.monotonic() - self._saved_at > 60 * self._options["save_minutes"]:
+        if loop.save_due(grid_due):
             self.save()
         if grid_due:
-            self.draw_grid()
-            self._draw_curves()
+            self._draw()
 
     def score(self) -> None:
         """Score the sampled generator, and keep its checkpoint if it is the best one and that is wanted.
@@ -147,16 +103,16 @@ class Recorder:
         Raises:
             UserError: a loss or gradient was not finite.
         """
-        if self._scores is None or self._scorer is None or self._scores.last_step == self.step:
+        loop = self._loop
+        if self._scores is None or self._scorer is None or self._scores.last_step == loop.step:
             return
-        start = time.perf_counter()
-        self._refuse_divergence({name: value.item() for name, value in self._losses.items()})
-        score = self._scorer(self._gan.sampled, self._gan.dtype)
-        self.log(self._scores.add(self.step, self.images_seen, self.wall_seconds, score))
-        if self._scores.keep_best and self._scores.is_best():
-            self.save()
-            self._scores.keep()
-        self.scoring_seconds += time.perf_counter() - start
+        self._check(self._losses)
+        with loop.pause():
+            score = self._scorer(self._gan.sampled, self._gan.dtype)
+            loop.log(self._scores.add(loop.step, loop.images_seen, loop.seconds, score))
+            if self._scores.keep_best and self._scores.is_best():
+                self.save()
+                self._scores.keep()
 
     def save(self) -> None:
         """Write checkpoint_<step>.pt unless it is there, and delete the oldest ones.
@@ -164,69 +120,65 @@ class Recorder:
         Raises:
             UserError: a loss is not finite; nothing is written then.
         """
-        if self._run is None or self._saved_step == self.step:
+        loop = self._loop
+        if loop.run is None or self._saved_step == loop.step:
             return
-        self._refuse_divergence({name: value.item() for name, value in self._losses.items()})
+        self._check(self._losses)
         payload = {
             **self._gan.state_dict(),
-            "step": self.step,
-            "images_seen": self.images_seen,
-            "wall_seconds": self.wall_seconds,
+            "step": loop.step,
+            "images_seen": loop.images_seen,
+            "wall_seconds": loop.seconds,
             "config": self._options,
         }
-        save_checkpoint(self._run.folder / checkpoint_name(self.step), payload, model=MODEL)
-        prune(self._run.folder, CHECKPOINTS, self._options["keep"])
-        self._saved_step, self._saved_at = self.step, time.monotonic()
+        save_checkpoint(loop.run.folder / checkpoint_name(loop.step), payload, model=MODEL)
+        prune(loop.run.folder, CHECKPOINTS, self._options["keep"])
+        self._saved_step = loop.step
 
-    def draw_grid(self) -> None:
-        """Write grid_<step>.png: the first 64 images of the sample set, as the generator now draws them."""
-        if self._run is None:
+    def end(self) -> None:
+        """Write the last checkpoint, and where a bound ended the training the last row, score and pictures."""
+        self.save()
+        if self._loop.reason:
+            if self._losses:
+                means = mean(self._losses)
+                self._check(means)
+                self._loop.row(means)
+            self.score()
+            self._draw()
+
+    def _draw(self) -> None:
+        """Draw grid_<step>.png, the first 64 images of the sample set as they are now, and the curves."""
+        loop = self._loop
+        if loop.run is None:
             return
-        device = next(self._gan.generator.parameters()).device
-        images = draw_in_eval_mode(
-            self._gan.sampled, range(GRID_IMAGES), self._options["seed"], device, self._gan.dtype
-        )
-        save_grid(to_uint8(images), self._run.folder / f"grid_{self.step:06d}.png")
+        with loop.pause():
+            device = next(self._gan.generator.parameters()).device
+            seed, dtype = self._options["seed"], self._gan.dtype
+            images = draw_in_eval_mode(self._gan.sampled, range(GRID_IMAGES), seed, device, dtype)
+            save_grid(to_uint8(images), loop.run.folder / f"grid_{loop.step:06d}.png")
+            draw_run_loss(loop.run.folder)
+            draw_diagnosis(loop.run.folder)
 
-    def log(self, message: str) -> None:
-        """Print a line on the console and into log.txt."""
-        if self._run:
-            self._run.log(message)
-
-    def finish(self, reason: str, **facts: Any) -> None:
-        """Write the last row, score and pictures, and mark the run as finished; every process calls it."""
-        if self._losses:
-            values = mean_values(self._losses)
-            self._refuse_divergence(values)
-            self._log_row(values)
-        if self._run is None:
-            return
-        self.score()
-        self.draw_grid()
-        self._draw_curves()
-        self._run.finish(reason, steps=self.step, images_seen=self.images_seen, wall_seconds=self.wall_seconds, **facts)
-        self.log(
-            f"finished ({reason}): {self.step} steps, {self.images_seen} images, {self.wall_seconds:.1f} s of training"
-        )
-
-    def _draw_curves(self) -> None:
-        if self._run:
-            draw_run_loss(self._run.folder)
-            draw_diagnosis(self._run.folder)
-
-    def _log_row(self, values: dict[str, float]) -> None:
-        if self._run and self._logged_step != self.step:
-            self._run.log_row(self.step, self.images_seen, self.wall_seconds, **values)
-            self._logged_step = self.step
-
-    def _refuse_divergence(self, values: dict[str, float]) -> None:
-        bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    def _check(self, losses: Mapping[str, Tensor | float]) -> None:
+        """Refuse values that are not finite, of this update or of the first bad one, which the GPU has kept."""
         first = int(self._gan.first_bad) + 1
-        if bad is None and not first:
-            return
-        first = first or self.step
-        what = f"{bad} is {values[bad]}" if bad and first == self.step else "a loss or gradient is not finite"
-        raise UserError(
-            f"step {first}: {what}, the training has diverged; the checkpoints before it are kept, a smaller --g_lr or "
-            "--d_lr may help"
-        )
+        if first not in (0, self._loop.step):
+            self._loop.check({"a loss or gradient": math.nan}, first)
+        self._loop.check({name: float(value) for name, value in losses.items()})
+
+
+def restore(path: Path, gan: DCGAN) -> tuple[int, float]:
+    """Go on from a checkpoint; return the updates done and the wall seconds used.
+
+    Raises:
+        UserError: it is missing, truncated, of another model, or of networks of another shape.
+    """
+    payload = load_checkpoint(path, model=MODEL)
+    try:
+        gan.load_state_dict(payload)
+        step, seconds = payload["step"], payload["wall_seconds"]
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: does not fit these networks ({str(error).splitlines()[0]})") from None
+    if not (isinstance(step, int) and step >= 0 and isinstance(seconds, int | float) and seconds >= 0):
+        raise UserError(f"{path}: damaged, {step!r} steps in {seconds!r} seconds")
+    return step, seconds

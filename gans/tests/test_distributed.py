@@ -1,12 +1,10 @@
-"""Two processes are one: what they agree on, and the step they take together."""
-
-import socket
-import weakref
+"""Two processes are one: the step that they take together."""
 
 import pytest
 import torch
-from comparison.distributed import init_process_group
-from gan.distributed import agree, average_buffers, average_gradients, in_group, mean_values
+from comparison.distributed import group, launch
+from comparison.places import Place
+from gan.distributed import average_buffers, average_gradients
 from gan.networks import Discriminator, normalise_spectrally
 
 
@@ -18,61 +16,45 @@ def test_alone_nothing_is_exchanged():
     average_buffers(network)
     after = [p.grad for p in network.parameters()] + list(network.buffers())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert not in_group()
-    assert agree([1.0, 0.0]) == [1.0, 0.0]
-    assert mean_values({"a": torch.tensor(2.0)}) == {"a": 2.0}
 
 
-def _pair(rank, port, results):
+def average(place, folder):
+    """Average gradients, running statistics and spectral norms, each process of its own images."""
     torch.set_num_threads(1)
-    init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    layer = torch.nn.Linear(3, 1, bias=False)
-    with torch.no_grad():
-        layer.weight.fill_(1.0)
-    x = torch.arange(12.0).reshape(4, 3)[2 * rank : 2 * rank + 2]
-    layer(x).square().mean().backward()
-    average_gradients(layer)
-    norm = torch.nn.BatchNorm1d(1, momentum=1.0)
-    norm(torch.full((2, 1), float(rank)) + torch.tensor([[-1.0], [1.0]]))
-    average_buffers(norm)
-    discriminator = Discriminator(16, ndf=2, d_norm="spectral")
-    with torch.no_grad():
-        for parameter in discriminator.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    normalise_spectrally(discriminator, 0)
-    start = discriminator.state_dict()["layers.0.parametrizations.weight.0._u"].clone()
-    for _ in range(3):
-        discriminator(torch.full((2, 3, 16, 16), float(rank)))  # other images, the same weights
-        average_buffers(discriminator)
-    vectors = [b.tolist() for b in discriminator.buffers()]
-    results[rank] = {
-        "vectors": vectors,
-        "moved": vectors[0] != start.tolist(),
-        "gradient": layer.weight.grad.flatten().tolist(),
-        "running_mean": norm.running_mean.tolist(),
-        "agreed": agree([float(rank), 5.0 - rank]),
-        "mean": mean_values({"loss": torch.tensor(float(rank))}),
-    }
-    torch.optim.Adam(layer.parameters())  # torch imports much for it, which must not keep the group
-    group = weakref.ref(torch.distributed.group.WORLD)
-    assert group()
-    torch.distributed.destroy_process_group()
-    assert group() is None  # or a thread of it may abort the process at the end of the interpreter
+    with group(place, torch.device("cpu")):
+        layer = torch.nn.Linear(3, 1, bias=False)
+        with torch.no_grad():
+            layer.weight.fill_(1.0)
+        x = torch.arange(12.0).reshape(4, 3)[2 * place.rank : 2 * place.rank + 2]
+        layer(x).square().mean().backward()
+        average_gradients(layer)
+        norm = torch.nn.BatchNorm1d(1, momentum=1.0)
+        norm(torch.full((2, 1), float(place.rank)) + torch.tensor([[-1.0], [1.0]]))
+        average_buffers(norm)
+        discriminator = Discriminator(16, ndf=2, d_norm="spectral")
+        with torch.no_grad():
+            for parameter in discriminator.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        normalise_spectrally(discriminator, 0)
+        start = discriminator.state_dict()["layers.0.parametrizations.weight.0._u"].clone()
+        for _ in range(3):
+            discriminator(torch.full((2, 3, 16, 16), float(place.rank)))  # other images, the same weights
+            average_buffers(discriminator)
+        vectors = list(discriminator.buffers())
+        moved = not torch.equal(vectors[0], start)
+    found = {"vectors": vectors, "gradient": layer.weight.grad, "running_mean": norm.running_mean, "moved": moved}
+    torch.save(found, folder / f"{place.rank}.pt")
+    return 0
 
 
-def test_two_processes_compute_the_gradient_of_the_whole_batch_and_share_their_spectral_norms():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with torch.multiprocessing.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(_pair, args=(port, results), nprocs=2)
-        first, second = results[0], results[1]
+def test_two_processes_compute_the_gradient_of_the_whole_batch_and_share_their_spectral_norms(tmp_path):
+    assert launch(average, Place(world_size=2, local_world_size=2), tmp_path) == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     x = torch.arange(12.0).reshape(4, 3)
     whole = (2 * x.sum(1, keepdim=True) * x).mean(0)
-    assert first == second
-    assert first["gradient"] == pytest.approx(whole.tolist())
-    assert first["running_mean"] == [0.5]
+    assert first["gradient"].flatten().tolist() == pytest.approx(whole.tolist())
+    assert first["running_mean"].tolist() == [0.5]
     assert first["moved"]
-    assert first["agreed"] == [1.0, 5.0]
-    assert first["mean"] == {"loss": 0.5}
+    assert all(torch.equal(a, b) for a, b in zip(first["vectors"], second["vectors"], strict=True))
+    assert torch.equal(first["gradient"], second["gradient"])
+    assert torch.equal(first["running_mean"], second["running_mean"])

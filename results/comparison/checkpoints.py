@@ -72,13 +72,6 @@ def newest(folder: Path, pattern: str) -> Path | None:
     return found[-1] if found else None
 
 
-def prune(folder: Path, pattern: str, keep: int) -> None:
-    """Delete all but the newest `keep` files that match `pattern`; 0 keeps all."""
-    found = sorted(folder.glob(pattern), key=_number_in_name)
-    for path in found[:-keep] if keep else []:
-        path.unlink(missing_ok=True)
-
-
 def _number_in_name(path: Path) -> tuple[int, str]:
     numbers = re.findall(r"\d+", path.stem)
     return (int(numbers[-1]) if numbers else -1, path.name)

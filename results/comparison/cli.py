@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+INTERRUPTED = 130  # exit status after Ctrl-C
+
 
 class UserError(ValueError):
     """A mistake that the user can mend, told in one sentence; `run` turns it into exit status 2."""
@@ -45,7 +47,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         status = 2
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        status = 130
+        status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0

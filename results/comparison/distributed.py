@@ -1,19 +1,292 @@
-"""The group of processes that train or evaluate together, on torch.distributed."""
+"""Processes that work together, on torch.distributed: started here, or by torchrun, mpiexec or srun.
 
-from typing import Any
+`launch` starts the processes of a `Place`, `group` connects them, and `run` leaves with one error for all. A process
+alone is no group. Imports torch inside functions, after the command line is judged.
+"""
+
+import contextlib
+import datetime
+import importlib
+import io
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from comparison import cli
+from comparison.cli import INTERRUPTED, UserError
+from comparison.places import LOOPBACK, Place, find_place
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+MEETING = datetime.timedelta(minutes=5)
+MESSAGE = datetime.timedelta(days=1)  # the others wait while the first one draws or saves
+GRACE = 1.0  # seconds from a failure to the end of the other processes
+PATIENCE = 4.0  # seconds in which that end comes to a process whose error may follow from another's
 
 
-def init_process_group(*args: Any, **kwargs: Any) -> None:
-    """Call `torch.distributed.init_process_group`, for a group that ends with `destroy_process_group`.
+def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
+    """Run worker(place, *arguments) in every process of the job, and return the exit status.
 
-    Functions of `torch.distributed.nn` keep, as a default argument, the group that is there when they are imported,
-    and torch imports them by itself, with the first optimizer. The group's threads then outlive it, and one that lets
-    go of a tensor while the interpreter ends aborts the process.
+    A process alone, or one that a launcher started, runs it here. Else all of this machine are started: the first
+    failure ends the others, and Ctrl-C and SIGTERM go to all of them.
 
     Args:
-        args: of `torch.distributed.init_process_group`.
-        kwargs: of the same.
+        worker: a function of a module, so that new processes find it; returns an exit status.
+        place: from `find_place`.
+        arguments: picklable.
     """
+    if place.world_size == 1 or place.launcher:
+        return worker(place, *arguments)
+    import torch.multiprocessing as mp
+
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # silent about those that are ended
+    place = place if place.port else replace(place, port=_free_port())
+    stops: list[int] = []
+    team: list[Any] = []
+
+    def forward(number: int, frame: Any) -> None:
+        stops.append(number)
+        for process in team:
+            process.terminate()
+
+    before = set(multiprocessing.active_children())
+    with _handled(forward, signal.SIGINT, signal.SIGTERM):
+        try:
+            # A terminal sends Ctrl-C to all its processes: new ones are born deaf to it, and then leave the terminal.
+            with _handled(signal.SIG_IGN, signal.SIGINT):
+                context = mp.start_processes(_enter, (worker, place, arguments), place.local_world_size, join=False)
+            team += context.processes
+            for number in stops[:1]:
+                forward(number, None)
+            while not context.join(grace_period=GRACE):
+                pass
+        except mp.ProcessExitedException as error:
+            if error.exit_code >= 0:  # the process has told why
+                return error.exit_code
+            if stops and error.exit_code == -signal.SIGTERM:  # before its loop began
+                return INTERRUPTED
+            rank = place.rank + error.error_index
+            words = f"process {rank} was killed ({error.signal_name}), perhaps for lack of memory"
+            print(f"{Path(sys.argv[0]).name}: error: {words}", file=sys.stderr)
+            return 1
+        finally:
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()  # where one more could not start, or Python would wait for those that did
+    return 0
+
+
+def _enter(local_rank: int, worker: Callable[..., int], place: Place, arguments: tuple[Any, ...]) -> NoReturn:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which comes when the parent dies
+    multiprocessing.set_start_method(None, force=True)  # else its own processes, of data, would be spawned too
+    place = replace(place, rank=place.rank + local_rank, local_rank=local_rank)
+    _speak_once(place, lambda: worker(place, *arguments))
+
+
+@contextlib.contextmanager
+def _handled(handler: Any, *numbers: int) -> Iterator[None]:
+    """Answer signals by `handler`."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` and leave with its status, as `comparison.cli.run`; of a launcher's processes one tells an error."""
+    try:
+        place = find_place()
+    except UserError:
+        place = Place()  # `main` finds it out
+    if place.world_size == 1:
+        cli.run(main)
+    if place.launcher == "mpi":
+        with contextlib.suppress(ImportError, RuntimeError):  # only of those that use MPI, the first failure ends all
+            importlib.import_module("mpi4py.MPI")
+    _speak_once(place, main)
+
+
+def _speak_once(place: Place, main: Callable[[], int | None]) -> NoReturn:
+    """Do as `comparison.cli.run`, silent in all processes but the first.
+
+    Errors of the others, and one that may be a lost connection, are told only where nothing has ended the process by
+    then.
+    """
+    kept, text, follows = io.StringIO(), "", place.rank > 0
+    with contextlib.ExitStack() as quiet:
+        if place.rank:
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+            quiet.enter_context(contextlib.redirect_stderr(kept))
+        try:
+            cli.run(main)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        except BaseException as error:
+            error.add_note(f"(in process {place.rank} of {place.world_size})")
+            status, text = 1, traceback.format_exc()
+            follows = follows or isinstance(error, RuntimeError)
+    if status == 0:
+        sys.exit()
+    if status != INTERRUPTED:
+        time.sleep(PATIENCE if follows else 0)
+        print(kept.getvalue() + text, end="", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # what is left of the group would wait for the others
+
+
+def device_of(place: Place, name: str) -> "torch.device":
+    """Return the device of this process: of several without a number in --device, the GPU of its local rank.
+
+    More processes than GPUs share these in turn.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    import torch
+
+    from comparison.device import pick_device
+
+    if place.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{place.local_rank % torch.cuda.device_count()}"
+    return pick_device(name)
+
+
+@contextlib.contextmanager
+def group(place: Place, device: "torch.device") -> Iterator[None]:
+    """Connect the processes of a job inside the `with` block, which all leave together; nothing for one alone.
+
+    NCCL moves tensors between GPUs where each process has one of its own, which it demands; else gloo does. What is
+    agreed on the hosts never waits for a GPU.
+
+    Raises:
+        UserError: the processes do not find each other.
+    """
+    if place.world_size == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    # Functions there keep, as a default argument, the group of their import, and torch imports them by itself: the
+    # group's threads would outlive it, and one that lets go of a tensor as the interpreter ends aborts the process.
     import torch.distributed.nn.functional
 
-    torch.distributed.init_process_group(*args, **kwargs)
+    one_machine = place.address == LOOPBACK or place.local_world_size == place.world_size
+    if one_machine and "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may not resolve
+    try:
+        store = _make_store(place)
+        gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+        store.set(f"gpu/{place.rank}", gpu)
+        gpus = {store.get(f"gpu/{rank}") for rank in range(place.world_size)}
+        own = len(gpus - {b""}) == place.world_size and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if own else "gloo"
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=MESSAGE)
+    except (RuntimeError, OSError) as error:
+        where = f"at {place.address}:{place.port} ({str(error).splitlines()[0]})"
+        raise UserError(f"process {place.rank} of {place.world_size} did not find the others {where}") from None
+    yield
+    gather(None)
+    dist.destroy_process_group()
+
+
+def _make_store(place: Place) -> "torch.distributed.Store":
+    import torch.distributed as dist
+
+    if place.launcher == "torchrun":
+        return next(dist.rendezvous("env://", timeout=MEETING))[0]
+    address, port = (place.address, place.port) if place.port else _address_by_mpi(place)
+    return dist.TCPStore(address, port, place.world_size, place.is_first, timeout=MEETING, wait_for_workers=False)
+
+
+def _address_by_mpi(place: Place) -> tuple[str, int]:
+    """Let MPI tell all processes where the first one listens."""
+    try:
+        mpi = importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"processes of mpiexec need mpi4py, or MASTER_ADDR and MASTER_PORT ({error})") from None
+    if mpi.COMM_WORLD.size != place.world_size:
+        raise UserError(f"mpiexec started {place.world_size} processes; mpi4py, of another MPI, finds others")
+    one_machine = len(set(mpi.COMM_WORLD.allgather(mpi.Get_processor_name()))) == 1
+    return mpi.COMM_WORLD.bcast((LOOPBACK if one_machine else socket.getfqdn(), _free_port()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def world_size() -> int:
+    """Return the number of connected processes; 1 outside of `group`."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def agree(stop: bool, seconds: float) -> tuple[bool, float]:
+    """Return whether any process was asked to stop, and the first one's clock, so that all end at the same update."""
+    if world_size() == 1:
+        return stop, seconds
+    import torch
+
+    values = torch.tensor([stop, seconds if torch.distributed.get_rank() == 0 else 0.0], dtype=torch.float64)
+    torch.distributed.all_reduce(values)
+    return bool(values[0]), float(values[1])
+
+
+def mean(values: "Mapping[str, torch.Tensor | float]") -> dict[str, float]:
+    """Return the mean of each scalar over the processes, all of which have the same names."""
+    found = gather([float(value) for value in values.values()])
+    return {name: sum(numbers) / len(found) for name, *numbers in zip(values, *found, strict=True)}
+
+
+def gather(value: T) -> list[T]:
+    """Return the picklable values of all processes, by rank; the GPUs are not waited for."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        import torch
+
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def first_on_machine(place: Place) -> Iterator[None]:
+    """Let the first process of each machine run the `with` block before the others, which find what it downloaded."""
+    if place.local_rank:
+        gather(None)
+    yield
+    if not place.local_rank:
+        gather(None)
+
+
+def same(value: object, words: str) -> None:
+    """Refuse a job whose processes disagree, such as machines with different files.
+
+    Args:
+        value: picklable.
+        words: what it is.
+
+    Raises:
+        UserError: naming both values.
+    """
+    values = gather(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise UserError(f"{words}: {values[0]} for the first process, {other} for process {rank}")

@@ -16,9 +16,7 @@ import torch
 from comparison.data import samples as streams
 from comparison.data import shapes
 from comparison.data.images import CIFAR10_CLASSES, fingerprint, save_npz
-from comparison.scores import sharding
 from comparison.scores.evaluation import Evaluator
-from comparison.scores.features import RandomEmbedding
 from comparison.scores.reference import Reference, embed_samples, places, shuffled
 from PIL import Image
 
@@ -207,37 +205,6 @@ def test_embedding_needs_no_more_than_a_batch_in_memory_and_keeps_the_order(tmp_
     assert torch.equal(whole.images, images[(positions >= 0).nonzero()[:, 0]][positions[positions >= 0].argsort()])
     assert torch.allclose(whole.features, parts.features, atol=1e-4)
     assert torch.allclose(whole.moments.second, parts.moments.second, rtol=1e-4, atol=1e-3)
-
-
-class FakeLink:
-    """A first process that gives one piece of work."""
-
-    def __init__(self, images):
-        self.work, self.given, self.ended = [("random", images), None], [], None
-
-    def scatter(self, parts):
-        return self.work.pop(0)
-
-    def gather(self, part):
-        self.given.append(part)
-
-    def close(self):
-        self.ended = "closed"
-
-    def abort(self):
-        self.ended = "aborted"
-
-
-def test_a_worker_serves_until_the_end_and_an_error_ends_all():
-    images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    link = FakeLink(images)
-    sharding.serve(torch.device("cpu"), lambda: link)
-    assert link.ended == "closed"
-    assert torch.equal(link.given[0], RandomEmbedding()(images))
-    broken = FakeLink(images[:, :1])
-    with pytest.raises(RuntimeError):
-        sharding.serve(torch.device("cpu"), lambda: broken)
-    assert broken.ended == "aborted"
 
 
 LAUNCHERS = {

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from comparison import cli, rng
-from comparison.checkpoints import load_checkpoint, newest, prune, save_checkpoint
+from comparison.checkpoints import load_checkpoint, newest, save_checkpoint
 from comparison.cli import UserError
 from comparison.curves import draw_run_loss
 from comparison.device import autocast_dtype, pick_device
 from comparison.files import read_json
 from comparison.runs import Run, read_progress
 from comparison.sampling.draw import draw_samples
-from comparison.training import Budget, Clock, StopSignal
+from comparison.training import Budget
 
 
 def open_run(folder, **options):
@@ -161,32 +161,10 @@ class TestCheckpoints:
             save_checkpoint(path, {"step": lambda: 2}, model="gans")
         assert load_checkpoint(path, model="gans")["step"] == 1
 
-    def test_retention_goes_by_number_not_by_name(self, tmp_path):
+    def test_newest_goes_by_number_not_by_name(self, tmp_path):
         for step in (9, 10, 100, 20):
             (tmp_path / f"model{step}.pt").touch()
         assert newest(tmp_path, "model*.pt").name == "model100.pt"
-        prune(tmp_path, "model*.pt", keep=2)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["model100.pt", "model20.pt"]
-
-
-class TestBudget:
-    def test_each_bound_ends_the_run_at_its_value(self):
-        budget = Budget(max_steps=10, max_images=100, max_seconds=5)
-        assert budget.exhausted(9, 99, 4.9) is None
-        assert budget.exhausted(10, 0, 0) == "max_steps 10"
-        assert budget.exhausted(0, 100, 0) == "max_images 100"
-        assert budget.exhausted(0, 0, 5) == "max_seconds 5"
-        assert budget.total_steps(8) == 10
-
-    def test_clock_continues_from_earlier_starts(self):
-        assert 100 <= Clock(100.0).seconds() < 101
-
-    def test_first_interrupt_is_a_request_the_second_raises(self):
-        with StopSignal() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.requested
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
 
 
 class TestRandomness:

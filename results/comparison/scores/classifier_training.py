@@ -10,18 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from comparison import rng
-from comparison.checkpoints import load_checkpoint, newest, prune, save_checkpoint
+from comparison.checkpoints import load_checkpoint, newest, save_checkpoint
 from comparison.cli import UserError
 from comparison.data.batches import BatchStream
 from comparison.data.images import CIFAR10_CLASSES, ImageSet, load_images
 from comparison.device import autocast_dtype, describe_device, pick_device, precision_name, set_threads
 from comparison.files import atomic, write_json
-from comparison.progress import bar
 from comparison.runs import Run, git_commit, versions
 from comparison.scores import classifier
-from comparison.training import Clock, StopSignal
+from comparison.training import Budget, Loop, prune
 
-INTERRUPTED = 130
 WARM_UP = 0.2  # share of the updates in which the learning rate rises
 
 
@@ -74,13 +72,10 @@ def train_and_export(run: Run, options: Mapping[str, Any], out: Path | None) -> 
         nesterov=True,
     )
     stream = BatchStream(data, options["batch_size"], options["seed"], device=device)
-    if not run.finished_reason():
-        parameters = sum(p.numel() for p in network.parameters())
-        facts = {"parameters": parameters, "device": describe_device(device), "precision": precision_name(dtype)}
-        if not _fit(run, network, optimizer, stream, data, options, dtype, facts):
-            return INTERRUPTED
-    else:
+    if run.finished_reason():
         _restore(run, network, optimizer)
+    elif status := _fit(run, network, optimizer, stream, data, options, dtype):
+        return status
     return _export(run, network, test, data, out)
 
 
@@ -102,60 +97,54 @@ def _fit(
     data: ImageSet,
     options: Mapping[str, Any],
     dtype: torch.dtype | None,
-    facts: dict[str, Any],
-) -> bool:
-    """Train; return whether the end was reached."""
+) -> int:
+    """Train to the end of the epochs; return the exit status."""
     step, seconds = _restore(run, network, optimizer) if run.resumed else (0, 0.0)
-    run.start(step)
-    run.describe(data=data.describe(), **facts)
-    steps = options["epochs"] * stream.steps_per_epoch
-    clock, losses = Clock(seconds), []
-    device = next(network.parameters()).device
-    network.train()
-
-    def save() -> None:
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-        path = run.folder / f"classifier_{step:06d}.pt"
-        save_checkpoint(path, {**state, "step": step, "wall_seconds": clock.seconds()}, model="classifier")
-        prune(run.folder, "classifier_*.pt", 1)
-
-    with StopSignal() as stop, bar(steps, step, "train", "steps") as progress:
-        while step < steps and not stop.requested:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, options["lr"])
-            x, labels = stream.batch(step)
-            x = shifted(x, options["shift"], options["seed"], step, "shift").contiguous(
-                memory_format=torch.channels_last
-            )
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                logits = network(x).float()
-            loss = functional.cross_entropy(logits, labels, label_smoothing=options["label_smoothing"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            if not np.isfinite(losses[-1]):
-                raise UserError(f"the loss is {losses[-1]} at step {step}: lower --lr")
-            step += 1
-            progress.update()
-            if step % stream.steps_per_epoch == 0:
-                mean = sum(losses) / len(losses)
-                images = step * options["batch_size"]
-                run.log_row(step, images, clock.seconds(), loss=mean)
-                run.log(f"epoch {step // stream.steps_per_epoch}: loss {mean:.4f}, {clock.seconds():.0f} s")
-                losses = []
-                save()
-        if step < steps:
-            save()
-            run.log(f"interrupted after step {step}; the same command continues")
-            return False
-    run.finish(
-        f"epochs {options['epochs']}",
-        steps=step,
-        images_seen=step * options["batch_size"],
-        wall_seconds=clock.seconds(),
+    size, epoch, epochs = options["batch_size"], stream.steps_per_epoch, options["epochs"]
+    loop = Loop(
+        run,
+        Budget(),
+        lambda updates: updates * size,
+        step=step,
+        seconds=seconds,
+        log_interval=epoch,
+        epochs=(epochs * epoch, f"epochs {epochs}"),
+        advice="lower --lr",
     )
-    return True
+    device, losses = next(network.parameters()).device, list[float]()
+    facts = {"parameters": sum(p.numel() for p in network.parameters()), "device": describe_device(device)}
+    loop.begin(f"{len(data)} images, {epochs} epochs", data=data.describe(), precision=precision_name(dtype), **facts)
+    network.train()
+    for step in loop:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, epochs * epoch, options["lr"])
+        x, labels = stream.batch(step)
+        x = shifted(x, options["shift"], options["seed"], step, "shift").contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            logits = network(x).float()
+        loss = functional.cross_entropy(logits, labels, label_smoothing=options["label_smoothing"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        loop.check({"loss": losses[-1]})
+        if loop.row_due:
+            mean = sum(losses) / len(losses)
+            loop.row({"loss": mean})
+            loop.log(f"epoch {loop.step // epoch}: loss {mean:.4f}, {loop.seconds:.0f} s")
+            losses = []
+            _save(loop, network, optimizer)
+    if not loop.reason:
+        _save(loop, network, optimizer)
+    return loop.finish()
+
+
+def _save(loop: Loop, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    assert loop.run
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    path = loop.run.folder / f"classifier_{loop.step:06d}.pt"
+    save_checkpoint(path, {**state, "step": loop.step, "wall_seconds": loop.seconds}, model="classifier")
+    prune(loop.run.folder, "classifier_*.pt", 1)
 
 
 def _export(run: Run, network: classifier.Classifier, test: ImageSet, data: ImageSet, out: Path | None) -> int:

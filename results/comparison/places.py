@@ -1,0 +1,142 @@
+"""Which of how many processes this one is: asked for on the command line, or told by torchrun, mpiexec or srun."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from comparison.cli import UserError
+
+LOOPBACK = "127.0.0.1"
+# The variables of rank, number of processes, and both on this machine.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+MPI = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of batch scripts and shells, which srun did not start
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those that work together.
+
+    Attributes:
+        rank: in [0, world_size).
+        world_size: processes on all machines.
+        local_rank: in [0, local_world_size).
+        local_world_size: processes on this machine; all of them where the launcher does not tell.
+        launcher: torchrun (or what sets its variables), mpi or slurm; '' for none.
+        address, port: where the first process waits for the others; port 0 where that is agreed on later.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    launcher: str = ""
+    address: str = LOOPBACK
+    port: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def rows(self, n: int) -> slice | None:
+        """Return which rows of the joint batch are this process's `n`; None for all of them."""
+        return None if self.world_size == 1 else slice(self.rank * n, (self.rank + 1) * n)
+
+
+def find_place(
+    env: Mapping[str, str] = os.environ,
+    *,
+    processes: int = 1,
+    nodes: int = 1,
+    node_rank: int = 0,
+    address: str = LOOPBACK,
+    port: int = 0,
+) -> Place:
+    """Return this process's place: its launcher's, else the first on this machine of those that are asked for.
+
+    Args:
+        env: variables of this process.
+        processes: on each machine.
+        nodes: machines.
+        node_rank: of this machine.
+        address, port: of machine 0, where there are several.
+
+    Raises:
+        UserError: the launcher's variables contradict each other, or what is asked for.
+    """
+    place, asked = _launched(env), nodes * processes
+    if place.world_size == 1:
+        where = (address, port) if nodes > 1 else (LOOPBACK, 0)
+        return Place(node_rank * processes, asked, 0, processes, "", *where)
+    if asked not in (1, place.world_size):
+        raise UserError(
+            f"{asked} processes are asked for, but {place.launcher} has started {place.world_size} already; leave "
+            f"their number out, or start without {place.launcher}"
+        )
+    return place
+
+
+def _launched(env: Mapping[str, str]) -> Place:
+    if "RANK" in env and "WORLD_SIZE" in env:
+        place = _read(env, TORCHRUN, "torchrun")
+        if place.world_size > 1 and not place.port:
+            raise UserError("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
+        return place
+    slurm = _slurm_place(env)
+    for names in MPI:
+        if names[0] in env and names[1] in env:
+            place = _read(env, names, "mpi")
+            # srun sets PMI's variables too; those of an mpiexec inside a job differ from srun's.
+            return slurm if (slurm.rank, slurm.world_size) == (place.rank, place.world_size) else place
+    if "PMIX_RANK" in env and slurm.world_size == 1:
+        raise UserError("PMIX_RANK is set, but not the number of processes; set RANK and WORLD_SIZE, or use torchrun")
+    return slurm
+
+
+def _slurm_place(env: Mapping[str, str]) -> Place:
+    step = env.get("SLURM_STEP_ID", env.get("SLURM_STEPID"))
+    if "SLURM_PROCID" not in env or step in SHELLS or (step is None and env.get("ENVIRONMENT") == "BATCH"):
+        return Place()
+    size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+    by_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")  # such as 3(x2),2
+    counts = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", by_node) for _ in range(int(times or 1))]
+    node = _number(env, "SLURM_NODEID", 0)
+    local = counts[node] if node < len(counts) else _number(env, "SLURM_NTASKS_PER_NODE", _number(env, size, 1))
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or LOOPBACK
+    if "1" in (env.get("SLURM_STEP_NUM_NODES"), env.get("SLURM_NNODES"), env.get("SLURM_JOB_NUM_NODES")):
+        nodes = LOOPBACK
+    first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])  # gpu03 of gpu[03-07],big1
+    # Below the ports that systems give to clients.
+    port = 15000 + (31 * _number(env, "SLURM_JOB_ID", 0) + _number(env, "SLURM_STEP_ID", 0)) % 15000
+    return _read({**env, "": str(local)}, ("SLURM_PROCID", size, "SLURM_LOCALID", ""), "slurm", first, port)
+
+
+def _read(
+    env: Mapping[str, str], names: tuple[str, str, str, str], launcher: str, address: str = "", port: int = 0
+) -> Place:
+    """Read a place from variables; MASTER_ADDR and MASTER_PORT win over `address` and `port`."""
+    rank, size = _number(env, names[0], 0), _number(env, names[1], 1)
+    local_size = _number(env, names[3], size)
+    local_rank = _number(env, names[2], rank % max(1, local_size))
+    if rank >= size or local_rank >= local_size:
+        raise UserError(f"{names[0]} {rank} must be below {names[1]} {size}, and {names[2]} {local_rank} as well")
+    if size == 1:
+        return Place()
+    address = env.get("MASTER_ADDR") or address
+    port = _number(env, "MASTER_PORT", port) if address else 0
+    if port > 65535:
+        raise UserError(f"MASTER_PORT must be from 1 to 65535, not {port}")
+    return Place(rank, size, local_rank, local_size, launcher, address, port)
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not text.strip().isdecimal() or len(text) > 18:
+        raise UserError(f"{name} must be a whole number, not {text!r}")
+    return int(text)
