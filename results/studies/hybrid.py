@@ -13,6 +13,8 @@ The parts: Xiao et al. 2022 (x_t), Phung et al. 2023 (reconstruction, Haar), see
 """
 
 import argparse
+import math
+import statistics
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -126,20 +128,23 @@ def late_accuracy(folder: Any) -> list[float]:
     return found
 
 
-def effects(rows: dict[str, Row]) -> list[str]:
+def effects(rows: dict[str, Row], cells: list[Row]) -> list[str]:
     """Say what each part of the recipe changes with the others held, and whether the hybrid beats its denoiser."""
+    distances = {(cell["name"], cell["seed"]): cell["metrics"][QUALITY]["value"] for cell in cells}
     said = []
     for topic, (place, (without, with_)) in FACTORS.items():
-        verdicts = []
-        for name in rows:
+        ratios = []  # logarithms
+        for (name, seed), distance in distances.items():
             parts = name.split("-")
-            other = "-".join([*parts[:place], without, *parts[place + 1 :]])
-            if len(parts) == 3 and parts[place] == with_ and other in rows:
-                verdicts.append(compare(rows[name], rows[other], QUALITY))
-        counts = {word: verdicts.count(word) for word in ("better", "worse", "not distinguishable")}
-        told = [f"{word} in {count}" for word, count in counts.items() if count]
-        if told:
-            said.append(f"{topic}, all else equal: {formatting.listed(told)} of {len(verdicts)} comparisons.")
+            other = ("-".join([*parts[:place], without, *parts[place + 1 :]]), seed)
+            if len(parts) == 3 and parts[place] == with_ and other in distances:
+                ratios.append(math.log(distance / distances[other]))
+        if len(ratios) > 1:
+            mean, half = statistics.mean(ratios), half_width(ratios)
+            low, middle, high = (f"{math.exp(value):.2f}" for value in (mean - half, mean, mean + half))
+            verdict = "no significant change" if abs(mean) <= half else "better" if mean < 0 else "worse"
+            pairs = f"{len(ratios)} pairs of trainings that differ in nothing else"
+            said.append(f"{topic}: {verdict}, {middle} times the distance ({low} to {high}; {pairs}).")
     hybrids = [row for name, row in rows.items() if name != ALONE]
     if ALONE in rows and hybrids:
         best = min(hybrids, key=lambda row: row["metrics"][QUALITY]["value"])
@@ -148,6 +153,12 @@ def effects(rows: dict[str, Row]) -> list[str]:
         verdict += " from" if verdict == "not distinguishable" else " than"
         said.append(f"The best hybrid ({best['label']}; {cells[0]}) is {verdict} its denoiser alone ({cells[1]}).")
     return said
+
+
+def half_width(values: list[float]) -> float:
+    """Return half of the 95% interval of a mean, by Student's t."""
+    quantile = study_page.STUDENT[min(len(values) - 1, len(study_page.STUDENT)) - 1]
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def compare(row: Row, other: Row, name: str) -> str:
@@ -199,7 +210,7 @@ def page(study: dict[str, Any]) -> str:
         "D right at t = 0, 1, ...": lambda row: " ".join(f"{v:.2f}" for v in row["accuracy"]) or formatting.MISSING,
     }
     body: list[Any] = [
-        effects(rows),
+        effects(rows, study["cells"]),
         "![Frechet distance, modes and the discriminator's accuracy of each cell](hybrid.png)",
         "`D right`: share of right answers of the discriminator D in the second half of the adversarial updates, mean "
         "of real and generated pairs; 0.5 is chance.",
@@ -222,7 +233,7 @@ def page(study: dict[str, Any]) -> str:
         f"Each pair of networks trained for {options['seconds']:g} s; all else is that of `{options['preset']}` in "
         "flags.sh.",
         body,
-        [study_page.unequal([*rows.values()])],
+        [study_page.unequal([*rows.values()]), study.get("note")],
     )
 
 
@@ -235,7 +246,7 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
     for name in SHOWN:
         shown = [row for row in rows.values() if name in row["metrics"]]
         bars = [Bar(row["label"], row["metrics"][name], colour(row["name"])) for row in shown]
-        panels.append(Bars(axis(name), bars, labelled=not panels))
+        panels.append(Bars(axis(name), bars, log=name == QUALITY, labelled=not panels))
     lines = [
         Line("", [(t, {"value": value}) for t, value in enumerate(row["accuracy"])], colour(name), style=style)
         for name, row in rows.items()
