@@ -120,7 +120,7 @@ def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dic
     payload = load_checkpoint(path, model=MODEL)
     if payload.get("kind") != "generator":
         raise UserError(f"{path}: holds the state of a training, not a generator; name a netG_<epoch>.pth")
-    config = payload.get("config")
+    config = payload.get("config", {})
     check_config(path, config)
     refuse_disagreement(path, config, given)
     try:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comparison.runs import Run
 from comparison.training import Loop, prune
 
 from ddgan.windows import Windows
@@ -45,7 +46,7 @@ class RunFiles:
         data: Mapping[str, Any],
         classes: Mapping[str, Any],
     ):
-        self.loop, self.trainer, self.args, self.windows, self._run = loop, trainer, args, windows, loop.run
+        self.loop, self.trainer, self.args, self.windows = loop, trainer, args, windows
         self.data, self.classes = data, classes
         self._grid_step = 0
 
@@ -67,7 +68,7 @@ class RunFiles:
         Raises:
             UserError: the training has diverged; what was saved before stays.
         """
-        if self._run is None:
+        if not self.loop.run:
             return
         step = self.loop.step
         epoch, into = divmod(step, self.windows.updates_per_epoch)
@@ -86,17 +87,22 @@ class RunFiles:
 
     def end(self) -> None:
         """Write what goes on and can be sampled, and at the end of the training the last samples."""
-        if self._run:
+        if self.loop.run:
             self._save_content()
             self._save_generator()
             if self.loop.reason:
                 self._draw_grid("grid.png")
 
+    def _run(self) -> Run:
+        """Return the run folder, of the process that writes."""
+        assert self.loop.run
+        return self.loop.run
+
     def _save_content(self) -> None:
         from ddgan.checkpoints import save_content
 
         self.loop.check(self.gradient_norms())
-        path = self._run.folder / "content.pth"
+        path = self._run().folder / "content.pth"
         save_content(path, self.trainer, step=self.loop.step, wall_seconds=self.loop.seconds, data=self.data)
 
     def _save_generator(self) -> None:
@@ -105,14 +111,14 @@ class RunFiles:
 
         epoch = math.ceil(self.loop.step / self.windows.updates_per_epoch)
         save_generator(
-            self._run.folder / GENERATORS.replace("*", str(epoch)),
+            self._run().folder / GENERATORS.replace("*", str(epoch)),
             self.trainer.generator_weights(),
-            {**self._run.config["options"], **self.classes},
+            {**self._run().config["options"], **self.classes},
             step=self.loop.step,
             images_seen=self.loop.images_seen,
         )
         every = self.args.save_ckpt_every
-        prune(self._run.folder, GENERATORS, self.args.keep, lambda epoch: epoch % every == 0)
+        prune(self._run().folder, GENERATORS, self.args.keep, lambda epoch: epoch % every == 0)
 
     def _draw_grid(self, name: str) -> None:
         """Draw the first samples of the run's seed with the averaged weights, the same noise every time."""
@@ -141,5 +147,5 @@ class RunFiles:
                 autocast_dtype=trainer.autocast_dtype,
                 labels=labels,
             )
-            save_grid(to_uint8(domain.inverse(images)), self._run.folder / name)
+            save_grid(to_uint8(domain.inverse(images)), self._run().folder / name)
         trainer.generator.train()

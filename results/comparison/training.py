@@ -277,8 +277,8 @@ class Loop:
         if self.run:
             folder, seconds = self.run.folder, self.seconds
             draw_run_loss(folder)
-            counts = {"steps": self.step, "images_seen": self.images_seen, "wall_seconds": seconds}
-            self.run.finish(self.reason, **counts, **facts)
+            images = self.images_seen
+            self.run.finish(self.reason, steps=self.step, images_seen=images, wall_seconds=seconds, **facts)
             done = f"{self.step} steps, {self.images_seen} images, {seconds:.1f} s of training"
             self.log(f"finished ({self.reason}): {done}; {folder}")
         return 0

@@ -188,14 +188,14 @@ def modes(study: Row, rows: list[Row]) -> list[Any]:
     from comparison.report.study_plots import Lines
 
     floor = {row["modes"]: study["floors"][row["source"]][QUALITY] for row in rows}
-    common = {"ticks": sorted(floor)}
+    ticks = sorted(floor)
     shares = lines(rows, "variant", "modes", lambda row: scaled(row["share"], 100))
     matched = lines(rows, "variant", "modes", lambda row: scaled(row["metrics"]["modes_matched"], 100))
     distances = lines(rows, "variant", "modes", lambda row: row["metrics"][QUALITY], floor)
     return [
-        Lines("modes of the data (log)", "modes covered, % of what\nas many real images cover", shares, "x", **common),
-        Lines("modes of the data (log)", "images that show a mode, %", matched, "x", **common),
-        Lines("modes of the data (log)", DISTANCE, distances, "xy", **common),
+        Lines("modes of the data (log)", "modes covered, % of those\nof as many real images", shares, "x", ticks=ticks),
+        Lines("modes of the data (log)", "images that show a mode, %", matched, "x", ticks=ticks),
+        Lines("modes of the data (log)", DISTANCE, distances, "xy", ticks=ticks),
     ]
 
 
@@ -204,7 +204,7 @@ def overfitting(study: Row, rows: list[Row]) -> list[Any]:
     from comparison.report.study_plots import Line, Lines
 
     floor = {row["percent"]: scaled(row["held_out"], 100) for row in rows if "held_out" in row}
-    share, common = "share of the images, % (log)", {"ticks": sorted({row["percent"] for row in rows})}
+    share, ticks = "share of the images, % (log)", sorted({row["percent"] for row in rows})
     gaps = lines(rows, "augment", "percent", lambda row: row.get("gap"))
     copies = lines(rows, "augment", "percent", lambda row: scaled(row["metrics"]["memorised"], 100), floor)
     distances = lines(rows, "augment", "percent", lambda row: row["metrics"][QUALITY])
@@ -214,9 +214,9 @@ def overfitting(study: Row, rows: list[Row]) -> list[Any]:
         if row["percent"] == PERCENTS[-1] and row.get("curve")
     ]
     return [
-        Lines(share, "gap: logit of training images\nless that of held-out ones", gaps, "x", **common, level=0),
-        Lines(share, "unusually near a training image, %", copies, "x", **common, top=5),
-        Lines(share, DISTANCE, distances, "xy", **common),
+        Lines(share, "gap: logit of training images\nless that of held-out ones", gaps, "x", ticks=ticks, level=0),
+        Lines(share, "unusually near a training image, %", copies, "x", ticks=ticks, top=5),
+        Lines(share, DISTANCE, distances, "xy", ticks=ticks),
         Lines(f"training images seen, with {PERCENTS[-1]}% of the images", DISTANCE, course, "y"),
     ]
 

@@ -148,10 +148,10 @@ def effects(rows: dict[str, Row], cells: list[Row]) -> list[str]:
     hybrids = [row for name, row in rows.items() if name != ALONE]
     if ALONE in rows and hybrids:
         best = min(hybrids, key=lambda row: row["metrics"][QUALITY]["value"])
-        cells = [formatting.metric(QUALITY, row["metrics"][QUALITY]) for row in (best, rows[ALONE])]
+        scores = [formatting.metric(QUALITY, row["metrics"][QUALITY]) for row in (best, rows[ALONE])]
         verdict = compare(best, rows[ALONE], QUALITY)
         verdict += " from" if verdict == "not distinguishable" else " than"
-        said.append(f"The best hybrid ({best['label']}; {cells[0]}) is {verdict} its denoiser alone ({cells[1]}).")
+        said.append(f"The best hybrid ({best['label']}; {scores[0]}) is {verdict} its denoiser alone ({scores[1]}).")
     return said
 
 

@@ -173,7 +173,7 @@ def draw_training(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str
 
     Arguments and return value are those of `draw_speed`, the rows those of the main sample sets.
     """
-    points = [(*line, training_points(row)) for *line, (row, *_) in _series(rows)]
+    points = [(name, colour, marker, training_points(mine[0])) for name, colour, marker, mine in _series(rows)]
     if not any(len(scored) > 1 for *_, scored in points):
         return False
     longest = max(time for *_, scored in points for time, _ in scored)

@@ -119,6 +119,7 @@ def _fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, epochs * epoch, options["lr"])
         x, labels = stream.batch(step)
+        assert labels is not None
         x = shifted(x, options["shift"], options["seed"], step, "shift").contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = network(x).float()
