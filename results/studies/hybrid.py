@@ -239,7 +239,7 @@ def page(study: dict[str, Any]) -> str:
 
 def draw_pictures(study: dict[str, Any], out: Path) -> None:
     """Draw hybrid.png, a bar for each cell and metric and the discriminator's accuracy against t, and time.png."""
-    from comparison.report.study_plots import Bar, Bars, Line, Lines, draw
+    from comparison.report.study_plots import STYLES, Bar, Bars, Line, Lines, draw
 
     rows, every = read_rows(study)
     panels: list[Bars | Lines] = []
@@ -258,9 +258,9 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
         panels = []
         for name in SHOWN:
             lines = []
-            for cell, mine in by_time(every).items():
+            for (cell, mine), look in zip(by_time(every).items(), STYLES, strict=False):
                 points = [(r["training"]["seconds"], r["metrics"][name]) for r in mine if name in r["metrics"]]
-                lines.append(Line(words(cell), points, colour(cell)))
+                lines.append(Line(words(cell), points, colour(cell), **look))
             ticks = sorted({round(x) for line in lines for x, _ in line.points})
             panels.append(Lines("training, s (log)", axis(name), lines, log="x", ticks=ticks))
         draw(panels, out / "time.png")

@@ -95,7 +95,9 @@ class Lines:
         if "y" in self.log:
             _logarithmic(axes, "y", [entry["value"] for line in lines for _, entry in line.points])
         else:
-            axes.set_ylim(min(axes.get_ylim()[0], 0) if axes.dataLim.y0 < 0 else 0, max(axes.get_ylim()[1], self.top))
+            low, high = axes.get_ylim()
+            crosses = axes.dataLim.y0 < -0.02 * axes.dataLim.y1  # an interval that barely crosses 0 needs no room
+            axes.set_ylim(low if crosses else 0, max(high, self.top))
         if self.level is not None:
             axes.axhline(self.level, color=INK, linestyle=":", linewidth=1)
         axes.set(xlabel=self.x, ylabel=self.y)
