@@ -26,6 +26,7 @@ from comparison.scores.metrics import frechet_estimate, frechet_from, moments
 from comparison.scores.reference import Reference
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
+from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
 SEARCH, CONFIRMATION = "ddgan", "confirmation"  # names of the two studies in study.db
@@ -49,11 +50,14 @@ def open_study(folder: Path, name: str = SEARCH) -> optuna.Study:
     try:
         storage = RDBStorage(
             f"sqlite:///{(folder / 'study.db').resolve()}",
-            engine_kwargs={"connect_args": {"timeout": 120}},  # seconds to wait while another worker writes
+            # seconds to wait while another worker writes; no transaction of the driver's own, see below
+            engine_kwargs={"connect_args": {"timeout": 120, "isolation_level": None}},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
+        # Else two workers may both read a trial as waiting, and both take it.
+        event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_FROM)
         return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner)
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:

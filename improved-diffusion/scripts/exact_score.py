@@ -23,8 +23,8 @@ from comparison.data.sources import check_source
 from comparison.files import write_json, write_text
 from comparison.formatting import markdown_table
 from improved_diffusion import blob
+from improved_diffusion.flags import MAX_STEPS
 from improved_diffusion.schedules import NOISE_SCHEDULES, get_named_beta_schedule
-from improved_diffusion.script_util import MAX_STEPS
 
 if TYPE_CHECKING:
     import numpy as np
