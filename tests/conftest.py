@@ -1,12 +1,14 @@
 """A copy of the repository to run documented commands in, as a stranger who has just cloned it would."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from comparison.data import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,5 +58,38 @@ def shell(checkout, environment):
             timeout=timeout,
             stdin=subprocess.DEVNULL,
         )
+
+    return run
+
+
+def _run_here(words, root):
+    """Run a script of the repository in this process, which has torch already, from a folder; return its status."""
+    script = root / words[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(shapes.COUNTS, "train", 2000)
+        patch.chdir(root)
+        patch.setattr(sys, "argv", list(words))
+        patch.setattr(sys, "path", [str(script.parent), *sys.path])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+    return 0
+
+
+@pytest.fixture(scope="session")
+def run_here(checkout):
+    """Return a function that runs the words of a command in this process, in the copy, and returns its status."""
+    return lambda words: _run_here(words, checkout)
+
+
+@pytest.fixture(scope="session")
+def jobs_here(checkout):
+    """Return what replaces `jobs.run` so that it starts no process; its console goes to this one's."""
+
+    def run(command, console=None):
+        status = _run_here(command, checkout)
+        if status:
+            raise SystemExit(status)
 
     return run

@@ -191,10 +191,10 @@ else:  # sample: white noise
 """
 
 
-def test_new_model_joins_by_a_row_and_a_script(checkout, environment, monkeypatch):
+def test_new_model_joins_by_a_row_and_a_script(checkout, jobs_here, monkeypatch):
     """Run the comparison of a model that is 40 lines and one row of the table."""
     monkeypatch.setattr(cli, "repo_root", lambda: checkout)
-    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.setattr(jobs, "run", jobs_here)
     (checkout / "noise").mkdir()
     (checkout / "noise" / "noise.py").write_text(TOY)
     row = models.Model("noise", "white noise", "#CC79A7", "noise/noise.py", "noise/noise.py", "toy_*.npy")
@@ -209,12 +209,18 @@ def test_new_model_joins_by_a_row_and_a_script(checkout, environment, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def finished(checkout, environment):
-    """One comparison of tiny budgets from end to end, called twice and once more with --fresh for one model."""
+def finished(checkout, jobs_here):
+    """One comparison of tiny budgets from end to end, called twice."""
     options = f"{TINY} --budget images=128 --history 1 --sweep 2 --benchmark true --benchmark_seconds 0.05 --name end"
+    smaller = {"--num_channels": "32", "--num_channels_dae": "32", "--num_sampling_steps": "5"}
+    preset = {name: list(words) for name, words in models.preset_flags("quick").items()}
+    for words in preset.values():
+        for flag in smaller.keys() & set(words):
+            words[words.index(flag) + 1] = smaller[flag] if int(words[words.index(flag) + 1]) > 3 else "3"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "preset_flags", lambda name: preset)
         patch.setattr(cli, "repo_root", lambda: checkout)
-        patch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+        patch.setattr(jobs, "run", jobs_here)
         status, out, err = compare(*options.split())
         assert status == 0, out + err
         before = stamps(checkout)
@@ -256,14 +262,14 @@ def test_diffusion_model_is_sampled_in_other_numbers_of_steps(finished):
     facts = read(run / "settings/dpmpp-sde2/sampling.json")
     assert (facts["sampler"], facts["nfe"]) == ("DPM-Solver++ 2M SDE, 2 steps, logsnr", 2)
     assert read(run / "settings/dpmpp-sde2/timing.json")["nfe"] == 2
-    assert read(run / "sampling.json")["nfe"] == 20
+    assert read(run / "sampling.json")["nfe"] == 5
     assert (run / "interpolation.png").is_file()
 
 
-def test_fresh_trains_again(finished, environment, monkeypatch):
+def test_fresh_trains_again(finished, jobs_here, monkeypatch):
     checkout, before, _ = finished
     monkeypatch.setattr(cli, "repo_root", lambda: checkout)
-    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.setattr(jobs, "run", jobs_here)
     options = f"{TINY} --budget images=128 --history 0 --benchmark false --name end --models gans --fresh"
     status, out, err = compare(*options.split())
     assert status == 0, out + err

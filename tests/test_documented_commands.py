@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import cli
+from comparison import cli, jobs
 from improved_diffusion import dist_util
 from PIL import Image
 
@@ -124,24 +124,17 @@ def expanded(command, shell):
 
 
 @pytest.fixture
-def in_process(prepared, environment, monkeypatch):
+def in_process(prepared, run_here, jobs_here, monkeypatch):
     """Return a function that runs a script of the copy in this process."""
-    monkeypatch.chdir(prepared)
     monkeypatch.setattr(cli, "repo_root", lambda: prepared)
-    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.setattr(jobs, "run", jobs_here)
     monkeypatch.delenv("DATA_ROOT", raising=False)
 
     def run(logdir, words):
         words = words[1:] if words[0] == "-u" else words
         if logdir:
             monkeypatch.setenv("OPENAI_LOGDIR", logdir)
-        monkeypatch.setattr(sys, "argv", words)
-        monkeypatch.syspath_prepend(str((ROOT / words[0]).parent))
-        try:
-            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-        except SystemExit as end:
-            return end.code or 0
-        return 0
+        return run_here(words)
 
     yield run
     dist_util.shutdown()

@@ -20,7 +20,7 @@ class Scored(dict):
         self.key = key
 
 
-@pytest.fixture(scope="module", params=["random", "cifar"])
+@pytest.fixture(scope="module", params=["random", pytest.param("cifar", marks=pytest.mark.slow)])
 def scored(request, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("data")))
