@@ -197,7 +197,10 @@ def share_work(work: Work, args: argparse.Namespace) -> None:
         for worker in workers:
             worker.join()
         raise
-    if status := max(abs(worker.exitcode or 0) for worker in workers):
+    status = max(worker.exitcode or 0 for worker in workers)
+    if status < 0:
+        raise UserError("all workers were killed, perhaps for lack of memory; fewer --workers need less")
+    if status:
         sys.exit(status)  # the worker has told why
 
 

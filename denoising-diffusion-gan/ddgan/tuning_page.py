@@ -68,13 +68,14 @@ def verdict(study: Study) -> list[str]:
         average = f" {with_error(mean(values), stdev(values))}" if len(values) > 1 else ""
         told.append(f"{name}{average} ({', '.join('diverged' if v is None else plain(v, 4) for v in every)})")
         groups.append(values)
-    line = f"With other seeds than the search's: {listed(told)}, mean ± standard deviation."
+    line = f"With other seeds than the search's: {listed(told)}"
     if min(map(len, groups)) < 2:
-        return [line]
+        return [f"{line}."]
     low, high = ttest_ind(*groups).confidence_interval()
     says = "The winner helps" if high < 0 else "It is not shown that the winner helps"
     says = "The winner is worse than the base flags" if low > 0 else says
     change = with_error((low + high) / 2, (high - low) / 2)
+    line += ", mean ± standard deviation."
     return [line, f"**{says}**: winner minus base flags {change}, 95% interval by Student's t."]
 
 
