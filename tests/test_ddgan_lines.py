@@ -94,6 +94,7 @@ def in_tmux(line, shell, machine, checkout):
 @pytest.fixture(scope="module")
 def trained(checkout, machine, module_shell):
     """The run that the training line leaves; the copy of the repository is left as it was for other tests."""
+    shutil.rmtree(checkout / "results" / "runs", ignore_errors=True)  # of other test files
     in_tmux(f"{TRAIN} {SMALL_TRAIN}", module_shell, machine, checkout)
     yield checkout / RUN
     shutil.rmtree(checkout / RUN)

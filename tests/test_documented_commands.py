@@ -88,6 +88,7 @@ def override(command):
 def prepared(checkout):
     """The copy with a few pictures where the documented commands expect some."""
     rng = np.random.default_rng(0)
+    shutil.rmtree(checkout / "results" / "runs", ignore_errors=True)  # of other test files
     for folder in ("train_images", "path/to/images"):
         (checkout / folder).mkdir(parents=True)
         for i in range(16):

@@ -166,6 +166,7 @@ def test_other_number_of_processes_is_another_run(pictures, unbroken):
         train_ddgan.main(train_ddgan.parse_args(flags(pictures, unbroken)))
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_at_one_update_and_the_same_command_continues(pictures, tmp_path, unbroken):
     folder = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), *flags(pictures, folder, "--num_process_per_node", "2")]

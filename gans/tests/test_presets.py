@@ -18,6 +18,7 @@ PLUS = ["--preset", "dcgan-plus", "--max_steps", 40, "--score_every", 40, "--sco
 PLUS += ["--r1_gamma", 0.1, "--r1_every", 4, "--minibatch_stddev", 4]
 
 
+@pytest.mark.slow
 def test_killed_run_with_every_switch_on_continues_to_the_same_weights_scores_and_best_checkpoint(images, tmp_path):
     train_here("--data", images, "--run_dir", tmp_path / "unbroken", *TINY, *PLUS)
     assert interrupt(images, tmp_path / "run", signal.SIGKILL, *PLUS) == -signal.SIGKILL

@@ -31,6 +31,7 @@ def compiled(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_compiled_training_and_sampling_give_the_same(compiled, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
     for name in ("False", "True"):

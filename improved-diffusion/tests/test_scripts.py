@@ -99,7 +99,7 @@ def test_finished_run_says_so_and_changes_nothing(trained, images):
     assert contents(trained) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_resumed_run_equals_unbroken_run(number, trained, images, tmp_path):
     run_dir = tmp_path / "run"
     flags = [TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 20, "--save_interval", 2]

@@ -165,6 +165,7 @@ def test_two_processes_agree_and_the_first_one_speaks(launcher, tmp_path):
     assert_agreed(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_machines_work_together(tmp_path):
     port = str(free_port())
     machines = [start([*PROGRAM, "together", str(tmp_path), "1", "2", port, str(rank)]) for rank in range(2)]

@@ -411,6 +411,7 @@ def pytorch_fid(tmp_path, weights, sets):
     return call
 
 
+@pytest.mark.slow
 def test_command_of_pytorch_fid_takes_written_statistics_and_png_of_npztodir(tmp_path, scored, sets, pytorch_fid):
     features = scored[1]["pytorch-fid", fingerprint(sets[0])][0][:4].double()
     point = features.mean(0) + 0.01

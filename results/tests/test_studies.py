@@ -123,6 +123,7 @@ def test_second_call_reuses_every_finished_cell(script, finished, pictures, monk
     assert (folder / "out" / "README.md").read_bytes() == page
 
 
+@pytest.mark.slow
 def test_second_call_of_a_study_of_real_models_trains_and_measures_nothing(script, pictures, tmp_path):
     flags = ("--rounds", 1, "--updates", 2, "--benchmark_seconds", 0.01, "--threads", 1, "--device", "cpu")
     flags += ("--cells", "dcgan-w16-b128-bf16")
