@@ -1,7 +1,6 @@
 """What test_distributed.py lets several processes do: NAME FOLDER [processes [machines port machine]]."""
 
 import os
-import signal
 import sys
 import time
 import weakref
@@ -75,33 +74,25 @@ def train(place: Place, folder: Path) -> int:
         return loop.finish()
 
 
-def fail(how: str, place: Place, folder: Path) -> int:
-    """Fail in the last process while the others wait for it, or in both."""
+def fail(place: Place, error: Exception, ranks: tuple[int, ...]) -> int:
+    """Fail in some processes while the others wait for them."""
     with group(place, CPU):
-        if place.rank == place.world_size - 1 or how == "both":
-            if how == "bug":
-                raise ZeroDivisionError("a bug")
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise UserError("--flag: wrong")
+        if place.rank in ranks:
+            raise error
         gather(None)
     return 0
 
 
 def both(place: Place, folder: Path) -> int:
-    return fail("both", place, folder)
+    return fail(place, UserError("--flag: wrong"), (0, 1))
 
 
 def last(place: Place, folder: Path) -> int:
-    return fail("last", place, folder)
+    return fail(place, UserError("--flag: wrong"), (1,))
 
 
 def bug(place: Place, folder: Path) -> int:
-    return fail("bug", place, folder)
-
-
-def kill(place: Place, folder: Path) -> int:
-    return fail("kill", place, folder)
+    return fail(place, ZeroDivisionError("a bug"), (1,))
 
 
 def main() -> int:
