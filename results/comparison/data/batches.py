@@ -1,5 +1,7 @@
 """Training batches as a pure function of (seed, step), from a data set in memory; see `streaming` for one on disk."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,15 +59,15 @@ class BatchOrder:
         return from_uint8(both.index_select(0, chosen.to(images.device, non_blocking=True)))
 
 
-class BatchStream:
-    """Batches of an image set in memory, in the order of `BatchOrder`. Normalising and flipping happen on `device`.
+class Stream:
+    """Batches of a set in the order of `BatchOrder`. Normalising and flipping happen on `device`.
 
     Args:
-        image_set: the data.
+        images: the data, in memory or on disk.
         batch_size: of the global batch; a multiple of world_size.
         seed: of order and flips.
         flip: mirror each image with probability 1/2.
-        device: where the batches are wanted; the uint8 images move there once.
+        device: where the batches are wanted.
         rank, world_size: this process among those that share the batch.
 
     Attributes:
@@ -77,7 +79,7 @@ class BatchStream:
 
     def __init__(
         self,
-        image_set: ImageSet,
+        images: Any,
         batch_size: int,
         seed: int,
         *,
@@ -86,11 +88,18 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.order = BatchOrder(image_set.name, len(image_set), batch_size, seed, rank=rank, world_size=world_size)
+        self.order = BatchOrder(images.name, len(images), batch_size, seed, rank=rank, world_size=world_size)
         self.rows, self.steps_per_epoch = self.order.rows, self.order.steps_per_epoch
-        self.images = image_set.images.to(device)
-        self.labels = None if image_set.labels is None else image_set.labels.to(device)
-        self.flip, self.device = flip, device
+        self.flip, self.device = flip, torch.device(device)
+
+
+class BatchStream(Stream):
+    """Batches of an `ImageSet`, whose uint8 images move to the device once; arguments of `Stream`."""
+
+    def __init__(self, image_set: ImageSet, batch_size: int, seed: int, **options: Any):
+        super().__init__(image_set, batch_size, seed, **options)
+        self.images = image_set.images.to(self.device)
+        self.labels = None if image_set.labels is None else image_set.labels.to(self.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Return the batch of update `step` (0, 1, ...): (n, 3, S, S) float32 in [-1, 1], (n,) int64 labels or None."""

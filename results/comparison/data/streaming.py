@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from comparison.cli import UserError
-from comparison.data.batches import BatchOrder, BatchStream
+from comparison.data.batches import BatchOrder, BatchStream, Stream
 from comparison.data.folders import FileSet
 from comparison.data.images import ImageSet
 from comparison.device import usable_cores
@@ -57,44 +57,21 @@ def default_workers(local_processes: int = 1) -> int:
     return max(1, min(MAX_WORKERS, usable_cores() // local_processes - 1))
 
 
-class FileStream:
-    """Batches of files, in the order of `BatchOrder`. Normalising and flipping happen on `device`.
+class FileStream(Stream):
+    """Batches of files on disk; arguments of `Stream`.
 
     The workers start with the first batch. They read ahead over the ends of epochs; a batch other than the next one
     makes them begin anew there. They end with the `with` block, or by `close`.
 
     Args:
         files: the data.
-        batch_size: of the global batch; a multiple of world_size.
-        seed: of order and flips.
-        flip: mirror each image with probability 1/2.
-        device: where the batches are wanted.
-        rank, world_size: this process among those that share the batch.
+        batch_size, seed, options: see `Stream`.
         num_workers: processes that decode; 0 for this one.
-
-    Attributes:
-        rows, steps_per_epoch: see `BatchOrder`.
-
-    Raises:
-        UserError: see `BatchOrder`.
     """
 
-    def __init__(
-        self,
-        files: FileSet,
-        batch_size: int,
-        seed: int,
-        *,
-        flip: bool = True,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-    ):
-        self.order = BatchOrder(files.name, len(files), batch_size, seed, rank=rank, world_size=world_size)
-        self.rows, self.steps_per_epoch = self.order.rows, self.order.steps_per_epoch
-        self.labels, self.name = files.labels, files.name
-        self.flip, self.device, self.num_workers = flip, torch.device(device), num_workers
+    def __init__(self, files: FileSet, batch_size: int, seed: int, *, num_workers: int = 0, **options: Any):
+        super().__init__(files, batch_size, seed, **options)
+        self.labels, self.name, self.num_workers = files.labels, files.name, num_workers
         self._sampler = _Steps(self.order)
         self._loader: DataLoader[Any] = DataLoader(
             _Batches(files),
