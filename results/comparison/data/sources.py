@@ -181,11 +181,6 @@ def source_name(source: str) -> str:
     return f"{path.resolve().parent.name}-{name}" if name in ("train", "test", "val", "images") else name
 
 
-def cifar10_folder() -> Path:
-    """Return where torchvision keeps CIFAR-10 below the data root."""
-    return data_root() / CIFAR_BATCHES
-
-
 def mnist_folder() -> Path:
     """Return where torchvision keeps MNIST below the data root."""
     return data_root() / "MNIST" / "raw"

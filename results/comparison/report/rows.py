@@ -10,10 +10,9 @@ from typing import Any
 
 from comparison.cli import UserError
 from comparison.files import read_json
-from comparison.models import MODELS
+from comparison.models import label_of
 from comparison.runs import read_progress
 
-LABELS = {name: model.label for name, model in MODELS.items()}
 FILES = ("config.json", "metrics.json", "sampling.json", "timing.json", "progress.csv")
 MANY = 50_000  # images whose sampling time a report states
 _COMPARABLE = ("reference", "extractor", "n", "image_size", "seed")  # must agree between metrics.json and the controls
@@ -37,7 +36,7 @@ def read_rows(folders: Sequence[Path], anchors: Mapping[str, Any]) -> list[dict[
         UserError: a metrics.json belongs to other samples, or was not scored like the controls.
     """
     runs = [_read_run(folder, anchors) for folder in folders]
-    names = [LABELS.get(run[0]["model"], run[0]["model"]) for run in runs]
+    names = [label_of(run[0]["model"]) for run in runs]
     series = [
         f"{name}, {run[0]['run']}" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)
     ]
