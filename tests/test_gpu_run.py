@@ -101,7 +101,7 @@ def test_whole_run_ends_with_a_small_archive_and_is_done_once(place):
 
 def test_call_that_may_not_last_leaves_the_work_going_on(place):
     (place / "hold").touch()
-    first = call(place, "--wait", "8", "--benchmark", "false")
+    first = call(place, "--wait", "3", "--benchmark", "false")
     assert first.returncode == 75, first.stdout + first.stderr
     assert "the same call watches it again" in first.stderr
     archive = place / "results" / "runs" / "gpu_run" / "mine" / "mine.tar.gz"

@@ -119,6 +119,7 @@ def test_run_killed_and_interrupted_equals_unbroken_run(pictures, tmp_path, unbr
     assert len(read_progress(folder / "progress.csv")) == 6
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_leaves_with_130_and_resumes(pictures, tmp_path, unbroken):
     folder = tmp_path / "run"
     arguments = flags(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2")

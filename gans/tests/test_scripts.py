@@ -45,6 +45,7 @@ def test_killed_run_continues_to_the_weights_of_an_unbroken_one(images, finished
     assert_continues_to_the_same_weights(images, tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_continues_to_the_same_weights(images, finished, tmp_path):
     assert interrupt(images, tmp_path / "run", signal.SIGINT) == 130
     assert_continues_to_the_same_weights(images, tmp_path / "run", finished)
