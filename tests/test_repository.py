@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from comparison import models
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
@@ -85,14 +86,29 @@ def test_scripts_name_torch_in_functions_only(script):
 def test_every_flag_set_is_accepted_by_its_scripts(preset, shell, checkout):
     for script, flags in SCRIPTS.items():
         words = shell(f'source ./flags.sh && printf "%s\\n" {flags}', PRESET=preset).stdout.split()
-        spec = importlib.util.spec_from_file_location("script", checkout / script)
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str((checkout / script).parent))
-        try:
-            spec.loader.exec_module(module)
-            assert module.parse_args(words) is not None
-        finally:
-            sys.path.pop(0)
+        assert parse(script, words, checkout) is not None
+
+
+def parse(script, words, checkout):
+    """Return what a script's parse_args makes of words."""
+    spec = importlib.util.spec_from_file_location("script", checkout / script)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str((checkout / script).parent), *sys.path])
+        spec.loader.exec_module(module)
+        return module.parse_args(words)
+
+
+@pytest.mark.parametrize("model", models.MODELS.values(), ids=lambda model: model.name)
+def test_all_models_take_the_same_names_for_data_runs_checkpoints_and_samples(model, checkout):
+    trained = vars(parse(model.train, ["--data", "shapes", "--run_dir", "mine"], checkout))
+    published = {"data", "data_dir", "dataset"} & trained.keys()
+    assert [trained[name] for name in published] == ["shapes"]
+    assert str(trained.get("run_dir") or trained["exp"]).removeprefix("./") == "mine"
+    out = f"mine/{model.samples}"
+    sampled = vars(parse(model.sample, ["--checkpoint", "mine/c.pt", "--out", out], checkout))
+    assert sampled.get("checkpoint", sampled.get("model_path")) == Path("mine/c.pt")
+    assert sampled.get("out", sampled.get("out_dir")) == Path(out)
 
 
 def test_seed_preset_is_the_documented_one(shell):
