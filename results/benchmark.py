@@ -29,7 +29,7 @@ PROTOCOL = (
     "the model's own scripts on `shapes` at 32 pixels, default precision and float32 in turn, the order changing from "
     "round to round; seconds of an update between the first and last row of progress.csv; sampling as timing.json"
 )
-MEASURES = {  # name -> words, whether a ratio of float32 to the default says how many times as fast the default is
+MEASURES = {  # seconds of what -> words
     "update_seconds": "update",
     "latency_seconds": "one image alone",
     "seconds_per_image": "an image in large batches",

@@ -40,7 +40,7 @@ SIZES = ("16", "32", "64", "128", "256")
 
 
 class Parser(cli.Parser):
-    """Says the two commonest mistakes in the words of the other scripts in bash."""
+    """Reports an option without a value, and an unknown one, in one short sentence."""
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+): expected one argument$", r"\1: a value is missing", message)

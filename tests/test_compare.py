@@ -212,11 +212,11 @@ def test_new_model_joins_by_a_row_and_a_script(checkout, jobs_here, monkeypatch)
 def finished(checkout, jobs_here):
     """One comparison of tiny budgets from end to end, called twice."""
     options = f"{TINY} --budget images=128 --history 1 --sweep 2 --benchmark true --benchmark_seconds 0.05 --name end"
-    smaller = {"--num_channels": "32", "--num_channels_dae": "32", "--num_sampling_steps": "5"}
-    preset = {name: list(words) for name, words in models.preset_flags("quick").items()}
-    for words in preset.values():
-        for flag in smaller.keys() & set(words):
-            words[words.index(flag) + 1] = smaller[flag] if int(words[words.index(flag) + 1]) > 3 else "3"
+    preset = models.preset_flags("quick")
+    smaller = {"MODEL_FLAGS": ("--num_channels", "32"), "DDGAN_FLAGS": ("--num_channels_dae", "32")}
+    smaller["SAMPLE_FLAGS"] = ("--num_sampling_steps", "5")
+    for name, (flag, value) in smaller.items():
+        preset[name][preset[name].index(flag) + 1] = value
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "preset_flags", lambda name: preset)
         patch.setattr(cli, "repo_root", lambda: checkout)

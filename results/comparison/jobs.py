@@ -67,8 +67,10 @@ def _pass_on(process: subprocess.Popen) -> Iterator[None]:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     try:
+        # one that is ignored, as under nohup, stays so
+        numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, send) for number in numbers}
     except ValueError:  # not the main thread, which alone receives signals
         before = {}

@@ -161,7 +161,7 @@ class Run:
                     path.rmdir()
         self._stale = []
         for path in self.folder.glob(".*"):  # temporary names that a killed process left, see `files.atomic`
-            if path.is_file() and re.search(r"\.\d+(\.\w+)?$", path.name):
+            if path.is_file() and re.search(r"\.\d+(\.(png|json|csv|txt|pt|pth|npz))?$", path.name):
                 path.unlink(missing_ok=True)
         self.config.pop("finished", None)
         self._write_config()

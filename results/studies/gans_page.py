@@ -193,7 +193,7 @@ def modes(study: Row, rows: list[Row]) -> list[Any]:
     matched = lines(rows, "variant", "modes", lambda row: scaled(row["metrics"]["modes_matched"], 100))
     distances = lines(rows, "variant", "modes", lambda row: row["metrics"][QUALITY], floor)
     return [
-        Lines("modes of the data (log)", "modes covered, % of those\nof as many real images", shares, "x", ticks=ticks),
+        Lines("modes of the data (log)", "modes covered, % of those\nin as many real images", shares, "x", ticks=ticks),
         Lines("modes of the data (log)", "images that show a mode, %", matched, "x", ticks=ticks),
         Lines("modes of the data (log)", DISTANCE, distances, "xy", ticks=ticks),
     ]

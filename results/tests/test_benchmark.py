@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from comparison import cli, jobs
@@ -54,7 +55,7 @@ def test_precisions_take_turns_and_the_ratio_is_that_of_each_round(script, tmp_p
 
 def test_small_benchmark_writes_only_where_told(script, tmp_path, calls, monkeypatch):
     monkeypatch.setattr(cli, "repo_root", lambda: tmp_path)
-    (tmp_path / "flags.sh").write_bytes((cli.Path(__file__).parents[2] / "flags.sh").read_bytes())
+    (tmp_path / "flags.sh").write_bytes((Path(__file__).parents[2] / "flags.sh").read_bytes())
     assert script(tmp_path, "benchmark.py", "improved-diffusion", "--small", "--rounds", 1).returncode == 0
     assert not (tmp_path / "results").exists()
     assert calls[0][1][-4:] == ["--max_steps", "5", "--log_interval", "1"]

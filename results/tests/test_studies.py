@@ -1,10 +1,14 @@
 """The studies: plans, resuming, pages from study.json, sentences that follow the intervals."""
 
 import json
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -259,6 +263,26 @@ def test_mistakes_are_told_in_one_sentence(script, fake, pictures, tmp_path, nam
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
     assert not fake.done
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_reaches_the_running_script_whose_end_is_awaited(number, tmp_path):
+    code = "import signal, sys, time\nfor n in (2, 15): signal.signal(n, lambda *_: sys.exit(130))\n"
+    code += f"open({str(tmp_path / 'ready')!r}, 'w').close()\ntime.sleep(60)"
+    before = signal.signal(number, signal.default_int_handler)  # ignored where the tests run in the background
+
+    def send():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run(["-c", code], tmp_path / "console.txt")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_failing_script_is_quoted_and_ctrl_c_passed_on(tmp_path):
