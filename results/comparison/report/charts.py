@@ -78,6 +78,8 @@ def draw_speed(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, p
     figure = Figure(figsize=(5.6, 4.4), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
+    times = [row["seconds_per_image"] for row in shown]
+    axes.set_xlim(min(times) / 4, max(times) * 4)
     for name, colour, marker, mine in _series(rows):
         points = sorted((row for row in mine if row in shown), key=lambda row: row["seconds_per_image"])
         x, entries = [row["seconds_per_image"] for row in points], [row["metrics"][QUALITY] for row in points]
@@ -88,8 +90,6 @@ def draw_speed(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, p
                 point = (row["seconds_per_image"], row["metrics"][QUALITY]["value"])
                 look: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": 9}
                 axes.annotate(f"{row['nfe']:g}", point, (6, 5), **look)
-    times = [row["seconds_per_image"] for row in shown]
-    axes.set_xlim(min(times) / 4, max(times) * 4)
     front = pareto_front(rows)
     x = [*(row["seconds_per_image"] for row in front), axes.get_xlim()[1]]
     y = [row["metrics"][QUALITY]["value"] for row in front]
