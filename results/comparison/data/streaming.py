@@ -95,7 +95,8 @@ class FileStream(Stream):
         """
         if self._batches is None or step != self._next:
             self._sampler.start = step
-            self._batches = iter(self._loader)
+            with _signals_held():  # until the workers, which inherit this, ignore them
+                self._batches = iter(self._loader)
         self._next = None
         numbers, images = next(self._batches)
         if isinstance(images, str):
@@ -179,7 +180,20 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Deliver Ctrl-C and SIGTERM to this thread after the block only; processes started in it inherit that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals(worker: int) -> None:
     """Let the training process alone answer Ctrl-C and SIGTERM, which may go to all: it saves and ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
