@@ -3,7 +3,7 @@
 
     python improved-diffusion/datasets/cifar10.py
 
-By default torchvision downloads the set. --source names one that is there already: a folder with CIFAR-10's Python
+By default torchvision downloads the set. --source names an existing one: a folder with CIFAR-10's Python
 batches (cifar-10-batches-py), one with train/ and test/ folders of images by class, or any folder of images by class,
 which becomes cifar_train. The folders are written below data/ (environment variable DATA_ROOT, or --out_dir); each
 appears when it is complete, and a call that was cut short is continued by the same call.
@@ -61,7 +61,7 @@ def write_split(source: str, split: str, folder: Path, num_images: int | None) -
     there = sum(1 for _ in find_images(folder)) if folder.is_dir() else 0
     image_set = load_images(source, 32, split=split, limit=num_images)
     if there == len(image_set):
-        print(f"{folder}: {there} images are there already")
+        print(f"{folder}: {there} images exist already")
         return
     if there:
         raise UserError(f"{folder} holds {there} images, not {len(image_set)}: remove it or name another --out_dir")

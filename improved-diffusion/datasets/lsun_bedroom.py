@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"{args.lmdb_path}: the database is empty")
         there = sum(1 for _ in find_images(args.out_dir)) if args.out_dir.is_dir() else 0
         if there == count:
-            print(f"{args.out_dir}: {there} images are there already")
+            print(f"{args.out_dir}: {there} images exist already")
             return 0
         if there:
             raise UserError(f"{args.out_dir} holds {there} images, not {count}: remove it or name another folder")

@@ -1,12 +1,11 @@
-"""Processes that train or sample together, on torch.distributed: started by torchrun, mpiexec or srun, or alone.
+"""Processes that train together, by the names of OpenAI's package: under torchrun or mpiexec, or one process alone.
 
-NCCL moves tensors between GPUs, gloo those on CPUs. The first process is the main one, which writes the files.
-Importing this module does not import torch.
+Tensors on GPUs travel by NCCL, those on CPUs by gloo. A process group that the caller has initialized is adopted.
 """
 
 import atexit
-import contextlib
 import datetime
+import importlib
 import io
 import os
 import socket
@@ -14,335 +13,138 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any
 
-from .launch import LaunchError, Place, choose_device, find_place, machine_name, slurm_master
-from .watch import GRACE, PATIENCE, Hub, Watch, connect, fails_first, leave, local_names
+import torch
+import torch.distributed as dist
 
-if TYPE_CHECKING:
-    import torch
+# Imported before a group exists: default arguments of its functions would keep the group, and its threads, alive.
+import torch.distributed.nn.functional
 
-T = TypeVar("T")
+from . import blob
+from .launch import launched_ranks
 
-GPUS_PER_NODE = 8  # of OpenAI's package; here each process takes the GPU of its local rank
-SETUP_RETRY_COUNT = 3
-RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)
-COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)  # the others wait while one draws or saves; the watch knows the dead
+GPUS_PER_NODE, SETUP_RETRY_COUNT = 8, 3  # of OpenAI's package; here each process takes the GPU of its local rank
+TIMEOUT = datetime.timedelta(days=1)  # the other ranks wait while rank 0 samples or saves
+PATIENCE = 4.0  # seconds in which the rank that failed first ends the job, before another prints a lost connection
 
-_place: Place | None = None  # once connected
-_watch: Watch | None = None
-_device: "torch.device | None" = None
-_claimed = False
-_members: "weakref.WeakSet[Member]" = weakref.WeakSet()
-
-
-class Member(Protocol):
-    """What holds the group of processes, and lets go of it at the group's end; see `add_member`."""
-
-    def leave_group(self) -> None:
-        """Hold the group no more."""
+_device: torch.device | None = None
+_members: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def setup_dist(device: str | None = None) -> None:
-    """Connect the processes of this job, once; a single process becomes a world of its own, without MPI or network.
+    """Initialize the process group, once, on `device` ('cpu', 'cuda:N') or the GPU of the local rank.
 
-    Args:
-        device: 'cpu' to leave the GPUs alone, 'cuda:N' for one of them; by default the GPU of the local rank.
-
-    Raises:
-        LaunchError: the processes do not find each other, or the launcher does not tell where they meet.
+    Raises ValueError where the launcher's variables do not say where the ranks meet.
     """
-    global _place, _device
-    import torch
-    import torch.distributed as dist
-
-    if _place is not None:
-        return
-    place = find_place()
-    if dist.is_initialized():  # by the caller, who also parts from the others
+    global _device
+    rank, world_size, local_rank, local_size = launched_ranks()
+    if dist.is_initialized():
         if dist.get_world_size() > 1 and dist.get_backend() == "nccl":
-            raise LaunchError("torch.distributed is initialized for GPUs alone: give it the backend cpu:gloo,cuda:nccl")
-        _place = Place(dist.get_rank(), dist.get_world_size(), place.local_rank, place.local_world_size, place.launcher)
+            raise ValueError("torch.distributed is initialized for GPUs alone; give it the backend cpu:gloo,cuda:nccl")
         return
-    _device = choose_device(device, place)
+    _device = torch.device(device) if device else _local_device(local_rank)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
-    try:
-        store = _make_store(place)
-        machines, backend = _meet(store, place)
-        one_machine = len(set(machines)) == 1
-        if one_machine and "lo" in (name for _, name in socket.if_nameindex()):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may not resolve
-        # Functions there keep the group of their import as a default argument, and torch imports them by itself: its
-        # threads would outlive it, and one that lets go of a tensor at the interpreter's end aborts the process.
-        import torch.distributed.nn.functional
-
-        dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=COLLECTIVE_TIMEOUT
-        )
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise LaunchError(f"process {place.rank} of {place.world_size} could not connect ({reason})") from error
-    _place = place
-    atexit.register(_close)
-    if place.world_size > 1:
+    own_gpu = world_size == 1 or (device is None and local_size <= torch.cuda.device_count())  # as NCCL demands
+    store: dist.Store = dist.HashStore() if world_size == 1 else _connect(rank, world_size)
+    nccl = _device.type == "cuda" and own_gpu and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    atexit.register(shutdown)
+    if world_size > 1:
+        sys.excepthook = _end_job
         if not os.environ.get("OMP_NUM_THREADS"):
-            torch.set_num_threads(max(1, torch.get_num_threads() // machines.count(machines[place.rank])))
-        _start_watch(store, place, one_machine)
+            torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
 
 
-def dev() -> "torch.device":
-    """Return this process's GPU, or the CPU where there is none."""
-    return _device or choose_device(None, _place or find_place())
+def _local_device(local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
 
 
-def get_rank() -> int:
-    """Return this process's number; 0 before `setup_dist`."""
-    return _place.rank if _place else 0
+def _connect(rank: int, world_size: int) -> dist.Store:
+    """Connect to the store of rank 0: at MASTER_ADDR and MASTER_PORT, or at an address that MPI broadcasts."""
+    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+        try:
+            comm = importlib.import_module("mpi4py.MPI").COMM_WORLD
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(f"{world_size} ranks need mpi4py, or MASTER_ADDR and MASTER_PORT ({error})") from None
+        if comm.size != world_size:
+            raise ValueError(f"mpiexec started {world_size} ranks, but mpi4py, built for another MPI, sees {comm.size}")
+        one_machine = len(set(comm.allgather(socket.gethostname()))) == 1
+        with socket.create_server(("", 0)) as probe:
+            address = ("127.0.0.1" if one_machine else socket.getfqdn(), str(probe.getsockname()[1]))
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = comm.bcast(address)
+    if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may not resolve
+    return next(dist.rendezvous("env://", rank=rank, world_size=world_size))[0]
 
 
-def get_world_size() -> int:
-    """Return the number of processes; 1 before `setup_dist`."""
-    return _place.world_size if _place else 1
-
-
-def is_main() -> bool:
-    """Tell whether this is the process that writes."""
-    return get_rank() == 0
-
-
-def barrier() -> None:
-    """Wait for the other processes; the GPUs are not waited for."""
-    if get_world_size() > 1:
-        import torch
-
-        torch.distributed.all_reduce(torch.zeros(1))
-
-
-def broadcast_object(value: T) -> T:
-    """Return the main process's value, of plain picklable types, in every process."""
-    if get_world_size() == 1:
-        return value
-    import torch
-
-    values = [value]
-    torch.distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-    return values[0]
-
-
-def load_state_dict(path: str | Path, **kwargs: Any) -> Any:
-    """Load a file of plain types and tensors, a remote one too; every process reads for itself.
-
-    Args:
-        path: of the file.
-        kwargs: of `torch.load`.
-    """
-    import torch
-
-    from . import blob
-
-    with blob.open_file(str(path), "rb") as file:
-        content = io.BytesIO(file.read())
-    return torch.load(content, **{"weights_only": True, **kwargs})
-
-
-def add_member(member: Member) -> None:
-    """Have a holder of the group leave it before it ends, however long the holder itself is kept."""
-    if get_world_size() > 1:
-        _members.add(member)
-
-
-def sync_params(params: "Iterable[torch.Tensor]") -> None:
-    """Give tensors, in place, the values of the main process."""
-    if get_world_size() == 1:
-        return
-    import torch
-
-    tensors = [p.detach() for p in params]
-    with torch.no_grad():
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            same = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.flatten() for t in same])
-            torch.distributed.broadcast(flat, src=0)
-            for tensor, values in zip(same, flat.split([t.numel() for t in same]), strict=True):
-                tensor.copy_(values.view(tensor.shape))
+def _end_job(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print an uncaught error and end the ranks of all machines."""
+    if isinstance(error, RuntimeError):  # it may be a connection that another rank's failure has closed
+        time.sleep(PATIENCE)
+    traceback.print_exception(kind, error, trace)
+    if "mpi4py.MPI" in sys.modules:
+        sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(1)
+    os._exit(1)  # a normal exit would wait for the other ranks
 
 
 def shutdown() -> None:
-    """Wait for the other processes, then part from them."""
-    if _place is not None:
-        barrier()
-        _close()
-
-
-def run_guarded(main: Callable[[], int | None]) -> int:
-    """Call `main` and return its status; an exception in one process ends all of them, and only one tells it.
-
-    Processes other than the first print nothing, unless theirs is the error that ends the job.
-    """
-    try:
-        place = find_place()
-    except LaunchError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        return 2
-    if place.world_size == 1:
-        return main() or 0
-    kept = io.StringIO()
-    with contextlib.ExitStack() as quiet:
-        if place.rank > 0:
-            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
-            quiet.enter_context(contextlib.redirect_stderr(kept))
-        try:
-            status = main() or 0
-            shutdown()
-            return status
-        except BaseException as error:
-            status = _exit_status(error)
-            if status:
-                if place.rank > 0 and isinstance(error, SystemExit):
-                    time.sleep(GRACE / 2)  # its error is printed already; the first process's would be too
-                _claim(status, isinstance(error, RuntimeError))
-                error.add_note(f"(in process {place.rank} of {place.world_size})")
-                print(kept.getvalue(), file=sys.__stderr__, end="", flush=True)
-            raise
-
-
-def _exit_status(error: BaseException) -> int:
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, ValueError | OSError) else 1
-
-
-def _claim(status: int, may_follow: bool) -> None:
-    """Return when this process shall tell its error; where another one does, never.
-
-    Args:
-        status: to exit with.
-        may_follow: the error may be another process's failure seen from here, which that one tells better.
-    """
-    global _claimed
-    if _claimed:
-        return
-    if _watch is not None and may_follow:
-        time.sleep(GRACE)
-    if not (_watch.claim(status) if _watch else fails_first()):
-        time.sleep(PATIENCE + 2 * GRACE if _watch else GRACE)
-        leave(status)
-    _claimed = True
-    atexit.register(_leave_last, status)  # runs before what would wait for the others
-
-
-def _leave_last(status: int) -> None:
-    if _watch is None:
-        time.sleep(GRACE)  # in which the others fail too, and see that this one has told it
-    leave(status)
-
-
-def _hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Tell an error that nobody caught, unless another process tells its own."""
-    _claim(1, isinstance(error, RuntimeError))
-    traceback.print_exception(kind, error, trace)
-
-
-def _make_store(place: Place) -> "torch.distributed.Store":
-    """Make the store in which the processes find each other's addresses."""
-    import torch.distributed as dist
-
-    if place.world_size == 1:
-        return dist.HashStore()
-    given = bool(os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT"))
-    if place.launcher == "torchrun":
-        if not given:
-            raise LaunchError("RANK and WORLD_SIZE are set but not MASTER_ADDR and MASTER_PORT: use torchrun")
-        return next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))[0]
-    if place.launcher == "mpi" and not given:
-        return _mpi_store(place)
-    host, port = slurm_master()
-    return _tcp_store(host, port, place)
-
-
-def _tcp_store(host: str, port: int, place: Place) -> "torch.distributed.TCPStore":
-    import torch.distributed as dist
-
-    return dist.TCPStore(
-        host, port, place.world_size, place.rank == 0, timeout=RENDEZVOUS_TIMEOUT, wait_for_workers=False
-    )
-
-
-def _mpi_store(place: Place) -> "torch.distributed.TCPStore":
-    """Let MPI tell all processes where the first one listens."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise LaunchError(
-            f"several processes under mpiexec need mpi4py, or MASTER_ADDR and MASTER_PORT ({error})"
-        ) from None
-    world = MPI.COMM_WORLD
-    if world.size != place.world_size:
-        raise LaunchError(
-            f"mpiexec has started {place.world_size} processes but mpi4py sees {world.size}: it belongs to another "
-            "MPI; set MASTER_ADDR and MASTER_PORT, or use torchrun"
-        )
-    one_machine = len(set(world.allgather(machine_name()))) == 1
-    names = ["127.0.0.1"] if one_machine else local_names()
-    if place.rank == 0:
-        store = _tcp_store(names[0], 0, place)
-        world.bcast((names, store.port))
-        return store
-    names, port = world.bcast(None)
-    for attempt in range(SETUP_RETRY_COUNT * len(names)):
-        host = names[attempt % len(names)]
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-        except OSError:
-            continue
-        return _tcp_store(host, port, place)
-    raise LaunchError(f"the first process does not answer at {' or '.join(names)}, port {port}: set MASTER_ADDR")
-
-
-def _meet(store: "torch.distributed.Store", place: Place) -> tuple[list[str], str]:
-    """Return the machine of each process, and the backend: NCCL where each has a GPU of its own, which it demands."""
-    import torch
-
-    gpu = ""
-    if _device is not None and _device.type == "cuda":
-        gpu = str(getattr(torch.cuda.get_device_properties(_device), "uuid", _device))
-    store.set(f"process/{place.rank}", f"{machine_name()}\n{gpu}")
-    found = [store.get(f"process/{rank}").decode() for rank in range(place.world_size)]
-    own = len(set(found)) == len(found) and not any(name.endswith("\n") for name in found)
-    nccl = own and torch.distributed.is_nccl_available()
-    return [name.partition("\n")[0] for name in found], "cpu:gloo,cuda:nccl" if nccl else "gloo"
-
-
-def _start_watch(store: "torch.distributed.Store", place: Place, one_machine: bool) -> None:
-    global _watch
-    if place.rank == 0:
-        hub = Hub("127.0.0.1" if one_machine else "")
-        names = ["127.0.0.1"] if one_machine else [*local_names(), os.environ.get("MASTER_ADDR", "")]
-        store.set("watch", " ".join([str(hub.port), *filter(None, names)]))
-        _watch = hub
-    else:
-        port, *names = store.get("watch").decode().split()
-        _watch = connect(names, int(port), place.rank)
-        if _watch is None:
-            print(f"warning: process {place.rank} is not watched: the first does not answer", file=sys.__stderr__)
-    sys.excepthook = _hook
-
-
-def _close() -> None:
-    global _place, _watch
-    if _place is None:
-        return
-    import torch.distributed as dist
-
-    if _watch is not None:
-        _watch.goodbye()
+    """Destroy the process group; nothing where there is none."""
     for member in list(_members):
         member.leave_group()
     if dist.is_initialized():
         dist.destroy_process_group()
-    _place, _watch = None, None
+
+
+def add_member(member: Any) -> None:
+    """Call `member.leave_group()` before the group is destroyed: what holds it would keep its threads alive."""
+    if get_world_size() > 1:
+        _members.add(member)
+
+
+def dev() -> torch.device:
+    """Return the device of this rank: its GPU, or the CPU where there is none."""
+    return _device or _local_device(launched_ranks()[2])
+
+
+def get_rank() -> int:
+    """Return the rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def get_world_size() -> int:
+    """Return the number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until all ranks are here; the GPUs are not waited for."""
+    if get_world_size() > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
+def broadcast_object(value: Any) -> Any:
+    """Return rank 0's picklable value in every rank."""
+    values = [value]
+    if get_world_size() > 1:
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def load_state_dict(path: str | Path, **kwargs: Any) -> Any:
+    """Load a local or remote file of plain types and tensors, in each rank by itself; arguments of `torch.load`."""
+    with blob.open_file(path, "rb") as file:
+        return torch.load(io.BytesIO(file.read()), **{"weights_only": True, **kwargs})
+
+
+def sync_params(params: Iterable[torch.Tensor]) -> None:
+    """Set tensors, in place, to the values of rank 0."""
+    for param in params if get_world_size() > 1 else ():
+        tensor = param.detach().contiguous()
+        dist.broadcast(tensor, src=0)
+        param.detach().copy_(tensor)

@@ -1,11 +1,12 @@
-"""What the flags of networks and processes mean, and which values are accepted; without torch."""
+"""Flags of networks and processes: their defaults, their meaning, and the values that are accepted; without torch."""
 
-from __future__ import annotations
-
+import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from .schedules import get_named_beta_schedule, space_timesteps
 
+LOG_FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
 PREDICTIONS = ("epsilon", "x_start", "velocity")
 LOSS_WEIGHTINGS = ("uniform", "min-snr")
 GRID = 16  # positions along a side of the grid that patch_size 0 makes
@@ -34,16 +35,53 @@ FLAG_HELP = {
     "loss_weighting": "of the squared errors: uniform, or min-snr, where x_0's error counts min(SNR, snr_gamma)",
     "snr_gamma": "bound of the min-snr weights, above 0",
     "patch_size": "side of the square patches that become channels: 1 for pixels, 0 for a grid of 16 x 16 patches",
-    "rescale_timesteps": "tell the network t * 1000 / T",
+    "rescale_timesteps": "give the network t * 1000 / T",
     "rescale_learned_sigmas": "weight the bound by 0.001 whatever T (L_hybrid), not by 1 / T",
-    "use_checkpoint": "compute activations again in the backward pass: less memory, more time",
+    "use_checkpoint": "recompute activations in the backward pass: less memory, more time",
     "use_scale_shift_norm": "condition by scale and shift after the norm, else by addition",
     "norm_groups": "groups of each normalisation; networks narrower than 128 channels want fewer",
 }
 
 
+def model_and_diffusion_defaults() -> dict[str, Any]:
+    """Return the flags of a model and its process, with their defaults."""
+    return {
+        "image_size": 64,
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "num_heads": 4,
+        "num_heads_upsample": -1,
+        "attention_resolutions": "16,8",
+        "dropout": 0.0,
+        "learn_sigma": False,
+        "sigma_small": False,
+        "class_cond": False,
+        "diffusion_steps": 1000,
+        "noise_schedule": "linear",
+        "timestep_respacing": "",
+        "use_kl": False,
+        "predict_xstart": False,
+        "rescale_timesteps": True,
+        "rescale_learned_sigmas": True,
+        "use_checkpoint": False,
+        "use_scale_shift_norm": True,
+        "norm_groups": 32,
+        "prediction": "epsilon",
+        "loss_weighting": "uniform",
+        "snr_gamma": 5.0,
+        "patch_size": 1,
+    }
+
+
+def sr_model_and_diffusion_defaults() -> dict[str, Any]:
+    """Return the flags of a super-resolution model and its process, with their defaults."""
+    sizes = {"large_size": 256, "small_size": 64}
+    own = ("image_size", "sigma_small")
+    return {**sizes, **{name: value for name, value in model_and_diffusion_defaults().items() if name not in own}}
+
+
 def check_flags(flags: dict[str, Any]) -> None:
-    """Judge the values of `model_and_diffusion_defaults`'s or `sr_model_and_diffusion_defaults`'s flags without torch.
+    """Validate the flags of `model_and_diffusion_defaults` or `sr_model_and_diffusion_defaults`.
 
     Raises:
         ValueError: one sentence that names the flag, its value and what is accepted.
@@ -121,3 +159,32 @@ def attention_factors(grid: int, attention_resolutions: str) -> tuple[int, ...]:
             f"attention_resolutions must be sizes among {sizes}, such as '16,8', not {attention_resolutions!r}"
         )
     return tuple(factor for factor in factors if factor)
+
+
+def add_dict_to_argparser(parser: argparse._ActionsContainer, default_dict: dict[str, Any]) -> None:
+    """Add a flag for each entry, of its default's type; None takes a string, a bool takes true or false."""
+    for name, default in default_dict.items():
+        kind: Any = str if default is None else type(default)
+        if isinstance(default, bool):
+            kind = str2bool
+        parser.add_argument(f"--{name}", default=default, type=kind, help=FLAG_HELP.get(name, " "))
+
+
+def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
+    """Pick the named values out of parsed arguments."""
+    return {name: getattr(args, name) for name in keys}
+
+
+def str2bool(v: str | bool) -> bool:
+    """Read 'yes', 'true', 't', 'y', '1' or their opposites, in any case.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if isinstance(v, bool):
+        return v
+    if v.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if v.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"must be true or false, not {v!r}")

@@ -52,12 +52,12 @@ class GaussianDiffusion(DiffusionProcess):
         model_kwargs: ModelKwargs = None,
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Draw x_{t-1} from p(x_{t-1} | x_t), an ancestral step (Ho et al. 2020, Algorithm 2).
+        """Sample x_{t-1} from p(x_{t-1} | x_t), an ancestral step (Ho et al. 2020, Algorithm 2).
 
         Args:
             x: (N, C, H, W), x_t.
             t: (N,) int64 in [0, T).
-            noise: standard normal like x; drawn where None.
+            noise: standard normal like x; sampled where None.
 
         Returns:
             'sample' and 'pred_xstart', each like x. No noise is added at t = 0.
@@ -128,7 +128,7 @@ class GaussianDiffusion(DiffusionProcess):
         progress: bool = False,
         step_noise: StepNoise | None = None,
     ) -> Tensor:
-        """Draw images by T ancestral steps; arguments of `p_sample_loop_progressive`, its last 'sample'."""
+        """Sample images by T ancestral steps; arguments of `p_sample_loop_progressive`, its last 'sample'."""
         steps = self.p_sample_loop_progressive(
             model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, step_noise
         )
@@ -150,10 +150,10 @@ class GaussianDiffusion(DiffusionProcess):
 
         Args:
             shape: (N, C, H, W).
-            noise: x_T, standard normal of that shape; drawn where None.
-            device: of the images; by default the noise's or the network's.
+            noise: x_T, standard normal of that shape; sampled where None.
+            device: device of the images; default: that of the noise, else of the network.
             progress: show a progress bar.
-            step_noise: maps each t to the noise of its step; drawn where None.
+            step_noise: maps each t to the noise of its step; sampled where None.
         """
 
         def step(x: Tensor, t: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ class GaussianDiffusion(DiffusionProcess):
         eta: float = 0.0,
         step_noise: StepNoise | None = None,
     ) -> Tensor:
-        """Draw images by T steps of DDIM; arguments of `ddim_sample_loop_progressive`, its last 'sample'."""
+        """Sample images by T steps of DDIM; arguments of `ddim_sample_loop_progressive`, its last 'sample'."""
         steps = self.ddim_sample_loop_progressive(
             model, shape, noise, clip_denoised, denoised_fn, model_kwargs, device, progress, eta, step_noise
         )
@@ -236,7 +236,7 @@ class GaussianDiffusion(DiffusionProcess):
         Args:
             x_start: (N, C, H, W), clean images in [-1, 1].
             t: (N,) int64 in [0, T).
-            noise: standard normal like x_start; drawn where None.
+            noise: standard normal like x_start; sampled where None.
 
         Returns:
             'loss', and its parts 'mse', without the weight that it has in the loss, and 'vb' where it has them; each
@@ -306,11 +306,11 @@ class GaussianDiffusion(DiffusionProcess):
         model_kwargs: ModelKwargs = None,
         step_noise: StepNoise | None = None,
     ) -> dict[str, Tensor]:
-        """Evaluate every term of the variational bound (Ho et al. 2020, Eq. 5), each at one draw of x_t.
+        """Evaluate every term of the variational bound (Ho et al. 2020, Eq. 5), each at one sample of x_t.
 
         Args:
             x_start: (N, C, H, W), 8-bit pixels in [-1, 1].
-            step_noise: maps each t to the noise in its x_t; drawn where None.
+            step_noise: maps each t to the noise in its x_t; sampled where None.
 
         Returns:
             'total_bpd' and 'prior_bpd', (N,); 'vb', 'xstart_mse' and 'mse' (of the noise), (N, T), columns

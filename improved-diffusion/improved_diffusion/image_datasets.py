@@ -1,10 +1,12 @@
-"""Images from a folder, here or in cloud storage, as endless batches for training scripts.
+"""Images from a folder, local or in cloud storage, as endless batches for training scripts.
 
 The class of an image is the text of its file's name before the first `_`, as `cat_00001.png`; classes are numbered
 in the order of their sorted names. Small sets are decoded once and stay in memory, larger ones are read by worker
 processes.
 """
 
+import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +41,8 @@ def load_data(
 ) -> Iterator[Batch]:
     """Return an endless generator of batches from a folder of images.
 
-    With several processes each draws its own part of every epoch: the whole set is shuffled anew and dealt out, so
-    that every process comes to see every image. The last images of an epoch that fill no batch are left out.
+    With several ranks each gets its own part of every epoch: the whole set is shuffled again and split, so that
+    every rank sees every image. The last images of an epoch that fill no batch are left out.
 
     Args:
         data_dir: searched recursively; local, or gs://, az:// or https:// by the package blobfile.
@@ -49,7 +51,7 @@ def load_data(
         class_cond: yield classes.
         deterministic: the order of the sorted paths in every epoch.
         random_flip: mirror each image with probability 1/2.
-        seed: of the order and of the mirroring; None draws one, so that a restarted job does not begin with the same
+        seed: seed of order and mirroring; None for a random one, so that a restarted job does not begin with the same
             images again.
         num_workers: processes that read sets which do not fit into memory.
         memory_limit: bytes that decoded images may take in memory.
@@ -129,7 +131,7 @@ class ImageDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
                 with Image.open(file) as image:
                     return center_crop(image.convert("RGB"), self.resolution)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{path}: not readable as an image ({error}); mend or remove it") from None
+                raise ValueError(f"{path}: not readable as an image ({error}); fix or delete the file") from None
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -150,9 +152,12 @@ def list_images(data_dir: str) -> list[str]:
     """
     if not data_dir:
         raise ValueError("data_dir must be a folder of images, not ''")
-    if not blob.isdir(data_dir):
+    files = blob.backend(data_dir)
+    if not files.isdir(data_dir):
         raise ValueError(f"data_dir {data_dir}: no such folder")
-    paths = [path for path in blob.list_files(data_dir) if path.lower().endswith(SUFFIXES)]
+    below = [os.path.join(root, name) for root, _, names in files.walk(data_dir) for name in names]
+    hidden = re.compile(r"/\.")  # below the folder
+    paths = sorted(p for p in below if p.lower().endswith(SUFFIXES) and not hidden.search(p, len(data_dir.rstrip("/"))))
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no image found in this folder")
     return paths
@@ -164,7 +169,7 @@ def class_numbers(paths: Sequence[str]) -> list[int]:
     Raises:
         ValueError: a name without `_`.
     """
-    names = [blob.basename(path) for path in paths]
+    names = [os.path.basename(path) for path in paths]
     unnamed = next((path for path, name in zip(paths, names, strict=True) if "_" not in name[1:]), None)
     if unnamed:
         raise ValueError(f"{unnamed}: class_cond takes the class from the name before the first _, as cat_00001.png")
@@ -177,11 +182,11 @@ class EpochOrder(Sampler[list[int]]):
     """The batches of one process, epoch after epoch, without end.
 
     Args:
-        num_images: of the whole set.
-        batch_size: of each process.
-        rank: of this process.
-        world_size: processes.
-        seed: of the order; None for that of the numbers.
+        num_images: images of the whole set.
+        batch_size: images per batch of each rank.
+        rank: this rank.
+        world_size: number of ranks.
+        seed: seed of the order; None for the order of the numbers.
     """
 
     def __init__(self, num_images: int, batch_size: int, rank: int, world_size: int, seed: int | None) -> None:

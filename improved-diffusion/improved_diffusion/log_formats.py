@@ -1,38 +1,34 @@
-"""Where `logger` writes: the console, log.txt, progress.csv, progress.json, TensorBoard."""
+"""Outputs of `logger`: the console, log.txt, progress.csv, progress.json and TensorBoard event files."""
 
 import csv
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from . import blob
 
 
 class Format:
-    """A place for messages and rows of values; each does with them what it can."""
+    """An output for messages and rows of values; the defaults ignore them."""
 
     def write_text(self, text: str) -> None:
         """Write a message."""
 
     def write_values(self, values: Mapping[str, Any]) -> None:
-        """Write a row of plain values."""
+        """Write a row of numbers and text."""
 
     def drop_after(self, step: int) -> None:
-        """Drop the rows whose `step` is larger, of a run that goes on from there."""
+        """Delete the rows with a larger `step`: the run resumes there."""
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the files."""
 
 
 class HumanFormat(Format):
-    """Messages, and values as a table of two columns; to a file, or to the console as it is at the time.
-
-    Args:
-        path: of the file, which is continued; None for the console.
-    """
+    """Messages, and values as a table of two columns, appended to the file `path`; None for the console."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
@@ -53,18 +49,15 @@ class HumanFormat(Format):
 
 
 class JSONFormat(Format):
-    """One object per line.
-
-    Args:
-        path: of the file, which is continued.
-    """
+    """One JSON object per line, appended to the file `path`; NaN and infinity become null."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def write_values(self, values: Mapping[str, Any]) -> None:
         with blob.open_file(self._path, "a") as file:
-            file.write(json.dumps(values) + "\n")
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            file.write(json.dumps(finite) + "\n")
 
     def drop_after(self, step: int) -> None:
         if os.path.exists(self._path):
@@ -75,10 +68,9 @@ class JSONFormat(Format):
 
 
 class CSVFormat(Format):
-    """One line per row under one header; a new key gives all lines a column, atomically.
+    """One line per row under one header, appended to the file `path`; a new key adds a column to all lines.
 
-    Args:
-        path: of the file, which is continued; a line that was cut short is left out.
+    An incomplete last line, of a killed process, is dropped.
     """
 
     def __init__(self, path: str) -> None:
@@ -116,10 +108,7 @@ class CSVFormat(Format):
 
 
 class TensorBoardFormat(Format):
-    """Event files for TensorBoard, by the value `step`, else by the number of the row.
-
-    Args:
-        folder: of the event files.
+    """TensorBoard event files in `folder`, by the value `step`, else by the number of the row.
 
     Raises:
         ImportError: the package tensorboard is not installed.
@@ -129,12 +118,9 @@ class TensorBoardFormat(Format):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ImportError(
-                "the log format tensorboard needs the package tensorboard (pip install tensorboard)"
-            ) from None
+            raise ImportError("log format tensorboard needs the package tensorboard") from None
         self._folder, self._rows = folder, 0
-        self._open: Callable[..., SummaryWriter] = SummaryWriter
-        self._writer = SummaryWriter(folder)
+        self._writer: Any = SummaryWriter(folder)
 
     def write_values(self, values: Mapping[str, Any]) -> None:
         self._rows += 1
@@ -146,21 +132,14 @@ class TensorBoardFormat(Format):
 
     def drop_after(self, step: int) -> None:
         self._writer.close()
-        self._writer = self._open(self._folder, purge_step=step + 1)
+        self._writer = type(self._writer)(self._folder, purge_step=step + 1)
 
     def close(self) -> None:
         self._writer.close()
 
 
-FORMATS = ("stdout", "log", "csv", "json", "tensorboard")
-
-
 def make_format(name: str, folder: str, suffix: str) -> Format:
-    """Open one of `FORMATS` in a folder; the suffix goes before the ending of its file's name.
-
-    Raises:
-        ImportError: a package is missing.
-    """
+    """Open one of `flags.LOG_FORMATS` in a folder; the suffix precedes the ending of its file name."""
     if name == "stdout":
         return HumanFormat(None)
     if name == "log":

@@ -1,86 +1,48 @@
-"""Logs of a run: messages and tables on the console and in log.txt, the same values in progress.csv and .json.
+"""Run logs: messages and tables on the console and in log.txt, the same values in progress.csv and progress.json.
 
     logger.configure()
     logger.logkv("loss", 0.5)
     logger.dumpkvs()
 
 Environment variables:
-    OPENAI_LOGDIR: the folder, by default runs/openai-<date> below the working directory. A gs://, az:// or https://
-        folder is written by way of a copy in runs/, sent once a minute and at the end.
-    OPENAI_LOG_FORMAT: among stdout, log, csv, json and tensorboard, separated by commas.
-    OPENAI_LOG_FORMAT_MPI: the same for the processes other than the first, whose files end in -rank001 and so on.
+    OPENAI_LOGDIR: the folder, by default runs/openai-<date> below the working directory.
+    OPENAI_LOG_FORMAT: names among `flags.LOG_FORMATS`, separated by commas.
+    OPENAI_LOG_FORMAT_MPI: the same for ranks above 0, whose files end in -rank001 and so on.
 
-Files that are there already are continued, not replaced.
+Existing files are continued, not replaced.
 """
 
 import atexit
 import datetime
 import os
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from . import blob
-from .launch import find_place
-from .log_formats import FORMATS, Format, make_format
-from .mirror import Mirror
+from . import blob, dist_util
+from .flags import LOG_FORMATS
+from .launch import launched_ranks
+from .log_formats import Format, make_format
 
-__all__ = [
-    "DEBUG",
-    "DISABLED",
-    "ERROR",
-    "FORMATS",
-    "INFO",
-    "WARN",
-    "configure",
-    "debug",
-    "drop_after",
-    "dumpkvs",
-    "error",
-    "get_dir",
-    "getkvs",
-    "info",
-    "log",
-    "logkv",
-    "logkv_mean",
-    "logkvs",
-    "reset",
-    "scoped_configure",
-    "set_level",
-    "upload",
-    "warn",
-]
-
-DEBUG = 10
-INFO = 20
-WARN = 30
-ERROR = 40
-DISABLED = 50
+DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
 
 DEFAULT_FORMAT = "stdout,log,csv,json"
 DEFAULT_FORMAT_MPI = "log"
-SECONDS_BETWEEN_UPLOADS = 60.0
 
 
 class Logger:
-    """Values that are being gathered, and the formats that they go to.
+    """The values of the next row, and the formats that receive it.
 
     Args:
-        dir: local folder of the files; None where only the console is written.
-        formats: what messages and values go to.
-        comm: an mpi4py communicator over whose processes values are averaged, or None.
-        mirror: of the remote folder that `dir` is the copy of.
+        dir: folder of the files; None where only the console is written.
+        formats: outputs of messages and rows.
+        comm: mpi4py communicator over whose ranks values are averaged, or None.
     """
 
-    def __init__(
-        self, dir: str | None, formats: Sequence[Format], comm: Any = None, mirror: Mirror | None = None
-    ) -> None:
-        self.dir, self.formats, self.comm, self.mirror = dir, formats, comm, mirror
+    def __init__(self, dir: str | None, formats: Sequence[Format], comm: Any = None) -> None:
+        self.dir, self.formats, self.comm = dir, formats, comm
         self.level = INFO
         self._sums: dict[str, tuple[Any, int]] = {}
-        self._sent_at = time.monotonic()
 
     def logkv(self, key: str, val: Any) -> None:
         """Set a value of the next row."""
@@ -96,15 +58,13 @@ class Logger:
         return {key: total if count == 1 else total / count for key, (total, count) in self._sums.items()}
 
     def dumpkvs(self) -> dict[str, Any]:
-        """Write the row, begin the next one, and return it."""
+        """Write the row, start the next one, and return the written row."""
         sums = self._sums if self.comm is None else _sum_over(self.comm, self._sums)
         self._sums = {}
         row = {key: _plain(total, count) for key, (total, count) in sums.items()}
         if row and self.level < DISABLED and (self.comm is None or self.comm.Get_rank() == 0):
             for output in self.formats:
                 output.write_values(row)
-            if self.mirror and time.monotonic() - self._sent_at > SECONDS_BETWEEN_UPLOADS:
-                self.upload()
         return row
 
     def log(self, *args: Any, level: int = INFO) -> None:
@@ -113,20 +73,10 @@ class Logger:
             for output in self.formats:
                 output.write_text(" ".join(map(str, args)))
 
-    def upload(self) -> None:
-        """Send the folder's changes, where it is the copy of a remote one; a failure is a warning."""
-        if self.mirror:
-            self._sent_at = time.monotonic()
-            try:
-                self.mirror.upload()
-            except OSError as error:
-                print(f"warning: not sent, kept in {self.dir} ({error})", file=sys.stderr, flush=True)
-
     def close(self) -> None:
-        """Close the files, and send them."""
+        """Close the files."""
         for output in self.formats:
             output.close()
-        self.upload()
 
 
 _console = Logger(None, [make_format("stdout", "", "")])
@@ -136,19 +86,20 @@ _current = _console
 def configure(
     dir: str | os.PathLike[str] | None = None, format_strs: Sequence[str] | None = None, comm: Any = None
 ) -> None:
-    """Say where the log goes; called by every process of a run, where there are several.
+    """Open the log; every rank of a job calls it.
 
     Args:
-        dir: the folder, by default OPENAI_LOGDIR's, else runs/openai-<date>, the same for all processes.
-        format_strs: names among `FORMATS`, by default those of OPENAI_LOG_FORMAT.
-        comm: an mpi4py communicator over whose processes values are averaged; the first one writes them.
+        dir: local folder, by default that of OPENAI_LOGDIR, else runs/openai-<date>, the same for all ranks.
+        format_strs: names among `flags.LOG_FORMATS`, by default those of OPENAI_LOG_FORMAT.
+        comm: mpi4py communicator over whose ranks values are averaged; rank 0 writes them.
 
     Raises:
-        ValueError: an unknown format.
-        ImportError: the format or the folder needs a package that is not installed.
+        ValueError: an unknown format, or a remote folder.
+        ImportError: the format needs a package that is not installed.
     """
     global _current
-    rank = _rank() if comm is None else comm.Get_rank()
+    connected = dist_util.dist.is_initialized()
+    rank = comm.Get_rank() if comm is not None else dist_util.get_rank() if connected else launched_ranks()[0]
     if format_strs is None:
         variable, default = (
             ("OPENAI_LOG_FORMAT_MPI", DEFAULT_FORMAT_MPI) if rank else ("OPENAI_LOG_FORMAT", DEFAULT_FORMAT)
@@ -156,23 +107,22 @@ def configure(
         format_strs = (os.environ.get(variable) or default).split(",")
     names = [name.strip() for name in format_strs if name.strip()]
     for name in names:
-        if name not in FORMATS:
-            raise ValueError(f"a log format must be one of {', '.join(FORMATS)}, not {name!r}")
+        if name not in LOG_FORMATS:
+            raise ValueError(f"a log format must be one of {', '.join(LOG_FORMATS)}, not {name!r}")
     folder = os.path.expanduser(os.fspath(dir or os.environ.get("OPENAI_LOGDIR") or _default_folder()))
-    mirror = None
     if blob.is_remote(folder):
-        folder, mirror = _copy_of(folder, rank)
-    blob.make_dirs(folder)
+        raise ValueError(f"{folder}: the log needs a local folder; DIFFUSION_BLOB_LOGDIR sends checkpoints elsewhere")
+    os.makedirs(folder, exist_ok=True)
     suffix = f"-rank{rank:03d}" if rank else ""
     formats = [make_format(name, folder, suffix) for name in names]
     reset()
-    _current = Logger(folder, formats, comm, mirror)
+    _current = Logger(folder, formats, comm)
     if rank == 0:
-        log(f"Logging to {folder}" + (f", the copy of {mirror.remote}" if mirror else ""))
+        log(f"Logging to {folder}")
 
 
 def reset() -> None:
-    """Close the log; messages go to the console only."""
+    """Close the log; further messages go to the console only."""
     global _current
     if _current is not _console:
         finished, _current = _current, _console
@@ -186,7 +136,7 @@ atexit.register(reset)
 def scoped_configure(
     dir: str | os.PathLike[str] | None = None, format_strs: Sequence[str] | None = None, comm: Any = None
 ) -> Iterator[None]:
-    """Log elsewhere within a `with` statement; arguments of `configure`."""
+    """Log elsewhere inside a `with` block; arguments of `configure`."""
     global _current
     outer, _current = _current, _console
     try:
@@ -223,7 +173,7 @@ def error(*args: Any) -> None:
 
 
 def set_level(level: int) -> None:
-    """Pass over messages below a level; DISABLED writes nothing, no values either."""
+    """Ignore messages below a level; DISABLED also ignores rows."""
     _current.level = level
 
 
@@ -233,7 +183,7 @@ def logkv(key: str, val: Any) -> None:
 
 
 def logkv_mean(key: str, val: Any) -> None:
-    """Add to the mean that the next row holds; a tensor is not waited for until then."""
+    """Add to a mean of the next row; a tensor stays on its device until then."""
     _current.logkv_mean(key, val)
 
 
@@ -249,12 +199,12 @@ def getkvs() -> dict[str, Any]:
 
 
 def dumpkvs() -> dict[str, Any]:
-    """Write the values as a row to every format, begin the next row, and return the written one."""
+    """Write the row to every format, start the next one, and return the written row."""
     return _current.dumpkvs()
 
 
 def get_dir() -> str:
-    """Return the local folder of the log; `configure` is called first where nobody has."""
+    """Return the folder of the log; opens one by `configure` where none is open."""
     if _current is _console:
         configure()
     assert _current.dir is not None
@@ -262,49 +212,18 @@ def get_dir() -> str:
 
 
 def drop_after(step: int) -> None:
-    """Drop the rows of progress.csv and progress.json whose value `step` is larger: the run goes on from there."""
+    """Delete the rows of progress.csv and progress.json with a larger `step`: the run resumes there."""
     for output in _current.formats:
         output.drop_after(step)
 
 
-def upload() -> None:
-    """Send what has changed in the folder now, where it is the copy of a remote one; a failure is a warning."""
-    _current.upload()
-
-
-def _rank() -> int:
-    torch = sys.modules.get("torch")
-    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return find_place().rank
-
-
-def _copy_of(remote: str, rank: int) -> tuple[str, Mirror | None]:
-    """Fetch a remote folder, once per machine, into its copy; return the copy, and the mirror in the first process."""
-    local = os.path.join("runs", remote.replace("://", os.sep).rstrip("/"))
-    mirror = None
-    if rank == 0 or find_place().local_rank == 0:
-        mirror = Mirror(remote, local)
-        mirror.download()
-    if "torch" in sys.modules:
-        from .dist_util import barrier
-
-        barrier()
-    return local, mirror if rank == 0 else None
-
-
 def _default_folder() -> str:
-    """Return runs/openai-<date>, the first process's for all where they are connected."""
-    folder = os.path.join("runs", datetime.datetime.now().strftime("openai-%Y-%m-%d-%H-%M-%S-%f"))
-    if "torch" in sys.modules:
-        from .dist_util import broadcast_object
-
-        return broadcast_object(folder)
-    return folder
+    """Return runs/openai-<date>, in all ranks the date of rank 0."""
+    return dist_util.broadcast_object(f"runs/openai-{datetime.datetime.now():%Y-%m-%d-%H-%M-%S-%f}")
 
 
 def _sum_over(comm: Any, sums: dict[str, tuple[Any, int]]) -> dict[str, tuple[Any, int]]:
-    """Add the sums and counts of all processes of a communicator."""
+    """Add the sums and counts of all ranks of a communicator."""
     total: dict[str, tuple[Any, int]] = {}
     for part in comm.allgather({key: (_plain(value, 1), count) for key, (value, count) in sums.items()}):
         for key, (value, count) in part.items():

@@ -18,7 +18,7 @@ class NormKernel:
     """A device's own group normalisation with its affine map and activation, for networks that are handed one.
 
     Attributes:
-        takes: tells whether an image, (N, C, H, W), can be given to `apply`.
+        takes: returns True if `apply` accepts an image, (N, C, H, W).
         apply: (x, groups, scale, shift, *, eps, silu) -> scale * normalised x + shift, or with `silu` SiLU of that, in
             x's dtype; scale and shift are (N, C) or (1, C).
     """
@@ -46,7 +46,7 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def use_norm_kernel(network: nn.Module, kernel: NormKernel | None) -> None:
-    """Hand every `GroupNorm32` of a network a kernel; None takes it away."""
+    """Set the kernel of every `GroupNorm32` of a network; None for none."""
     for module in network.modules():
         if isinstance(module, GroupNorm32):
             module.kernel = kernel
@@ -153,7 +153,7 @@ def warmed_up_rate(rate: float, updates: int) -> float:
     updates; with this rule they are forgotten within the first dozens.
 
     Args:
-        rate: of the full average, in [0, 1).
+        rate: rate of the full average, in [0, 1).
         updates: n, the updates made so far, the present one included.
     """
     return min(rate, (1 + updates) / (10 + updates))

@@ -46,7 +46,7 @@ class LossType(Enum):
     RESCALED_KL = auto()  # the same times T, an estimate of the whole bound: L_vlb
 
     def is_vb(self) -> bool:
-        """Tell whether this is the variational bound itself."""
+        """Return True if this is the variational bound itself."""
         return self in (LossType.KL, LossType.RESCALED_KL)
 
 
@@ -65,11 +65,11 @@ class DiffusionProcess:
     Args:
         betas: (T,) variances in (0, 1], T at least 1. After a 1 nothing is left of the image: what divides by
             alphas_cumprod is infinite there.
-        model_mean_type: what the network predicts.
-        model_var_type: where variances come from.
-        loss_type: what `training_losses` returns.
+        model_mean_type: prediction of the network.
+        model_var_type: source of the variances.
+        loss_type: loss of `training_losses`.
         rescale_timesteps: hand t * 1000 / T to the network, so that it sees the same range for every T.
-        loss_weighting: of the squared errors; the terms of the bound are not weighted.
+        loss_weighting: weights of the squared errors; the terms of the bound are not weighted.
         snr_gamma: gamma of MIN_SNR, above 0.
 
     Raises:
@@ -159,7 +159,7 @@ class DiffusionProcess:
         return self._on_device[key][t].view(-1, *[1] * (like.ndim - 1))
 
     def _model_timesteps(self, t: Tensor) -> Tensor:
-        """Map timesteps of this process to what the network is told."""
+        """Return the network's input for timesteps of this process."""
         return t.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else t
 
     # The forward process
@@ -179,12 +179,12 @@ class DiffusionProcess:
         return self._at("sqrt_alphas_cumprod", t, x_start) * x_start, std**2, log_variance
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Draw x_t from q(x_t | x_0) (Ho et al. 2020, Eq. 4).
+        """Sample x_t from q(x_t | x_0) (Ho et al. 2020, Eq. 4).
 
         Args:
             x_start: (N, C, H, W), clean images in [-1, 1].
             t: (N,) int64 in [0, T).
-            noise: standard normal like x_start; drawn where None.
+            noise: standard normal like x_start; sampled where None.
 
         Returns:
             Like x_start, unbounded.

@@ -1,4 +1,4 @@
-"""Which timesteps a training step draws, and the weights that keep the loss unbiased."""
+"""The timesteps that a training step samples, and the weights that keep the loss unbiased."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -36,11 +36,11 @@ class ScheduleSampler(ABC):
     def sample(
         self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw timesteps, with the factors that make the mean of the weighted losses unbiased.
+        """Sample timesteps, with the factors that make the mean of the weighted losses unbiased.
 
         Args:
             batch_size: N.
-            device: of the result.
+            device: device of the result.
             generator: a CPU generator; the global one by default.
 
         Returns:
@@ -54,7 +54,7 @@ class ScheduleSampler(ABC):
 
 
 class UniformSampler(ScheduleSampler):
-    """Draw every timestep equally often."""
+    """Sample all timesteps with equal probability."""
 
     def __init__(self, diffusion: GaussianDiffusion) -> None:
         self._weights = np.ones(diffusion.num_timesteps)
@@ -64,7 +64,7 @@ class UniformSampler(ScheduleSampler):
 
 
 class StratifiedSampler(UniformSampler):
-    """Draw every timestep equally often, and each batch evenly: one timestep from each N-th of [0, T).
+    """Sample all timesteps with equal probability, and each batch evenly: one timestep from each N-th of [0, T).
 
     The batch's mean loss then varies less, since its share of noisy and of clean images does not. After Kingma et al.
     2021, appendix I.1, with an offset of its own for each image and in random order.
@@ -83,7 +83,7 @@ class LossAwareSampler(ScheduleSampler):
     """A distribution that follows the losses of the images trained on."""
 
     def update_with_local_losses(self, local_ts: Tensor, local_losses: Tensor) -> None:
-        """Take in the losses of this process's images; every process calls it, with as many images as it has.
+        """Record the losses of this rank's images; every rank calls it, with as many images as it has.
 
         Args:
             local_ts: (N,) int64 in [0, T).
@@ -96,18 +96,18 @@ class LossAwareSampler(ScheduleSampler):
 
     @abstractmethod
     def update_with_all_losses(self, ts: Tensor, losses: Tensor) -> None:
-        """Take in the losses of all processes' images, in the order of the global batch; see above."""
+        """Record the losses of all ranks' images, in the order of the global batch."""
 
 
 class LossSecondMomentResampler(LossAwareSampler):
-    """Draw t in proportion to the root of its losses' second moment, once all t have a full history.
+    """Sample t in proportion to the root of its losses' second moment, once all t have a full history.
 
     Nichol & Dhariwal 2021, Eq. 18. The history lies where the losses are, and the host does not wait for it.
 
     Args:
-        diffusion: whose timesteps are drawn.
+        diffusion: process whose timesteps are sampled.
         history_per_term: K, the losses remembered for each t.
-        uniform_prob: share of the draws that are uniform.
+        uniform_prob: fraction of the samples that are uniform.
     """
 
     def __init__(self, diffusion: GaussianDiffusion, history_per_term: int = 10, uniform_prob: float = 0.001) -> None:
@@ -149,7 +149,7 @@ class LossSecondMomentResampler(LossAwareSampler):
         """Restore `state_dict`.
 
         Raises:
-            ValueError: of another number of timesteps or another length of history.
+            ValueError: the state has another number of timesteps or another length of history.
         """
         if state["history"].shape != self._history[:-1].shape:
             raise ValueError("the timestep sampler's history has another number of timesteps")

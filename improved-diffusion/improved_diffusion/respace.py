@@ -14,13 +14,13 @@ __all__ = ["SpacedDiffusion", "space_timesteps"]
 
 
 class SpacedDiffusion(GaussianDiffusion):
-    """The process of the kept timesteps; the network is told the original ones.
+    """The process of the kept timesteps; the network receives the original ones.
 
     Nichol & Dhariwal 2021, Eq. 19: the kept steps have the original alpha_bar, from which their betas follow.
 
     Args:
         use_timesteps: the original timesteps to keep.
-        kwargs: of the original process, see `GaussianDiffusion`.
+        kwargs: arguments of the original process, see `GaussianDiffusion`.
 
     Raises:
         ValueError: a timestep lies outside the original process, or none is kept.

@@ -1,6 +1,6 @@
 """Sampling in few network evaluations, with any of `SAMPLERS`, and classifier-free guidance.
 
-`solvers` says which timesteps are evaluated and with which weights; here the network is called and tensors are added.
+`solvers` chooses the timesteps and the weights; this module evaluates the network and adds the tensors.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def sample(
     on_step: OnStep | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Draw images from noise in exactly `num_sampling_steps` evaluations of the network.
+    """Sample images from noise in exactly `num_sampling_steps` evaluations of the network.
 
     Every sampler ends with the image that the network predicts at the last, least noisy timestep.
 
@@ -50,12 +50,12 @@ def sample(
         sampler: 'ancestral' or 'ddim' (one evaluation a step), 'dpmpp' (DPM-Solver++(2M)), 'dpmpp-sde' (the same
             with noise) or 'unipc' (order 3); see `solvers.make_plan`.
         num_sampling_steps: from 1 to the T of `diffusion`.
-        spacing: of the timesteps: 'uniform', 'logsnr' or 'karras'; see `solvers.choose_timesteps`.
+        spacing: spacing of the timesteps: 'uniform', 'logsnr' or 'karras'; see `solvers.choose_timesteps`.
         clip_denoised: clip each predicted image to [-1, 1].
         eta: DDIM's noise, from 0 (deterministic) to 1 (the posterior's variance).
         sigma_max: noise over signal at the first timestep, 80 where None, not for 'uniform'. A network errs most on
             little signal, where a young one's errors grow into glaring images; 10 to 20 leaves them out.
-        generator: of the noise that steps add; torch's default one where None.
+        generator: generator of the noise that steps add; None for torch's default generator.
         model_kwargs: more keyword arguments of the model.
         denoised_fn: applied to each predicted image before clipping.
         step_noise: in place of a generator, maps the number of steps that remain after one, from
@@ -148,7 +148,7 @@ def classifier_free(model: Model, scale: float) -> Model:
     variances is taken from the pass with the class.
 
     Args:
-        model: called as model(x, t, y=..., ...); knows the label -1 as 'no class', which it must have been trained
+        model: called as model(x, t, y=..., ...); takes the label -1 for 'no class', which it must have been trained
             with (class_dropout above 0).
         scale: at least 0; above 1 images are more typical of their class and less diverse.
 

@@ -1,60 +1,41 @@
-"""Flags of the scripts, and the networks and processes that they mean.
+"""Networks and processes made from flags; the flags themselves, by OpenAI's names, come from `flags`."""
 
-Importing this module does not import torch: a script can judge its flags first, with `flags.check_flags`.
-"""
-
-from __future__ import annotations
-
-import argparse
 import inspect
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from .flags import CHANNEL_MULT, FLAG_HELP, PREDICTIONS, attention_factors, check_flags, patch_side_of
+from .flags import (
+    CHANNEL_MULT,
+    PREDICTIONS,
+    add_dict_to_argparser,
+    args_to_dict,
+    attention_factors,
+    check_flags,
+    model_and_diffusion_defaults,
+    patch_side_of,
+    sr_model_and_diffusion_defaults,
+    str2bool,
+)
+from .gaussian_diffusion import LossType, LossWeighting, ModelMeanType, ModelVarType
+from .respace import SpacedDiffusion
 from .schedules import get_named_beta_schedule, space_timesteps
+from .unet import SuperResModel, UNetModel
 
-if TYPE_CHECKING:
-    from .respace import SpacedDiffusion
-    from .unet import SuperResModel, UNetModel
+__all__ = [
+    "add_dict_to_argparser",
+    "args_to_dict",
+    "create_diffusion",
+    "create_gaussian_diffusion",
+    "create_model",
+    "create_model_and_diffusion",
+    "model_and_diffusion_defaults",
+    "sr_create_model",
+    "sr_create_model_and_diffusion",
+    "sr_model_and_diffusion_defaults",
+    "str2bool",
+]
 
 NUM_CLASSES = 1000  # of class-conditional models unless the data says otherwise
-
-
-def model_and_diffusion_defaults() -> dict[str, Any]:
-    """Return the flags of a model and its process, with their defaults."""
-    return {
-        "image_size": 64,
-        "num_channels": 128,
-        "num_res_blocks": 2,
-        "num_heads": 4,
-        "num_heads_upsample": -1,
-        "attention_resolutions": "16,8",
-        "dropout": 0.0,
-        "learn_sigma": False,
-        "sigma_small": False,
-        "class_cond": False,
-        "diffusion_steps": 1000,
-        "noise_schedule": "linear",
-        "timestep_respacing": "",
-        "use_kl": False,
-        "predict_xstart": False,
-        "rescale_timesteps": True,
-        "rescale_learned_sigmas": True,
-        "use_checkpoint": False,
-        "use_scale_shift_norm": True,
-        "norm_groups": 32,
-        "prediction": "epsilon",
-        "loss_weighting": "uniform",
-        "snr_gamma": 5.0,
-        "patch_size": 1,
-    }
-
-
-def sr_model_and_diffusion_defaults() -> dict[str, Any]:
-    """Return the flags of a super-resolution model and its process, with their defaults."""
-    sizes = {"large_size": 256, "small_size": 64}
-    own = ("image_size", "sigma_small")
-    return {**sizes, **{name: value for name, value in model_and_diffusion_defaults().items() if name not in own}}
 
 
 def create_model_and_diffusion(
@@ -148,8 +129,6 @@ def create_model(
     patch_size: int = 1,
 ) -> UNetModel:
     """Make the network of the flags for RGB images, see `FLAG_HELP`; `num_classes` counts where class_cond."""
-    from .unet import UNetModel
-
     return UNetModel(**_network_options(image_size, locals()))
 
 
@@ -171,8 +150,6 @@ def sr_create_model(
     patch_size: int = 1,
 ) -> SuperResModel:
     """Make the super-resolution network of the flags as `create_model` does; it takes every `small_size`."""
-    from .unet import SuperResModel
-
     return SuperResModel(**_network_options(large_size, locals()))
 
 
@@ -210,9 +187,6 @@ def create_gaussian_diffusion(
     snr_gamma: float = 5.0,
 ) -> SpacedDiffusion:
     """Make the process of the flags, see `FLAG_HELP`; with respacing, of the kept steps only."""
-    from .gaussian_diffusion import LossType, LossWeighting, ModelMeanType, ModelVarType
-    from .respace import SpacedDiffusion
-
     if use_kl:
         loss_type = LossType.RESCALED_KL
     elif rescale_learned_sigmas:
@@ -246,32 +220,3 @@ def create_diffusion(flags: dict[str, Any]) -> SpacedDiffusion:
 def _arguments(function: Callable[..., Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Return those flags that are parameters of a function."""
     return {name: flags[name] for name in inspect.signature(function).parameters if name in flags}
-
-
-def add_dict_to_argparser(parser: argparse._ActionsContainer, default_dict: dict[str, Any]) -> None:
-    """Add a flag for each entry, of its default's type; None takes a string, a bool takes true or false."""
-    for name, default in default_dict.items():
-        kind: Any = str if default is None else type(default)
-        if isinstance(default, bool):
-            kind = str2bool
-        parser.add_argument(f"--{name}", default=default, type=kind, help=FLAG_HELP.get(name, " "))
-
-
-def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:
-    """Pick the named values out of parsed arguments."""
-    return {name: getattr(args, name) for name in keys}
-
-
-def str2bool(v: str | bool) -> bool:
-    """Read 'yes', 'true', 't', 'y', '1' or their opposites, in any case.
-
-    Raises:
-        argparse.ArgumentTypeError: anything else.
-    """
-    if isinstance(v, bool):
-        return v
-    if v.lower() in ("yes", "true", "t", "y", "1"):
-        return True
-    if v.lower() in ("no", "false", "f", "n", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"must be true or false, not {v!r}")

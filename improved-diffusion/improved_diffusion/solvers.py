@@ -37,8 +37,8 @@ class Step(NamedTuple):
             corrected), then of the predicted images, newest first. Empty where x stays.
         predictor: weights of x at t and of the predicted images, newest first, in x at the next timestep. Empty at
             the last one.
-        std: of the noise added then.
-        log_variances: for learned variances, the logarithms that they interpolate: (posterior's, beta).
+        std: standard deviation of the noise that is then added.
+        log_variances: logarithms between which learned variances interpolate: (posterior's, beta).
     """
 
     t: int
@@ -56,7 +56,7 @@ def check_settings(
     num_timesteps: int,
     sigma_max: float | None = None,
 ) -> None:
-    """Judge the settings of a sampler.
+    """Validate the settings of a sampler.
 
     Raises:
         ValueError: one sentence that names the setting, its value and what is accepted.
@@ -134,8 +134,8 @@ def make_plan(
 
     Args:
         alpha_bar: (T,) float64.
-        sampler: of SAMPLERS.
-        timesteps: to evaluate, decreasing.
+        sampler: one of SAMPLERS.
+        timesteps: timesteps to evaluate, decreasing.
         eta: DDIM's noise, from 0 to 1.
         large_variance: ancestral steps add noise of variance beta instead of the posterior's.
 

@@ -1,13 +1,9 @@
-"""OpenAI's training loop by its names, on the optimizer step of `training`.
+"""OpenAI's training loop by its names, on the optimizer step of `training` and the files of `checkpoints`.
 
-    TrainLoop(model=model, diffusion=diffusion, data=load_data(...), batch_size=128, ...).run_loop()
-
-After n updates, counted over restarts, the folder of `get_blob_logdir` holds model<n>.pt and ema_<rate>_<n>.pt, plain
-state dicts, and opt<n>.pt with the optimizer, the timestep sampler and n: written last, it makes the step count.
+TrainLoop(model=model, diffusion=diffusion, data=load_data(...), batch_size=128, ...).run_loop()
 """
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import blob, dist_util, logger
-from .checkpoints import fill_network, read_checkpoint
+from .checkpoints import load_step, save_step, saved_steps, step_of
 from .gaussian_diffusion import GaussianDiffusion
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .training import INITIAL_LOG_LOSS_SCALE, QUARTILES, Trainer
@@ -36,31 +32,34 @@ __all__ = [
 
 
 class TrainLoop:
-    """Train a network on endless batches; every process of a run makes one and calls `run_loop`.
+    """Train a network on endless batches; every rank makes one and calls `run_loop`.
 
     Args:
-        model: on the device of `dist_util.dev`.
-        diffusion: whose loss is minimised.
+        model: network on the device of `dist_util.dev`.
+        diffusion: process whose loss is minimised.
         data: yields (images, kwargs of the network), see `image_datasets.load_data`.
-        batch_size: images per batch of this process.
+        batch_size: images per batch of this rank.
         microbatch: images per forward pass, 0 or less for the whole batch.
-        lr: learning rate of AdamW; on resuming too, it is this one.
-        ema_rate: rates of the moving averages, one or several separated by commas.
+        lr: learning rate of AdamW, also after resuming.
+        ema_rate: EMA rates of the weights, one or several separated by commas.
         log_interval: updates between log rows.
         save_interval: updates between checkpoints.
-        resume_checkpoint: model<step>.pt to start from with what lies beside it, or any network's file; '' for none.
-            A checkpoint in the log folder comes first.
+        resume_checkpoint: model<step>.pt to start from with the files beside it, or any network's file; '' for none.
+            A checkpoint in the log folder takes precedence.
         use_fp16: compute in bf16 where the GPU can, else in float16 with a dynamic loss scale.
         fp16_scale_growth: growth of the loss scale's base-2 logarithm per update.
-        schedule_sampler: draws the timesteps; uniform by default.
-        weight_decay: of AdamW.
+        schedule_sampler: samples the timesteps; uniform by default.
+        weight_decay: weight decay of AdamW.
         lr_anneal_steps: updates after which lr has fallen linearly to 0 and training ends; 0 for constant.
         max_steps: updates after which training ends; 0 for no bound.
-        seed: of timesteps, noise and dropout, with the process and the step.
+        seed: seed of timesteps, noise and dropout, together with rank and step.
+        folder: folder of the checkpoints, local or remote; `get_blob_logdir` by default.
+        trainer: optimizer step to use instead of one made of the arguments above.
 
     Attributes:
         step: updates made since the start or the resumption.
         resume_step: updates made before.
+        lr_factor: multiple of the learning rate at the next update; None leaves the optimizer's as it is.
 
     Raises:
         ValueError: a checkpoint does not fit, or is not a network's.
@@ -87,6 +86,8 @@ class TrainLoop:
         lr_anneal_steps: int = 0,
         max_steps: int = 0,
         seed: int = 0,
+        folder: str = "",
+        trainer: Trainer | None = None,
     ) -> None:
         self.model, self.diffusion, self.data = model, diffusion, data
         self.batch_size, self.microbatch, self.lr = batch_size, microbatch, lr
@@ -97,7 +98,9 @@ class TrainLoop:
         self.lr_anneal_steps, self.max_steps, self.seed = lr_anneal_steps, max_steps, seed
         self.global_batch = batch_size * dist_util.get_world_size()
         self.step = self.resume_step = 0
-        self.trainer = Trainer(
+        self.lr_factor: float | None = None
+        self.folder = folder or get_blob_logdir()
+        self.trainer = trainer or Trainer(
             model,
             diffusion,
             lr=lr,
@@ -110,7 +113,7 @@ class TrainLoop:
         )
         self.opt = self.trainer.optimizer
         self._samples_before = 0
-        own = find_resume_checkpoint()
+        own = self.own_checkpoint()
         self.resume_checkpoint = own or resume_checkpoint
         if self.resume_checkpoint:
             self._resume(str(self.resume_checkpoint))
@@ -120,18 +123,18 @@ class TrainLoop:
 
     @property
     def updates(self) -> int:
-        """Updates in the weights, those before the resumption too."""
+        """Updates of the weights, including those before the resumption."""
         return self.resume_step + self.step
 
     @property
     def samples(self) -> int:
-        """Images that the updates have seen."""
+        """Training images seen, including those before the resumption."""
         return self._samples_before + self.step * self.global_batch
 
     def run_loop(self) -> None:
         """Train until `max_steps` or `lr_anneal_steps` updates are made, or without end where both are 0.
 
-        Ctrl-C saves and leaves, where there is one process.
+        Ctrl-C saves a checkpoint and raises KeyboardInterrupt, unless there are several ranks.
 
         Raises:
             FloatingPointError: the loss is not finite any more.
@@ -172,21 +175,26 @@ class TrainLoop:
     def forward_backward(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """Compute the gradient of a batch's loss; arguments of `run_step`."""
         device = self.trainer.device
-        torch.manual_seed(_mix(self.seed, self.updates, dist_util.get_rank()))
         batch = batch.to(device, non_blocking=True)
         cond = {name: value.to(device, non_blocking=True) for name, value in cond.items()}
-        t, weights = self.schedule_sampler.sample(len(batch), device)
-        losses = self.trainer.accumulate(batch, t, torch.randn_like(batch), weights, cond)
+        t, weights, noise = self.draws(batch)
+        losses = self.trainer.accumulate(batch, t, noise, weights, cond)
         if isinstance(self.schedule_sampler, LossAwareSampler):
             self.schedule_sampler.update_with_local_losses(t, losses)
 
+    def draws(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample timesteps (N,) int64, their loss weights (N,) and noise like the batch; also seed dropout."""
+        torch.manual_seed(_mix(self.seed, self.updates, dist_util.get_rank()))
+        t, weights = self.schedule_sampler.sample(len(batch), batch.device)
+        return t, weights, torch.randn_like(batch)
+
     def optimize_fp16(self) -> None:
-        """Update the weights and the averages; a gradient that overflowed lowers the loss scale instead."""
-        self.trainer.optimize(self.updates)
+        """Update the weights and their EMA; a gradient that overflowed lowers the loss scale instead."""
+        self.optimize_normal()
 
     def optimize_normal(self) -> None:
-        """Update the weights and the averages."""
-        self.trainer.optimize(self.updates)
+        """Update the weights and their EMA."""
+        self.trainer.optimize(self.updates, self.lr_factor)
 
     def log_step(self) -> None:
         """Set the counts of the next log row."""
@@ -206,96 +214,71 @@ class TrainLoop:
             raise FloatingPointError(f"the loss is {means['loss']} near update {self.updates}: lower lr")
 
     def save(self) -> None:
-        """Write the checkpoint of the updates made so far, each file whole or not at all."""
-        folder, step = get_blob_logdir(), self.updates
-        if dist_util.is_main():
-            logger.log(f"saving model{step:06d}.pt and what belongs to it to {folder}")
-            blob.make_dirs(folder)
-            files = {f"ema_{rate}_{step:06d}.pt": ema.state_dict() for rate, ema in self.trainer.ema.items()}
-            files[f"model{step:06d}.pt"] = self.model.state_dict()
-            counts = {"step": step, "images_seen": self.samples}
-            files[f"opt{step:06d}.pt"] = {**self.trainer.optimizer_state(), **counts, **self._sampler_state()}
-            for name, state in files.items():
-                with blob.open_file(blob.join(folder, name), "wb") as file:
-                    torch.save(state, file)
-            logger.upload()
+        """Write the checkpoint of the updates made so far; rank 0 writes, the others wait."""
+        if dist_util.get_rank() == 0:
+            logger.log(f"saving the checkpoint of step {self.updates} to {self.folder}")
+            save_step(self.folder, self.updates, self.trainer, self.counters())
         dist_util.barrier()
 
-    def _sampler_state(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, Any]:
+        """Return the entries of opt<step>.pt beside the optimizer's state and the step."""
         state_dict = getattr(self.schedule_sampler, "state_dict", None)
-        return {"sampler": state_dict()} if state_dict else {}
+        return {"images_seen": self.samples, **({"sampler": state_dict()} if state_dict else {})}
 
     def _resume(self, path: str) -> None:
-        """Load a network, and the averages, the optimizer and the sampler beside it where they are."""
-        name = blob.basename(path)
-        if name.startswith(("ema_", "opt")):
-            raise ValueError(f"resume_checkpoint {path}: name the model<step>.pt beside it")
-        step = self.resume_step = parse_resume_step_from_filename(path)
-        self._samples_before = step * self.global_batch
-        state = read_checkpoint(path)
-        fill_network(self.model, state, path)
-        missing = []
-        for rate, ema in self.trainer.ema.items():
-            ema_path = find_ema_checkpoint(path, step, rate)
-            fill_network(ema, read_checkpoint(ema_path) if ema_path else state, ema_path or path)
-            missing += [] if ema_path else [f"ema_{rate}_{step:06d}.pt (the average starts from the network)"]
-        opt_path = blob.join(blob.dirname(path), f"opt{step:06d}.pt")
-        if name == f"model{step:06d}.pt" and blob.exists(opt_path):
-            self._load_optimizer(read_checkpoint(opt_path), opt_path)
-        else:
-            missing.append(f"opt{step:06d}.pt (the optimizer starts afresh)")
-        logger.log(f"resuming from {path} after {step} updates")
+        """Load a network, and the EMA weights, the optimizer and the sampler beside it where they exist."""
+        payload, missing = load_step(path, self.trainer)
+        self.restore_counters(step_of(path), payload, path)
+        logger.log(f"resuming from {path} after {self.resume_step} updates")
         if missing:
             logger.warn(f"not beside {path}: {', '.join(missing)}")
 
-    def _load_optimizer(self, state: dict[str, Any], path: str) -> None:
-        try:
-            self.trainer.load_optimizer_state(state)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: does not fit the network ({error})") from None
-        self._samples_before = state.get("images_seen", self._samples_before)
+    def own_checkpoint(self) -> str:
+        """Return the model file of the newest complete checkpoint in `folder`; '' where there is none."""
+        steps = saved_steps(self.folder)
+        return os.path.join(self.folder, f"model{steps[-1]:06d}.pt") if steps else ""
+
+    def restore_counters(self, step: int, payload: dict[str, Any], path: str) -> None:
+        """Set the counters and the timestep sampler to those of opt<step>.pt; {} where it does not exist."""
+        self.resume_step = step
+        images_seen = payload.get("images_seen")
+        self._samples_before = step * self.global_batch if images_seen is None else int(images_seen)
         load = getattr(self.schedule_sampler, "load_state_dict", None)
-        if load and state.get("sampler"):
-            load(state["sampler"])
+        if load and payload.get("sampler"):
+            try:
+                load(payload["sampler"])
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: the timestep sampler beside it does not fit ({error})") from None
 
 
 def parse_resume_step_from_filename(filename: str) -> int:
-    """Return the updates that the name of a checkpoint's file tells, as model002500.pt; 0 for any other name."""
-    match = re.search(r"(?:model|ema_[\d.]+_|opt)(\d+)\.pt$", str(filename))
-    return int(match[1]) if match else 0
+    """Return the step in the name of a checkpoint's file, such as model002500.pt; 0 for any other name."""
+    return step_of(str(filename))
 
 
 def get_blob_logdir() -> str:
-    """Return the folder of checkpoints: DIFFUSION_BLOB_LOGDIR, which may be remote, else the log's."""
+    """Return the folder of the checkpoints: DIFFUSION_BLOB_LOGDIR, which may be remote, else the log folder."""
     return os.environ.get("DIFFUSION_BLOB_LOGDIR") or logger.get_dir()
 
 
 def find_resume_checkpoint() -> str | None:
-    """Return the model's file of the newest whole checkpoint in `get_blob_logdir`, None where there is none."""
-    folder = get_blob_logdir()
-    names = set(blob.list_folder(folder)) if blob.isdir(folder) else set()
-    steps = [int(match[1]) for name in names if (match := re.fullmatch(r"opt(\d+)\.pt", name))]
-    whole = [step for step in steps if f"model{step:06d}.pt" in names]
-    return blob.join(folder, f"model{max(whole):06d}.pt") if whole else None
+    """Return the model file of the newest complete checkpoint in `get_blob_logdir`, None where there is none."""
+    steps = saved_steps(get_blob_logdir())
+    return os.path.join(get_blob_logdir(), f"model{steps[-1]:06d}.pt") if steps else None
 
 
 def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float | str) -> str | None:
-    """Return the file of a moving average beside a model's file, None where there is none."""
+    """Return the file of the EMA weights beside a model file, None where there is none."""
     if not main_checkpoint:
         return None
-    path = blob.join(blob.dirname(main_checkpoint), f"ema_{rate}_{step:06d}.pt")
-    return path if blob.exists(path) else None
+    path = os.path.join(os.path.dirname(main_checkpoint), f"ema_{rate}_{step:06d}.pt")
+    return path if blob.backend(path).exists(path) else None
 
 
 def log_loss_dict(diffusion: GaussianDiffusion, ts: Tensor, losses: dict[str, Tensor]) -> None:
-    """Add losses to the means of the next log row, over all timesteps and by quartile of t.
+    """Add losses, each (N,), at timesteps (N,) int64, to the means of the next log row, also by quartile of t.
 
-    Waits for the device; `TrainLoop` gathers its losses there instead.
-
-    Args:
-        diffusion: whose timesteps they are.
-        ts: (N,) int64 timesteps.
-        losses: each (N,).
+    Waits for the device; `TrainLoop` keeps its losses on the device instead.
     """
     quartiles = (QUARTILES * ts // diffusion.num_timesteps).tolist()
     for name, values in losses.items():
@@ -306,7 +289,7 @@ def log_loss_dict(diffusion: GaussianDiffusion, ts: Tensor, losses: dict[str, Te
 
 def _half_dtype(device: torch.device) -> torch.dtype | None:
     if device.type != "cuda":
-        logger.warn("use_fp16: computes in float32, for there is no GPU")
+        logger.warn("use_fp16: no GPU, so float32 is used")
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
@@ -318,7 +301,7 @@ def _mix(*numbers: int) -> int:
 
 @contextmanager
 def _interruption() -> Iterator[Callable[[], bool]]:
-    """Return a function that tells whether Ctrl-C was pressed; several processes are stopped at once, as ever."""
+    """Yield a function that returns True after Ctrl-C; with several ranks Ctrl-C ends them at once, as usual."""
     pressed: list[bool] = []
     if dist_util.get_world_size() > 1:
         yield lambda: False

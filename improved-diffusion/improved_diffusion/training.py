@@ -1,19 +1,17 @@
 """One optimizer step at a time: microbatches, mixed precision, moving averages, loss statistics.
 
-Nothing here waits for the device: statistics stay there until `LossMeter.read`.
+Nothing in this module waits for the device: statistics stay on it until `LossMeter.read`.
 """
 
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import blob
 from .dist_util import add_member, get_world_size
 from .gaussian_diffusion import GaussianDiffusion
 from .nn import update_ema, warmed_up_rate
@@ -40,7 +38,7 @@ class LossMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Clear the sums."""
         self._sums: dict[str, Tensor] = {}
         self._counts: Tensor | None = None
         self._grad_norm: Tensor | None = None
@@ -92,16 +90,16 @@ class Trainer:
 
     Args:
         model: on its device.
-        diffusion: whose loss is minimised.
+        diffusion: process whose loss is minimised.
         lr: learning rate of AdamW.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         beta2: decay of AdamW's mean squared gradient; a short run does well with 0.99.
-        ema_rates: of the moving averages.
+        ema_rates: EMA rates of the weights.
         ema_rule: (rate, updates made) -> the rate at an update; the default lowers it while few updates are made.
         ema_every: updates between moves of the averages, each by the rate to this power.
         microbatch: images per forward pass, 0 or less for the whole batch.
         lr_anneal_steps: updates after which the learning rate has fallen linearly to 0; 0 for constant.
-        autocast_dtype: of the network's passes; None for float32. float16 scales the loss dynamically.
+        autocast_dtype: type of the network's passes; None for float32. float16 scales the loss dynamically.
         fp16_scale_growth: growth of the loss scale's base-2 logarithm per update.
         compile_network: fuse its operations by torch.compile, at the first update.
         replayed: stands in for the passes of an update, given these and the parameters: what records them as a CUDA
@@ -178,7 +176,7 @@ class Trainer:
             t: (N,) int64 in [0, T).
             noise: standard normal like x_start.
             factors: (N,) importance weights of the losses; None for ones.
-            model_kwargs: what conditions the network, each (N, ...): `y` (int64 classes), `low_res`.
+            model_kwargs: conditions of the network, each (N, ...): `y` (int64 classes), `low_res`.
             lr_factor: multiple of the learning rate; None leaves the optimizer's as it is.
 
         Returns:
@@ -196,7 +194,7 @@ class Trainer:
         factors: Tensor | None = None,
         model_kwargs: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Compute the gradient of one batch, the first half of `update`; see there."""
+        """Compute the gradient of one batch, the first half of `update`; arguments of `update`."""
         self.model.train()
         inputs = {"x_start": x_start, "t": t, "noise": noise, **{f"y_{k}": v for k, v in (model_kwargs or {}).items()}}
         if factors is not None:
@@ -232,7 +230,7 @@ class Trainer:
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def optimize(self, step: int, lr_factor: float | None = None) -> None:
-        """Take a step along the gradient, the second half of `update`.
+        """Update the weights and their EMA by the gradient, the second half of `update`.
 
         Args:
             step: updates made before this one.
@@ -262,11 +260,11 @@ class Trainer:
         return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def leave_group(self) -> None:
-        """Train alone from here on, as the group of processes ends."""
+        """Release the process group, which ends; training continues alone."""
         self._network = self._call_network = self.model
 
     def is_finite(self) -> bool:
-        """Say whether every weight is finite; waits for the device."""
+        """Return True if every weight is finite; waits for the device."""
         weights = [p.detach() for p in self.model.parameters()]
         return bool(torch.stack(torch._foreach_norm(weights)).isfinite().all())
 
@@ -278,7 +276,7 @@ class Trainer:
         """Restore `optimizer_state`; learning rate, betas and weight decay stay those of the constructor.
 
         Raises:
-            ValueError, KeyError: of another network.
+            ValueError, KeyError: the state belongs to another network.
         """
         groups = [
             {**saved, **{name: own[name] for name in ("lr", "betas", "weight_decay", "fused")}}
@@ -301,9 +299,3 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.parallel.Distribu
         gradient_as_bucket_view=True,
         **options,
     )
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a plain state dict; the file appears under its name only when whole."""
-    with blob.open_file(path, "wb") as file:
-        torch.save(state, file)

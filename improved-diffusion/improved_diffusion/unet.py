@@ -143,14 +143,14 @@ class UNetModel(nn.Module):
     """The network of Nichol & Dhariwal 2021, with its variance output if `out_channels` says so.
 
     Args:
-        in_channels: of the image.
+        in_channels: channels of the image.
         model_channels: width of the first level, a multiple of `norm_groups`.
-        out_channels: of the prediction; twice `in_channels` with learned variances.
+        out_channels: channels of the prediction; twice `in_channels` with learned variances.
         num_res_blocks: per level on the way down; one more per level on the way up.
         attention_resolutions: downsampling factors with attention, such as (2, 4).
         dropout: probability inside residual blocks.
         channel_mult: width of each level in units of `model_channels`; each level but the last halves the size.
-        num_classes: of a class-conditional model, else None.
+        num_classes: classes of a class-conditional model, else None.
         use_checkpoint: compute activations again in the backward pass instead of storing them.
         num_heads: attention heads; must divide the widths that have attention.
         num_heads_upsample: heads on the way up, -1 for the same.
@@ -308,8 +308,8 @@ class SuperResModel(UNetModel):
     """A network that enlarges: it also sees the small image, enlarged bilinearly (Nichol & Dhariwal 2021, section 5).
 
     Args:
-        in_channels: of an image; the first convolution sees twice as many.
-        kwargs: of `UNetModel`.
+        in_channels: channels of an image; the first convolution has twice as many.
+        kwargs: arguments of `UNetModel`.
     """
 
     def __init__(self, in_channels: int, **kwargs: Any) -> None:

@@ -1,41 +1,36 @@
-"""The way from noise to image: trajectory.png."""
+"""The steps from noise to image: trajectory.png."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from comparison.data.images import to_uint8
 from comparison.files import agrees, read_json, write_json
-
-if TYPE_CHECKING:
-    import torch
+from comparison.png import save_grid
 
 IMAGES, COLUMNS = 8, 10
 FILE = "trajectory.png"
 
 
-def draw_trajectory(folder: Path, draw: "Callable[..., torch.Tensor]", steps: int, *, sampler: str, seed: int) -> None:
+def draw_trajectory(folder: Path, draw: Callable[..., torch.Tensor], steps: int, *, sampler: str, seed: int) -> None:
     """Write trajectory.png beside samples, two rows an image, and note it in their sampling.json.
 
-    The upper row shows x_t at up to COLUMNS evaluations, evenly spread from the first to the last, the lower the image
-    that the network predicts from it; the last one of these is the sample.
+    The upper row shows x_t at up to COLUMNS evaluations, evenly spaced from the first to the last, the lower row the
+    image that the network predicts from it; the last one is the sample.
 
     Args:
-        folder: that holds sampling.json; where that tells of the picture already, nothing is drawn.
-        draw: called as draw(indices, on_step), see `Sampler.draw`.
+        folder: folder of sampling.json; nothing is done where that has the picture already.
+        draw: called as draw(indices, on_step), see `generate.ImageSource.sample`.
         steps: evaluations per image.
-        sampler: in words.
-        seed: of the samples.
+        sampler: sampler as text.
+        seed: seed of the samples.
     """
-    import torch
-    from comparison.data.images import to_uint8
-    from comparison.png import save_grid
-
     record, path = folder / "sampling.json", folder / FILE
     count = min(COLUMNS, steps)
     shown = [round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)]
     note = {"file": FILE, "sampler": sampler, "seed": seed, "images": IMAGES, "evaluations": [i + 1 for i in shown]}
     if path.is_file() and agrees(record, {"trajectory": note}):
-        print(f"{path}: drawn already", flush=True)
+        print(f"{path}: exists already", flush=True)
         return
     seen: list[torch.Tensor] = []  # each (IMAGES, 2, 3, S, S)
     evaluations = iter(range(steps))

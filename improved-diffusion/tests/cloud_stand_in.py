@@ -1,7 +1,6 @@
 """A folder in the place of cloud storage: blobfile's functions with gs://, az:// and https:// paths turned to it.
 
-Everything above blobfile runs as it does with a real bucket. As `sitecustomize` on the PYTHONPATH of a script, with
-CLOUD_FOLDER in its environment, see `install_for_scripts`.
+Everything above blobfile runs as it does with a real bucket.
 """
 
 import os
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-FUNCTIONS = ("copy", "exists", "isdir", "listdir", "remove", "scandir", "stat")
+FUNCTIONS = ("BlobFile", "copy", "exists", "isdir", "listdir", "makedirs", "walk")
 
 
 def install(folder: Path, set_attribute: Callable[[object, str, object], None] = setattr) -> None:
@@ -31,21 +30,13 @@ def install(folder: Path, set_attribute: Callable[[object, str, object], None] =
             moved = [local(value) for value in args]
             if name == "copy":  # a bucket needs no folders
                 os.makedirs(os.path.dirname(str(moved[1])), exist_ok=True)
+            if name == "walk":
+                prefix = str(args[0]).rstrip("/")
+                return ((root.replace(str(moved[0]).rstrip("/"), prefix), *rest) for root, *rest in original(*moved))
             return original(*moved, **kwargs)
 
         return call
 
     functions = SimpleNamespace(**{name: wrap(name) for name in FUNCTIONS})
     set_attribute(blobfile, "create_context", lambda **_: functions)
-    blob._context.cache_clear()
-
-
-def install_for_scripts(folder: Path, site: Path) -> dict[str, str]:
-    """Return the environment variables under which a script's gs:// paths lie in `folder`."""
-    site.mkdir(parents=True, exist_ok=True)
-    (site / "sitecustomize.py").write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"from cloud_stand_in import install\ninstall(Path({str(folder)!r}))\n"
-    )
-    paths = [str(site), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    blob._blobfile.cache_clear()

@@ -1,4 +1,4 @@
-"""Makes `diffusion_testing` importable for the tests of this folder, and keeps them on one core."""
+"""Makes `diffusion_testing` and the scripts importable for the tests of this folder, and keeps them on one core."""
 
 import sys
 from pathlib import Path
@@ -7,13 +7,13 @@ import pytest
 import torch
 from improved_diffusion import dist_util
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "scripts")]
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def alone_again():
-    """Part from the process group that a script called in this process has joined: other folders' tests expect none."""
+    """Destroy the process group that a test has initialized: the tests of other folders expect none."""
     yield
     dist_util.shutdown()
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from comparison.cli import UserError
 from diffusion_testing import FOLDER, call_script, tiny_flags
-from improved_diffusion.checkpoints import fill_network
+from improved_diffusion.checkpoints import check_counters, read_network
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
-from improved_diffusion.launch import LaunchError, find_place
 from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image
 
 TRAIN, SAMPLE, NLL = "scripts/image_train.py", "scripts/image_sample.py", "scripts/image_nll.py"
 TO_FOLDER, EXACT = "scripts/npztodir.py", "scripts/exact_score.py"
+SR_TRAIN, SR_SAMPLE = "scripts/super_res_train.py", "scripts/super_res_sample.py"
 LSUN, CIFAR = "datasets/lsun_bedroom.py", "datasets/cifar10.py"
 NETWORK = "--image_size 16 --num_channels 32 --num_res_blocks 1 --diffusion_steps 100"
 UNTRAINED = create_model_and_diffusion(**tiny_flags())[0]
@@ -182,35 +182,59 @@ def no_torch(monkeypatch):
 
 @pytest.mark.usefixtures("no_torch")
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("script", "flags", "words"),
     [
-        ("--diffusion_steps 10000000", "--diffusion_steps must be at most 1000000"),
-        ("--num_channels 8192", "--num_channels must be at most 4096"),
-        ("--num_res_blocks 1000000", "--num_res_blocks must be from 1 to 128"),
-        ("--fp16_scale_growth 1e300", "--fp16_scale_growth 1e.300"),
-        ("--fp16_scale_growth 1e-300", "--fp16_scale_growth 1e-300"),
-        ("--data_dir shapes:5", "--data_dir shapes:5: shapes comes with 10"),
+        (TRAIN, "--num_channel 32", "--num_channel"),
+        (TRAIN, "--prediction image", "--prediction must be one of"),
+        (TRAIN, "--prediction velocity --predict_xstart True", "contradict"),
+        (TRAIN, "--image_size 32 --patch_size 4", "--patch_size must be 0 or one of 1, 2 at image_size 32"),
+        (TRAIN, "--lr_decay linear --max_steps 0", "need a bound"),
+        (TRAIN, "--lr_decay linear --lr_anneal_steps 5", "exclude each other"),
+        (TRAIN, "--lr_warmup 0.5 --lr_decay cosine --lr_decay_from 0.4", "--lr_warmup 0.5 ends after"),
+        (TRAIN, "--lr_floor 0.1", "--lr_floor 0.1 needs --lr_decay"),
+        (TRAIN, "--stop_after 5 --max_images 3 --max_steps 9", "not --max_steps 9 and --max_images 3"),
+        (TRAIN, "--beta2 1", "--beta2 must be below 1"),
+        (TRAIN, "--lr -1", "--lr"),
+        (TRAIN, "--image_size 33", "--image_size"),
+        (TRAIN, "--noise_schedule sigmoid", "--noise_schedule"),
+        (TRAIN, "--learn_sigma maybe", "--learn_sigma"),
+        (TRAIN, "--ema_rate 0.9,1", "--ema_rate"),
+        (TRAIN, "--timestep_respacing 2000", "--timestep_respacing"),
+        (TRAIN, "--use_fp16 True --precision float32", "--use_fp16"),
+        (TRAIN, "--data_dir {tmp}/absent", "--data_dir"),
+        (TRAIN, "--data_dir {tmp}/empty", "no image"),
+        (TRAIN, "", "datasets/cifar10.py"),
+        (TRAIN, "--data_dir shapes --resume_checkpoint {tmp}/model000001.pt", "--resume_checkpoint"),
+        (SAMPLE, "--model_path {tmp}/absent.pt", "--model_path"),
+        (SAMPLE, "", "--model_path"),
+        (TO_FOLDER, "{tmp}/absent.npz {tmp}/out", "absent.npz"),
+        (CIFAR, "--source {tmp}/empty", "--source"),
+        (TRAIN, "--data_dir shapes --diffusion_steps 10000000", "--diffusion_steps must be at most 1000000"),
+        (TRAIN, "--data_dir shapes --num_channels 8192", "--num_channels must be at most 4096"),
+        (TRAIN, "--data_dir shapes --num_res_blocks 1000000", "--num_res_blocks must be from 1 to 128"),
+        (TRAIN, "--data_dir shapes --fp16_scale_growth 1e300", "--fp16_scale_growth 1e+300"),
+        (TRAIN, "--data_dir shapes --fp16_scale_growth 1e-300", "--fp16_scale_growth 1e-300"),
+        (TRAIN, "--data_dir shapes:5", "--data_dir shapes:5: shapes comes with 10"),
+        (SR_TRAIN, "--small_size 100 --data_dir shapes", "small_size must divide large_size 256"),
+        (SR_TRAIN, "--image_size 64", "--image_size"),
+        (SR_SAMPLE, "--base_samples shapes --model_path {tmp}/absent.pt", "absent.pt: no such file"),
+        (SR_SAMPLE, "--base_samples {tmp}/absent.npz --model_path x.pt", "--base_samples"),
+        (SR_SAMPLE, "--model_path x.pt", "--base_samples"),
+        (NLL, "--data_dir {tmp}/absent --model_path x.pt", "--data_dir"),
+        (NLL, "--data_dir shapes --model_path {tmp}/absent.pt", "absent.pt: no such file"),
+        (NLL, "--data_dir shapes", "--model_path"),
+        (NLL, "--data_dir shapes --model_path x.pt --num_samples -1", "--num_samples"),
     ],
 )
-def test_value_that_no_training_can_have_is_refused_before_torch(flags, words):
-    refused(words, TRAIN, "--data_dir shapes", flags)
-
-
-@pytest.mark.parametrize(
-    ("env", "words"),
-    [
-        ("LOCAL_RANK=0 LOCAL_WORLD_SIZE=0", "LOCAL_WORLD_SIZE must be at least 1"),
-        ("LOCAL_RANK=2 LOCAL_WORLD_SIZE=2", "LOCAL_RANK 2 must be below LOCAL_WORLD_SIZE 2"),
-        ("MASTER_PORT=0", "MASTER_PORT must be from 1 to 65535"),
-        ("MASTER_PORT=70000", "MASTER_PORT must be from 1 to 65535"),
-        (f"MASTER_PORT={'9' * 400}", "MASTER_PORT must be a whole number"),
-    ],
-)
-def test_variables_of_a_launcher_are_judged_before_connecting(env, words):
-    launched = {"RANK": "0", "WORLD_SIZE": "2", **dict(part.split("=") for part in env.split())}
-    with pytest.raises(LaunchError, match=words):
-        find_place(launched)
-    assert find_place({**launched, "WORLD_SIZE": "1"}).world_size == 1
+def test_wrong_flags_are_refused_before_torch_is_imported(script, flags, words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    with pytest.raises((UserError, SystemExit)) as end:
+        call_script(script, flags.format(tmp=tmp_path))
+    text = capsys.readouterr().err.rstrip("\n") or str(end.value)
+    assert words in text
+    assert "\n" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 @pytest.fixture
@@ -246,13 +270,13 @@ def test_network_of_other_things_than_dense_tensors_is_refused(damage, model):
     refused("net.pt: out.2.weight is not a dense tensor", SAMPLE, *flags)
     refused("net.pt: out.2.weight is not a dense tensor", NLL, *flags, "--data_dir shapes")
     with pytest.raises(ValueError, match=r"net\.pt: out\.2\.weight is not a dense tensor"):
-        fill_network(UNTRAINED, torch.load(model), "net.pt")
+        read_network(str(model))
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (None, "not a file that --data has written"),
+        (None, "not a file written by --data"),
         ([], "must hold finite numbers"),
         ([[1.0, 2.0]], "must hold finite numbers"),
         ([1.0, np.nan], "must hold finite numbers"),
@@ -270,17 +294,11 @@ def test_eigenvalues_that_are_none_are_refused(values, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("value", "found"), [(None, {}), (7.5, {"wall_seconds": 7.5}), ("soon", "'soon'"), (-1, "-1")])
-def test_counters_of_a_checkpoint_are_numbers_or_left_out(value, found, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER / "scripts")
-    from run_files import counters_of
-
-    if isinstance(found, str):
-        with pytest.raises(UserError, match=f"opt.pt: wall_seconds is {found}"):
-            counters_of({"wall_seconds": value}, tmp_path / "opt.pt")
-    else:
-        assert counters_of({"wall_seconds": value}, tmp_path / "opt.pt") == found
-    assert counters_of([value], tmp_path / "opt.pt") == {}
+@pytest.mark.parametrize("value", ["soon", -1])
+def test_counters_of_a_checkpoint_are_numbers(value):
+    check_counters({"wall_seconds": 7.5, "images_seen": None}, "opt.pt")
+    with pytest.raises(ValueError, match=f"opt.pt: wall_seconds is {value!r}"):
+        check_counters({"wall_seconds": value}, "opt.pt")
 
 
 @pytest.mark.usefixtures("no_torch")

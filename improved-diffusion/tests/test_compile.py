@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from comparison.sampling.timing import count_flop
-from diffusion_testing import FOLDER, call_script, tiny_flags
+from diffusion_testing import call_script, tiny_flags
 from improved_diffusion.script_util import create_model_and_diffusion
 
 TRAIN, SAMPLE = "scripts/image_train.py", "scripts/image_sample.py"
@@ -50,11 +50,10 @@ def test_compiled_training_and_sampling_give_the_same(compiled, tmp_path, monkey
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
-def test_arithmetic_is_counted_of_compiled_networks_too(compiled, monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER / "scripts")
-    from trained import compiled as compile_for_sampling
+def test_arithmetic_is_counted_of_compiled_networks_too(compiled):
+    from model_loading import Compiled
 
     network, _ = create_model_and_diffusion(**tiny_flags())
     x, t = torch.zeros(1, 3, 16, 16), torch.zeros(1)
-    traced = compile_for_sampling(network.eval(), torch.device("cpu"))
+    traced = Compiled(network.eval(), torch.device("cpu"))
     assert count_flop(lambda: traced(x, t)) == count_flop(lambda: network(x, t)) > 0

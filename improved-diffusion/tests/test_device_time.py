@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusion_testing import FOLDER, VALUE_READ, fake_cuda, tiny_flags
+from diffusion_testing import VALUE_READ, fake_cuda, tiny_flags
 from improved_diffusion.resample import LossSecondMomentResampler, UniformSampler
 from improved_diffusion.samplers import SAMPLERS, classifier_free, sample
 from improved_diffusion.script_util import create_model_and_diffusion
@@ -103,13 +103,12 @@ def test_drawing_timesteps_never_waits_for_the_device(sampler):
     assert waits == []
 
 
-def test_withholding_labels_never_waits_for_the_device(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER / "scripts")
-    from training_loop import withhold
+def test_dropping_labels_never_waits_for_the_device():
+    from script_loop import drop_labels
 
     with fake_cuda() as waits:
         _, labels, _ = batch()
-        assert withhold(labels, 0.5, 8, slice(4, 8), 0, 0).device.type == "cuda"
+        assert drop_labels(labels, 0.5, 8, slice(4, 8), 0, 0).device.type == "cuda"
     assert waits == []
 
 

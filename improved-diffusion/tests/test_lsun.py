@@ -38,7 +38,7 @@ def database(tmp_path):
 
 
 def test_pictures_are_written_in_the_order_of_their_keys_cropped_to_the_centre(database, tmp_path, capsys):
-    for sentence in ("5 images", "5 images are there already"):
+    for sentence in ("5 images", "5 images exist already"):
         assert call_script(LSUN, database, tmp_path / "out", "--image_size 16 --prefix bed") == 0
         assert sentence in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -6,7 +6,6 @@ import importlib.util
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from diffusion_testing import FOLDER, script_env
@@ -38,7 +37,6 @@ RUNNABLE = [
 @pytest.fixture(scope="module")
 def parsers():
     """Return a function from a script's path in this folder to its parse_args."""
-    sys.path.insert(0, str(FOLDER / "scripts"))
 
     def load(script):
         spec = importlib.util.spec_from_file_location(script.replace("/", "_").removesuffix(".py"), FOLDER / script)

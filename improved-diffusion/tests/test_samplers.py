@@ -1,13 +1,12 @@
 """Samplers against the loops that they shorten, against closed forms, and what they ask of the network."""
 
-import importlib.util
 import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from diffusion_testing import FOLDER, call_script, tiny_flags
+from diffusion_testing import call_script, tiny_flags
 from improved_diffusion import solvers
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from improved_diffusion.samplers import SAMPLERS, SPACINGS, classifier_free, sample
@@ -312,13 +311,12 @@ def test_guided_samples_take_one_evaluation_a_step():
 @pytest.fixture(scope="module")
 def distance():
     """Return the function from (sampler, evaluations, spacing) to the distance with CIFAR-10's covariance."""
-    path = FOLDER / "scripts" / "exact_score.py"
-    spec = importlib.util.spec_from_file_location("exact_score", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    eigenvalues, _ = script.load_eigenvalues(script.EIGENVALUES)
+    from exact_score import EIGENVALUES
+    from measure_exact_score import frechet_share, load_eigenvalues
+
+    eigenvalues, _ = load_eigenvalues(EIGENVALUES)
     diffusion = create_gaussian_diffusion(steps=4000, noise_schedule="cosine", sigma_small=True)
-    return lambda *setting: script.frechet_share(eigenvalues, diffusion, *setting)
+    return lambda *setting: frechet_share(eigenvalues, diffusion, *setting)
 
 
 @pytest.mark.parametrize(

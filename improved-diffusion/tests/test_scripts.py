@@ -112,7 +112,7 @@ def test_resumed_run_equals_unbroken_run(number, trained, images, tmp_path):
     assert not (run_dir / "opt000020.pt").exists()
     done = run_script(TRAIN, *flags)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"continues after \d+ updates", done.stdout)
+    assert re.search(r"continue after step \d+", done.stdout)
     assert_same_weights(run_dir, trained, 20)
 
 
@@ -187,61 +187,9 @@ def test_checkpoints_that_do_not_fit_are_refused(trained, images, tmp_path):
         with pytest.raises(UserError, match=sentence):
             call_script(SAMPLE, "--model_path", path)
     wider = [TINY, "--data_dir", images, "--run_dir", tmp_path / "run", "--num_channels 64"]
-    with pytest.raises(UserError, match=r"model000020.pt: .* there, .* by the flags"):
+    with pytest.raises(UserError, match=r"model000020.pt: .* in the file, .* by the flags"):
         call_script(TRAIN, *wider, "--resume_checkpoint", trained / "model000020.pt")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture(scope="module")
-def no_torch(tmp_path_factory):
-    """The environment of a process in which `import torch` fails."""
-    folder = tmp_path_factory.mktemp("no_torch")
-    (folder / "torch.py").write_text("raise SystemExit('torch was imported')\n")
-    return {"PYTHONPATH": str(folder)}
-
-
-@pytest.mark.parametrize(
-    ("script", "flags", "words"),
-    [
-        (TRAIN, "--num_channel 32", "--num_channel"),
-        (TRAIN, "--prediction image", "--prediction must be one of"),
-        (TRAIN, "--prediction velocity --predict_xstart True", "contradict"),
-        (TRAIN, "--image_size 32 --patch_size 4", "--patch_size must be 0 or one of 1, 2 at image_size 32"),
-        (TRAIN, "--lr_decay linear --max_steps 0", "need a bound"),
-        (TRAIN, "--lr_decay linear --lr_anneal_steps 5", "exclude each other"),
-        (TRAIN, "--lr_warmup 0.5 --lr_decay cosine --lr_decay_from 0.4", "--lr_warmup 0.5 ends after"),
-        (TRAIN, "--lr_floor 0.1", "--lr_floor 0.1 needs --lr_decay"),
-        (TRAIN, "--stop_after 5 --max_images 3 --max_steps 9", "not --max_steps 9 and --max_images 3"),
-        (TRAIN, "--beta2 1", "--beta2 must be below 1"),
-        (TRAIN, "--lr -1", "--lr"),
-        (TRAIN, "--image_size 33", "--image_size"),
-        (TRAIN, "--noise_schedule sigmoid", "--noise_schedule"),
-        (TRAIN, "--learn_sigma maybe", "--learn_sigma"),
-        (TRAIN, "--ema_rate 0.9,1", "--ema_rate"),
-        (TRAIN, "--timestep_respacing 2000", "--timestep_respacing"),
-        (TRAIN, "--use_fp16 True --precision float32", "--use_fp16"),
-        (TRAIN, "--data_dir {tmp}/absent", "--data_dir"),
-        (TRAIN, "--data_dir {tmp}/empty", "no image"),
-        (TRAIN, "", "datasets/cifar10.py"),
-        (TRAIN, "--data_dir shapes --resume_checkpoint {tmp}/model000001.pt", "--resume_checkpoint"),
-        (SAMPLE, "--model_path {tmp}/absent.pt", "--model_path"),
-        (SAMPLE, "", "--model_path"),
-        ("scripts/npztodir.py", "{tmp}/absent.npz {tmp}/out", "absent.npz"),
-        ("datasets/cifar10.py", "--source {tmp}/empty", "--source"),
-    ],
-)
-def test_wrong_flags_are_judged_before_torch_is_imported(script, flags, words, no_torch, tmp_path):
-    (tmp_path / "empty").mkdir()
-    done = run_script(script, flags.format(tmp=tmp_path), DATA_ROOT=str(tmp_path), **no_torch)
-    refused(done, words)
-    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
-
-
-@pytest.mark.parametrize("script", [TRAIN, SAMPLE, "scripts/npztodir.py", "datasets/cifar10.py"])
-def test_help_needs_no_torch(script, no_torch):
-    done = run_script(script, "--help", **no_torch)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
 
 
 def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
@@ -268,7 +216,7 @@ def test_run_from_before_predictions_and_schedules_goes_on_and_is_sampled(traine
     (folder / "config.json").write_text(json.dumps(config))
     common = (TINY, "--data_dir", images, "--run_dir", folder, "--max_steps 22 --save_interval 10")
     assert call_script(TRAIN, *common) == 0
-    assert "continues after 20 updates" in capsys.readouterr().out
+    assert "continue after step 20," in capsys.readouterr().out
     again = shutil.copytree(trained, tmp_path / "again")
     assert call_script(TRAIN, *common[:4], again, common[5]) == 0
     assert_same_weights(folder, again, 22)
@@ -330,7 +278,7 @@ def test_cifar10_folders_are_converted_once(tmp_path):
             (source / split / label).mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (32, 32), (i, 9, 9)).save(source / split / label / f"{i}.jpg")
-    for sentence in ("8 images", "there already"):
+    for sentence in ("8 images", "exist already"):
         done = run_script("datasets/cifar10.py", "--source", source, DATA_ROOT=str(tmp_path / "data"))
         assert done.returncode == 0, done.stderr
         assert sentence in done.stdout

@@ -78,7 +78,7 @@ def test_interrupted_run_from_disk_equals_unbroken_run_from_memory(from_memory, 
             path.unlink()
     done = run_script("scripts/image_train.py", *train_flags(images, run_dir, 12), **ON_DISK)
     assert done.returncode == 0, done.stderr
-    assert "continues after 6 updates: 18 images" in done.stdout
+    assert "continue after step 6, 18 images" in done.stdout
     assert_same_weights(run_dir, from_memory, 12)
 
 

@@ -1,0 +1,183 @@
+"""Generate images with a trained network: the samplers by their flags, for image_sample.py and super_res_sample.py."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from comparison.cli import UserError
+from comparison.rng import SampleNoise
+from comparison.sampling.draw import draw_samples
+from comparison.sampling.interpolation import COLUMNS, WalkNoise, draw_interpolation
+from comparison.sampling.timing import write_benchmark
+from improved_diffusion.dist_util import get_rank
+from improved_diffusion.respace import SpacedDiffusion
+from improved_diffusion.samplers import classifier_free, sample
+from improved_diffusion.script_util import create_model_and_diffusion
+from model_loading import LoadedModel, connected_device, load_model, training_of
+from model_options import MODEL, out_folder
+from sampler_flags import Sampler
+from torch import nn
+from trajectory import draw_trajectory
+
+OnStep = Callable[[int, torch.Tensor, torch.Tensor], object]
+
+
+def sample_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Sampler) -> int:
+    """Generate images, or measure the time that takes, as image_sample.py is asked to; return the exit status."""
+    with connected_device(args) as device:
+        loaded = load_model(args, flags, create_model_and_diffusion, device)
+        if args.class_label is not None and args.class_label >= loaded.num_classes:
+            raise UserError(f"--class_label {args.class_label}: the model has classes 0 to {loaded.num_classes - 1}")
+        size = flags["image_size"]
+        source = ImageSource(loaded, sampler, size, args.seed, args.class_label, args.guidance_scale)
+        facts = {"model": MODEL, "sampler": source.describe(), **loaded.metadata, "seed": args.seed}
+        facts["clip_denoised"] = args.clip_denoised
+        common: dict[str, Any] = {"image_size": size, "device": device, "facts": facts}
+        out_dir = out_folder(args)
+        if args.benchmark:
+            if get_rank() == 0:
+                options = {**common, "min_seconds": args.benchmark_seconds}
+                write_benchmark(out_dir / "timing.json", source.sample, [loaded.network], source.evaluate, **options)
+            return 0
+        labels = source.labels(range(args.num_samples))
+        out = draw_samples(
+            source.sample,
+            [loaded.network],
+            num_samples=args.num_samples,
+            batch_size=args.batch_size,
+            out=out_dir / f"samples_{args.num_samples}x{size}x{size}x3.npz",
+            trained=training_of(args.model_path),
+            labels=None if labels is None else labels.numpy(),
+            **common,
+        )
+        print(f"{args.num_samples} images ({facts['sampler']}): {out}")
+        if args.interpolation and get_rank() == 0:
+            walks = source.without_eta()
+            draw_interpolation(out_dir, walks.sample_walk, latent="x_T", sampler=walks.describe())
+        if args.trajectory and get_rank() == 0:
+            draw_trajectory(out_dir, source.sample, sampler.steps, sampler=facts["sampler"], seed=args.seed)
+        return 0
+
+
+def run_sampler(
+    sampler: Sampler,
+    model: Callable[..., torch.Tensor],
+    diffusion: SpacedDiffusion,
+    shape: tuple[int, int, int],
+    noise: SampleNoise,
+    model_kwargs: dict[str, Any] | None = None,
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """Generate images.
+
+    Args:
+        sampler: sampler settings.
+        model: the network on its device, or its guided form.
+        diffusion: its process, respaced where `sampler.spacing` is None.
+        shape: (C, H, W).
+        noise: noise of N images: `x_T`, and by number that of each step that adds noise.
+        model_kwargs: keyword arguments of the network.
+        on_step: called after each evaluation with its timestep in `diffusion`, its x_t and the predicted image.
+
+    Returns:
+        (N, C, H, W) float32.
+    """
+    x = noise.normal(shape, "x_T")
+    common: dict[str, Any] = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs}
+    common["step_noise"] = lambda step: noise.normal(shape, step)
+    if sampler.spacing is not None:
+        common |= {"sampler": sampler.name, "num_sampling_steps": sampler.steps, "spacing": sampler.spacing}
+        common |= {"eta": sampler.eta, "sigma_max": sampler.sigma_max, "on_step": on_step}
+        return sample(model, diffusion, x, **common)
+    if sampler.name == "ddim":
+        steps = diffusion.ddim_sample_loop_progressive(model, x.shape, noise=x, eta=sampler.eta, **common)
+    else:
+        steps = diffusion.p_sample_loop_progressive(model, x.shape, noise=x, **common)
+    for i, out in enumerate(steps):
+        if on_step is not None:
+            on_step(diffusion.num_timesteps - 1 - i, x, out["pred_xstart"])
+        x = out["sample"]
+    return x
+
+
+def guided(network: nn.Module, guidance_scale: float | None) -> Callable[..., torch.Tensor]:
+    """Return the network, with classifier-free guidance unless the scale is None."""
+    return network if guidance_scale is None else classifier_free(network, guidance_scale)
+
+
+def describe_guided(sampler: Sampler, guidance_scale: float | None) -> str:
+    """Return the sampler and the guidance as text, for sampling.json."""
+    return sampler.describe() + ("" if guidance_scale is None else f", guidance {guidance_scale:g}")
+
+
+class ImageSource:
+    """Generated images by number.
+
+    Args:
+        loaded: network and process.
+        sampler: sampler settings.
+        image_size: S, pixels.
+        seed: seed of the noise and the classes.
+        class_label: class of all images; None for random classes.
+        guidance_scale: scale of classifier-free guidance; None for none.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        sampler: Sampler,
+        image_size: int,
+        seed: int,
+        class_label: int | None = None,
+        guidance_scale: float | None = None,
+    ):
+        self._loaded, self._sampler, self._size, self._seed = loaded, sampler, image_size, seed
+        self._class_label, self._guidance_scale = class_label, guidance_scale
+        self._model = guided(loaded.network, guidance_scale)
+
+    def without_eta(self) -> "ImageSource":
+        """Return the source with DDIM's noise at 0, so that a path between noises gives a path between images."""
+        settings = (self._size, self._seed, self._class_label, self._guidance_scale)
+        return ImageSource(self._loaded, replace(self._sampler, eta=0.0), *settings)
+
+    def describe(self) -> str:
+        """Return the sampler, guidance and class as text."""
+        text = describe_guided(self._sampler, self._guidance_scale)
+        return text if self._class_label is None else f"{text}, class {self._class_label}"
+
+    def labels(self, indices: range) -> torch.Tensor | None:
+        """Return the classes of some images, (N,) int64 on the CPU, the same for every device; None for none."""
+        if not self._loaded.num_classes:
+            return None
+        if self._class_label is not None:
+            return torch.full((len(indices),), self._class_label)
+        return SampleNoise(self._seed, indices, "cpu").randint(self._loaded.num_classes, "class")
+
+    def sample(
+        self, indices: range, on_step: Callable[[int, torch.Tensor, torch.Tensor], object] | None = None
+    ) -> torch.Tensor:
+        """Return images, (N, 3, S, S) float32; `on_step` as in `run_sampler`."""
+        return self._sample(SampleNoise(self._seed, indices, self._loaded.device), self.labels(indices), on_step)
+
+    def sample_walk(self, walk: int) -> torch.Tensor:
+        """Return a row of interpolation.png: x_T changes, the class and the noise of the steps do not."""
+        labels = self.labels(range(2 * walk, 2 * walk + 1))
+        labels = None if labels is None else labels.repeat(COLUMNS)
+        return self._sample(WalkNoise(self._seed, walk, self._loaded.device, "x_T"), labels)
+
+    def evaluate(self, batch_size: int) -> torch.Tensor:
+        """Evaluate the network once, for timing."""
+        device = self._loaded.device
+        x = torch.randn(batch_size, 3, self._size, self._size, device=device)
+        t = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        with self._loaded.autocast():
+            return self._loaded.network(x, t, **({"y": t} if self._loaded.num_classes else {}))
+
+    def _sample(self, noise: SampleNoise, labels: torch.Tensor | None, on_step: Any = None) -> torch.Tensor:
+        condition = {} if labels is None else {"y": labels.to(self._loaded.device)}
+        shape = (3, self._size, self._size)
+        # Around all steps, so that the weights are cast once, not at every step, unless evaluations are recorded.
+        with self._loaded.autocast():
+            return run_sampler(self._sampler, self._model, self._loaded.diffusion, shape, noise, condition, on_step)

@@ -1,0 +1,197 @@
+"""Options that name a trained network, the flags of its run, and copies of remote files; without torch."""
+
+import argparse
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from comparison.cli import UserError, check_folder, data_root, str2bool
+from comparison.files import atomic
+from comparison.runs import read_config
+from filelock import FileLock
+from improved_diffusion.blob import backend, is_remote
+from improved_diffusion.flags import add_dict_to_argparser, check_flags, unify_prediction
+
+MODEL, SR_MODEL = "improved-diffusion", "improved-diffusion-sr"
+# Flags that may differ from those of training: how many steps are taken, and what only training uses.
+SAMPLING_FLAGS = frozenset({"timestep_respacing", "use_checkpoint", "loss_weighting", "snr_gamma"})
+CONNECTIONS = 16
+
+
+def add_network_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    """Add the flags of the network and the process; they appear in the result only where given."""
+    group = parser.add_argument_group("model and process, by default those of the run")
+    add_dict_to_argparser(group, defaults)
+    for action in group._group_actions:
+        action.default = argparse.SUPPRESS
+
+
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --model_path, --out_dir, --compile, --cuda_graph and --use_fp16."""
+    add = parser.add_argument_group("checkpoint").add_argument
+    help_text = "model<step>.pt or ema_<rate>_<step>.pt; local or remote"
+    add("--model_path", "--checkpoint", type=path_or_url, required=True, help=help_text)
+    add("--out_dir", "--out", type=local_folder, help="output folder; default: OPENAI_LOGDIR, else the model's folder")
+    add(
+        "--compile",
+        type=str2bool,
+        default=False,
+        help="compile the network by torch.compile: takes a minute, then speeds up GPUs",
+    )
+    add(
+        "--cuda_graph",
+        type=str2bool,
+        default=True,
+        help="on a CUDA GPU: capture the network's evaluation of small batches as CUDA graphs",
+    )
+    add("--use_fp16", type=str2bool, help="compute in bf16 where the device can, else fp16 on CUDA, else float32")
+
+
+def path_or_url(text: str) -> Path | str:
+    """Parse a flag: a local path, or the text of a remote one."""
+    return text if is_remote(text) else Path(text)
+
+
+def local_folder(text: str) -> Path:
+    """Parse an output folder, which must be local."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"must be a local folder, not {text}")
+    return Path(text)
+
+
+def folder_of_environment() -> Path | None:
+    """Return the folder of OPENAI_LOGDIR, None where it is not set.
+
+    Raises:
+        UserError: it is remote.
+    """
+    text = os.environ.get("OPENAI_LOGDIR") or ""
+    if is_remote(text):
+        raise UserError(f"OPENAI_LOGDIR must be a local folder, not {text}")
+    return Path(text) if text else None
+
+
+def out_folder(args: argparse.Namespace) -> Path:
+    """Return the output folder of a script with `add_checkpoint_flags`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    variable = folder_of_environment()
+    folder = args.out_dir or variable or args.model_path.parent
+    check_folder(folder, "OPENAI_LOGDIR" if variable and not args.out_dir else "--out_dir")
+    return folder
+
+
+def network_flags(args: argparse.Namespace, defaults: dict[str, Any], model: str) -> dict[str, Any]:
+    """Merge the given flags with those of the run that wrote the model file; a remote file is copied first.
+
+    Args:
+        args: command line with `add_network_flags` and `add_checkpoint_flags`; `model_path` becomes local.
+        defaults: flags with their defaults.
+        model: family of the run.
+
+    Raises:
+        UserError: there is no file, the flags disagree, the run is of another family, or nothing can be written.
+    """
+    args.model_path = download_model("--model_path", args.model_path)
+    if not args.model_path.is_file():
+        raise UserError(f"--model_path {args.model_path}: no such file")
+    out_folder(args)
+    given = {name: value for name, value in vars(args).items() if name in defaults}
+    unify_prediction(given)
+    flags, path = {**defaults, **given}, args.model_path.parent / "config.json"
+    if path.is_file():
+        config = read_config(path)
+        if config.get("model") != model:
+            raise UserError(f"--model_path {args.model_path}: of a run of {config.get('model')}, not of {model}")
+        trained = {name: value for name, value in config["options"].items() if name in defaults}
+        unify_prediction(trained)
+        for name, value in given.items():
+            if name not in SAMPLING_FLAGS and trained.get(name, defaults[name]) != value:
+                raise UserError(f"--{name} {value}: the model was trained with {trained.get(name, defaults[name])}")
+        flags = {**defaults, **trained, **given}
+    validate_flags(flags, args)
+    return flags
+
+
+def validate_flags(flags: dict[str, Any], args: argparse.Namespace) -> None:
+    """Raise UserError, naming the flag, for values that no network or process can have."""
+    try:
+        check_flags(flags)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    if args.use_fp16 and args.precision == "float32":
+        raise UserError("--use_fp16 True and --precision float32 contradict each other")
+
+
+def log_formats() -> list[str]:
+    """Return the names in OPENAI_LOG_FORMAT."""
+    return [name for text in os.environ.get("OPENAI_LOG_FORMAT", "").split(",") if (name := text.strip())]
+
+
+def download_data(flag: str, source: str) -> str:
+    """Return a data source, copied once to <data root>/cache if it is a remote folder, .npz or .zip file.
+
+    Raises:
+        UserError: names `flag`; there is nothing at the path, or it cannot be read.
+    """
+    if not is_remote(source):
+        return source
+    if source.endswith((".npz", ".zip")):
+        folder = _download(flag, os.path.dirname(source), [os.path.basename(source)], [])
+        return str(folder / os.path.basename(source))
+    return str(_download(flag, source.rstrip("/"), None, []))
+
+
+def download_model(flag: str, path: "Path | str | None", ema_rates: Iterable[str] = ()) -> Any:
+    """Return the local path of a model file; a remote one is copied once, with its run's records.
+
+    Args:
+        flag: named in errors.
+        path: local or remote; None stays None.
+        ema_rates: rates of the EMA weights that are copied too, with the optimizer, to resume from them.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    if not isinstance(path, str):
+        return path
+    folder, name = os.path.split(path)
+    step = name.removeprefix("model")
+    beside = [f"ema_{rate.strip()}_{step}" for rate in ema_rates] + ([f"opt{step}"] if ema_rates else [])
+    return _download(flag, folder, [name], ["config.json", "progress.csv", *beside]) / name
+
+
+def _download(flag: str, remote: str, names: list[str] | None, optional: list[str]) -> Path:
+    """Copy files of a remote folder that the local copy lacks; None for all files. Ranks wait for each other."""
+    scheme, _, rest = remote.partition("://")
+    if not rest or ".." in rest.split("/"):
+        raise UserError(f"{flag} {remote}: not a remote path")
+    folder = data_root() / "cache" / scheme / rest
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def fetch(name: str) -> None:
+        if not (target := folder / name).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(target) as temporary:
+                files.copy(f"{remote}/{name}", str(temporary), overwrite=True)
+
+    try:
+        files = backend(remote)
+        with FileLock(folder / ".lock"), ThreadPoolExecutor(CONNECTIONS) as pool:
+            if names is None:
+                below = (f"{root}/{name}" for root, _, found in files.walk(remote) for name in found)
+                names = [os.path.relpath(path, remote) for path in below]
+                if not names:
+                    raise FileNotFoundError("no files in this folder")
+            list(pool.map(fetch, names))
+            for name in optional:
+                with suppress(FileNotFoundError):
+                    fetch(name)
+    except Exception as error:  # blobfile's own errors, and those of the network libraries below it
+        raise UserError(f"{flag} {remote}: {' '.join(str(error).split()) or type(error).__name__}") from None
+    return folder
