@@ -1,12 +1,11 @@
-"""Losses of the two players, on logits, and the gradient penalty."""
+"""GAN losses on logits, and the R1 gradient penalty."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What the discriminator is asked to answer for (real, fake).
-# One-sided smoothing is what Salimans et al. 2016, section 3.4, recommend; smoothing the fake side as well
-# pulls the optimal discriminator towards fakes where the data is absent.
+# Labels of (real, fake) images. Salimans et al. 2016, section 3.4, recommend one-sided smoothing: smoothing the fake
+# label as well moves the optimal discriminator towards fakes where there is no data.
 LABELS = {"none": (1.0, 0.0), "one_sided": (0.9, 0.0), "two_sided": (0.9, 0.1)}
 
 
@@ -16,12 +15,12 @@ def bce_discriminator_loss(logits_real: Tensor, logits_fake: Tensor, label_smoot
     Goodfellow et al. 2014, Eq. 1; label smoothing: Salimans et al. 2016, section 3.4.
 
     Args:
-        logits_real: (N,) scores of real images.
-        logits_fake: (M,) scores of generated images.
+        logits_real: (N,) logits of real images.
+        logits_fake: (M,) logits of generated images.
         label_smoothing: "none" (labels 1 and 0), "one_sided" (0.9 and 0) or "two_sided" (0.9 and 0.1).
 
     Returns:
-        () float32, in nats; 2 ln 2 for a discriminator that cannot tell.
+        () float32, in nats; 2 ln 2 for logits of 0.
 
     Raises:
         ValueError: label_smoothing has another value.
@@ -31,16 +30,16 @@ def bce_discriminator_loss(logits_real: Tensor, logits_fake: Tensor, label_smoot
 
 
 def bce_generator_loss(logits_fake: Tensor, label_smoothing: str = "none") -> Tensor:
-    """Compute the non-saturating loss of the generator: its images should be scored as real.
+    """Compute the generator's non-saturating loss; its target is the discriminator's label for real images.
 
-    Goodfellow et al. 2014, section 3. The target is the discriminator's label for real images.
+    Goodfellow et al. 2014, section 3.
 
     Args:
-        logits_fake: (N,) scores of generated images.
-        label_smoothing: as for the discriminator.
+        logits_fake: (N,) logits of generated images.
+        label_smoothing: see `bce_discriminator_loss`.
 
     Returns:
-        () float32, in nats; ln 2 for a discriminator that cannot tell.
+        () float32, in nats; ln 2 for logits of 0.
 
     Raises:
         ValueError: label_smoothing has another value.
@@ -50,30 +49,24 @@ def bce_generator_loss(logits_fake: Tensor, label_smoothing: str = "none") -> Te
 
 
 def hinge_discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Compute the discriminator's hinge loss: real images should score above 1, generated ones below -1.
+    """Compute the discriminator's hinge loss, with margins 1 for real and -1 for generated images.
 
     Lim & Ye 2017, "Geometric GAN", Eq. 18; Miyato et al. 2018, Eq. 16.
 
     Args:
-        logits_real: (N,) scores of real images.
-        logits_fake: (M,) scores of generated images.
+        logits_real: (N,) logits of real images.
+        logits_fake: (M,) logits of generated images.
 
     Returns:
-        () float32, summed over both halves; 2 for a discriminator that answers 0 to all.
+        () float32, summed over both halves; 2 for logits of 0.
     """
     return F.relu(1 - logits_real.float()).mean() + F.relu(1 + logits_fake.float()).mean()
 
 
 def hinge_generator_loss(logits_fake: Tensor) -> Tensor:
-    """Compute the generator's loss in the hinge game: the mean score of its images, negated.
+    """Compute the generator's loss beside a hinge discriminator, () float32: the negated mean of the (N,) logits.
 
     Lim & Ye 2017, Eq. 19; Miyato et al. 2018, Eq. 17.
-
-    Args:
-        logits_fake: (N,) scores of generated images.
-
-    Returns:
-        () float32, unbounded.
     """
     return -logits_fake.float().mean()
 
@@ -84,9 +77,9 @@ def r1_penalty(logits_real: Tensor, real: Tensor, gamma: float) -> Tensor:
     Mescheder et al. 2018, "Which training methods for GANs do actually converge?", Eq. 9.
 
     Args:
-        logits_real: (N,) scores, computed from `real` with a graph.
+        logits_real: (N,) logits, computed from `real` with a graph.
         real: (N, C, H, W), requires a gradient.
-        gamma: the weight.
+        gamma: weight.
 
     Returns:
         () float32 with a graph to the discriminator's weights.
@@ -102,5 +95,5 @@ def _labels(label_smoothing: str) -> tuple[float, float]:
 
 
 def _cross_entropy(logits: Tensor, label: float) -> Tensor:
-    logits = logits.float()  # 8 bits of mantissa are too few to average a batch
+    logits = logits.float()  # bf16 has too few bits of mantissa for the mean of a batch
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))

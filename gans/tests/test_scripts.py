@@ -81,13 +81,13 @@ WRONG = [
     (["--batch_size", "9", "--ngpu", "2"], "argument --batch_size: 9 images do not divide among 2 processes"),
     (["--diffaugment", "color,noise"], "argument --diffaugment: must be none or a list of color, translation, cutout"),
     (["--loss", "hinge", "--label_smoothing", "one_sided"], "argument --label_smoothing: the hinge loss has no labels"),
-    (["--keep_best", "true", "--score_every", "0"], "argument --keep_best: needs scores, --score_every above 0"),
-    (["--minibatch_stddev", "5"], "argument --minibatch_stddev: groups of 5 images do not divide the 128 of a process"),
+    (["--keep_best", "true", "--score_every", "0"], "argument --keep_best: needs scores; set --score_every above 0"),
+    (["--minibatch_stddev", "5"], "argument --minibatch_stddev: must be 0, or at least 2 and a divisor of 128, not 5"),
     (["--preset", "dcgan-minus"], "argument --preset: invalid choice: 'dcgan-minus'"),
     (["--ngpu", "999999", "--batch_size", "999999"], "argument --ngpu: must be a whole number from 1 to 1024"),
     (["--image_size", "1073741824"], "argument --image_size: must be a whole number from 1 to 4096"),
     (["--run_dir", ""], "argument --run_dir: must be a path, not empty"),
-    (["--ema_decay", "1"], "argument --ema_decay: must be below 1, or nothing ever moves"),
+    (["--ema_decay", "1"], "argument --ema_decay: must be a number of at least 0 and below 1, not 1"),
     (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10"),
 ]
 
@@ -146,7 +146,7 @@ def test_changed_images_are_refused(images, finished, tmp_path):
     config["options"]["data"], config["data"]["name"] = str(data), "pictures"
     (folder / "config.json").write_text(json.dumps(config))
     next(data.glob("*.png")).unlink()
-    with pytest.raises(UserError, match="trained on other images"):
+    with pytest.raises(UserError, match="the run was trained on"):
         train_here("--data", data, "--run_dir", folder, *TINY, "--max_steps", 104)
 
 
@@ -191,7 +191,7 @@ def test_raw_generator_and_its_average_differ(finished):
 def test_average_that_was_not_kept_is_refused(finished, tmp_path):
     payload = load_checkpoint(finished / "checkpoint_000100.pt", model="gans")
     save_checkpoint(tmp_path / "checkpoint_000100.pt", {**payload, "ema": None}, model="gans")
-    with pytest.raises(UserError, match="holds no moving average"):
+    with pytest.raises(UserError, match="has no EMA weights"):
         load_generator(tmp_path / "checkpoint_000100.pt", use_ema=True)
 
 
