@@ -1,4 +1,4 @@
-"""Published DDGAN state dicts under NVlabs's parameter names, translated to this package's names."""
+"""Translate published DDGAN state dicts from NVlabs's parameter names to this package's names."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from ddgan.layers import AdaptiveGroupNorm, Attention, FourierFeatures, Residual
 
 
 class Entry(NamedTuple):
-    """One tensor: its name here, and the published ones that make it up, joined along the first axis."""
+    """Name of a tensor here, and the published tensors that it concatenates along the first axis."""
 
     here: str
     there: tuple[str, ...]
@@ -21,23 +21,23 @@ class Entry(NamedTuple):
 
 
 def looks_like_nvlabs(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has the published generator's names."""
+    """Return True if a state dict has the published generator's parameter names."""
     return any(name.removeprefix("module.").startswith("all_modules.") for name in state)
 
 
 def translate_generator(generator: Generator, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` under the names of `generator`, which has the same configuration.
+    """Return `state` with the parameter names of `generator`, which has the same configuration.
 
     Raises:
         ValueError: a tensor is missing or left over.
     """
-    # Without time conditioning every published block still carries its unused time layer.
+    # Without time conditioning every published block still has its unused time layer.
     ignored = () if generator.cfg.conditional else (".Dense_0.", "all_modules.0.W")
     return _translate(state, _generator_entries(generator), ignored)
 
 
 def translate_discriminator(discriminator: Discriminator, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` under the names of `discriminator`.
+    """Return `state` with the parameter names of `discriminator`.
 
     Raises:
         ValueError: a tensor is missing or left over.
@@ -81,26 +81,26 @@ def _generator_entries(generator: Generator) -> Iterator[Entry]:
         if part is not None:
             yield from _part_entries(part, names[id(part)], f"all_modules.{number}", generator)
     for number, _ in enumerate(generator.latent_mapping.layers):
-        # Place 0 is the normalisation, and an activation follows each layer.
+        # Index 0 is the normalization, and an activation follows each layer.
         yield from _layer(f"latent_mapping.layers.{number}", f"z_transform.{2 * number + 1}")
 
 
 def _published_order(generator: Generator) -> Iterator[nn.Module | None]:
-    """Yield the modules in the order of the published flat list; None for one that has no counterpart here."""
+    """Yield the modules in the order of the published flat list; None for a module that does not exist here."""
     time = generator.time_embedding
     if generator.cfg.embedding_type == "fourier":
         yield time.fourier if time is not None else None
     if time is not None:
         yield from (time.linear_in, time.linear_out)
     yield generator.conv_in
-    for level in generator.encoder_levels():
+    for level in generator.encoder:
         for number, block in enumerate(level.blocks):
             yield block
             if level.attentions:
                 yield level.attentions[number]
         yield from (module for module in (level.resample, level.pyramid) if module is not None)
     yield from (generator.middle_in, generator.middle_attention, generator.middle_out)
-    for level in generator.decoder_levels():
+    for level in generator.decoder:
         yield from level.blocks
         yield from level.attentions
         if isinstance(level.pyramid, OutputHead):

@@ -24,18 +24,18 @@ def sample(
     labels: Tensor | None = None,
     eta: float = 1.0,
 ) -> Tensor:
-    """Draw the images `indices` of a seed, each the same whatever the others.
+    """Sample images by their indices; each image depends only on the seed and its index.
 
     Args:
         generator: network, or a function with its signature.
-        process: on `device`.
-        indices: consecutive image numbers.
-        seed: of the whole sample set.
-        nz: length of the latent, which is drawn anew in every step.
+        process: diffusion process on `device`.
+        indices: consecutive image indices.
+        seed: seed of the sample set.
+        nz: length of the latent; every step has a new one.
         shape: (C, H, W).
-        device: where everything is drawn.
-        autocast_dtype: of the network passes; None for float32.
-        labels: (N,) int64, the classes of these images; None for a network without classes.
+        device: device of the noise and the network.
+        autocast_dtype: dtype of the network passes; None for float32.
+        labels: (N,) int64 classes of these images; None for a network without classes.
         eta: see `DenoisingProcess.sample_posterior`.
 
     Returns:
@@ -55,13 +55,13 @@ def sample_from(
     labels: Tensor | None = None,
     eta: float = 1.0,
 ) -> Tensor:
-    """Draw the images of some noise: its draws `x_T`, `z <t>` and `posterior <t>`; arguments as in `sample`."""
+    """Sample the images of given noise, by its draws `x_T`, `z <t>` and `posterior <t>`; see `sample`."""
     x = noise.normal(shape, "x_T").contiguous(memory_format=torch.channels_last)
     condition = () if labels is None else (labels.to(x.device),)
     for index in reversed(range(process.num_timesteps)):
         t = torch.full((len(x),), index, dtype=torch.int64, device=x.device)
         with torch.autocast(x.device.type, autocast_dtype, enabled=autocast_dtype is not None):
             x_0 = generator(x, t, noise.normal((nz,), f"z {index}"), *condition)
-        # The last step returns x_0 itself, so it needs no noise.
+        # The last step returns x_0, so it needs no noise.
         x = process.sample_posterior(x_0, x, t, noise.normal(shape, f"posterior {index}"), eta) if index else x_0
     return x

@@ -109,9 +109,9 @@ def test_published_file_of_a_256_pixel_shape_is_sampled(prefix, tmp_path):
     images = np.load(tmp_path / "samples.npz")["arr_0"]
     assert images.shape == (2, 64, 64, 3)
     assert images.std() > 0
-    with pytest.raises(UserError, match="do not fit the flags"):
+    with pytest.raises(UserError, match="do not fit the given flags"):
         sampling.main(sampling.parse_args([*common, "--ch_mult", "1", "1", "2", "2", "4", "2"]))
-    with pytest.raises(UserError, match="published weights know no classes"):
+    with pytest.raises(UserError, match="published weights are unconditional"):
         sampling.main(sampling.parse_args([*common, "--class_cond"]))
 
 

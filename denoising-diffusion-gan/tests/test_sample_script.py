@@ -21,7 +21,7 @@ from comparison.data.images import load_images, save_npz
 from comparison.sampling.interpolation import WalkNoise
 from comparison.scores import inception, statistics
 from comparison.scores.metrics import frechet
-from ddgan import drawing, fid
+from ddgan import fid, sample_writer
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample, sample_from
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, archive, config_of, make_images, weights_by_recipe
@@ -79,7 +79,9 @@ def test_grid_of_the_training_shows_what_the_script_draws_from_the_average(run_f
 
 def test_evaluations_may_be_left_unrecorded(run_folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(drawing, "for_sampling", lambda network, device, record: asked.append(record) or network)
+    monkeypatch.setattr(
+        sample_writer, "for_sampling", lambda network, device, capture: asked.append(capture) or network
+    )
     for flags in ([], ["--no_cuda_graph"]):
         draw(run_folder, "--num_samples", "1", *flags)
     assert asked == [True, False]
@@ -111,7 +113,7 @@ def test_contact_sheet_is_a_jpeg_beside_and_not_among_the_images(run_folder, tmp
         assert (sheet.format, sheet.size) == ("JPEG", (2 + 8 * 18, 2 + 2 * 18))
         assert abs(np.asarray(sheet)[2:18, 2:18].astype(int) - images[0]).mean() < 16
     among = ["--png_dir", str(tmp_path / "png"), "--contact_sheet", str(tmp_path / "png" / "sheet.jpg")]
-    with pytest.raises(UserError, match=r"--contact_sheet .* must not lie among"):
+    with pytest.raises(UserError, match=r"--contact_sheet .* must be outside of"):
         draw(run_folder, "--num_samples", "9", *among)
 
 
@@ -119,7 +121,7 @@ def test_an_interrupted_call_is_continued_by_the_same_call(run_folder, tmp_path,
     flags = ["--num_samples", "12", "--batch_size", "4", "--out", str(tmp_path / "samples.npz")]
     whole = draw(run_folder, *flags, "--seed", "3")
     (tmp_path / "samples.npz").unlink()
-    draw_all, drawn = drawing.ImageSource.draw, []
+    draw_all, drawn = sample_writer.ImageSource.draw, []
 
     def draw_some(self, indices):
         drawn.append(indices)
@@ -127,7 +129,7 @@ def test_an_interrupted_call_is_continued_by_the_same_call(run_folder, tmp_path,
             raise KeyboardInterrupt
         return draw_all(self, indices)
 
-    monkeypatch.setattr(drawing.ImageSource, "draw", draw_some)
+    monkeypatch.setattr(sample_writer.ImageSource, "draw", draw_some)
     with pytest.raises(KeyboardInterrupt):
         draw(run_folder, *flags, "--seed", "3")
     assert not (tmp_path / "samples.npz").exists()
@@ -151,7 +153,7 @@ def test_repeated_flags_may_agree(run_folder):
         (["--out", "samples.jpg"], "--out samples.jpg"),
         (["--out", "/dev/null/a/samples.npz"], "--out /dev/null/a: /dev/null is not a folder"),
         (["--contact_sheet", "/dev/null/a.jpg"], "--contact_sheet /dev/null: /dev/null is not a folder"),
-        (["--class_label", "3"], "--class_label 3: the network knows no classes"),
+        (["--class_label", "3"], "--class_label 3: the network is unconditional"),
         (["--class_cond"], "--class_cond True given, False in the checkpoint"),
     ],
 )
@@ -208,7 +210,7 @@ def test_published_weights_are_sampled_directly(tmp_path):
     flags += ["--progressive_input", "none", "--num_samples", "2"]
     assert config["progressive_input"] == "none"
     assert draw(tmp_path, "--epoch_id", "1200", *flags).shape == (2, 32, 32, 3)
-    with pytest.raises(UserError, match="do not fit the flags"):
+    with pytest.raises(UserError, match="do not fit the given flags"):
         draw(tmp_path, "--epoch_id", "1200", *flags, "--nz", "7")
 
 
@@ -329,7 +331,7 @@ def test_fid_to_a_set_larger_than_memory_is_the_same(run_folder, pixels_for_ince
 
 
 def test_one_image_has_no_fid(run_folder):
-    with pytest.raises(UserError, match="--num_samples 1: a covariance"):
+    with pytest.raises(UserError, match="--num_samples 1: FID needs at least 2 images"):
         draw(run_folder, "--num_samples", "1", "--compute_fid")
 
 
@@ -338,9 +340,10 @@ def test_statistics_files_are_read_without_running_code(tmp_path):
     np.savez(tmp_path / "a.npz", mu=mu, sigma=sigma)
     np.save(tmp_path / "b.npy", {"mu": mu, "sigma": sigma}, allow_pickle=True)
     for name in ("a.npz", "b.npy"):
-        found = fid.check_reference(str(tmp_path / name))
-        np.testing.assert_array_equal(found.mu, mu)
-        np.testing.assert_array_equal(found.sigma, sigma)
+        sampling.check_reference(str(tmp_path / name))
+        saved = statistics.read_statistics(tmp_path / name)
+        np.testing.assert_array_equal(saved.mu, mu)
+        np.testing.assert_array_equal(saved.sigma, sigma)
 
     class Harmful:
         def __reduce__(self):
@@ -351,7 +354,7 @@ def test_statistics_files_are_read_without_running_code(tmp_path):
     (tmp_path / "e.npy").write_bytes(pickle.dumps({"mu": mu}))
     for name in ("c.npy", "d.npz", "e.npy", "missing.npy"):
         with pytest.raises(UserError, match="--real_img_dir"):
-            fid.check_reference(str(tmp_path / name))
+            sampling.check_reference(str(tmp_path / name))
 
 
 def test_loss_graph_draws_both_losses(run_folder, tmp_path):
@@ -375,7 +378,7 @@ def test_benchmark_writes_timing_instead_of_samples(run_folder, tmp_path):
     assert (timing["sampler"], timing["network"], timing["nfe"]) == ("posterior, 2 steps", "ema", 2)
     assert timing["gflop_per_image"] == pytest.approx(2 * timing["gflop_per_evaluation"], rel=1e-4)
     for flag in (["--compute_fid"], ["--png_dir", str(tmp_path / "png")], ["--contact_sheet", "a.jpg"]):
-        with pytest.raises(UserError, match=f"{flag[0]}: --benchmark draws no images"):
+        with pytest.raises(UserError, match=f"{flag[0]}: --benchmark writes no images"):
             sampling.main(sampling.parse_args([*flags, *flag]))
 
 

@@ -17,7 +17,7 @@ from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
 from comparison.runs import read_progress
 from ddgan.options import PUBLISHED_OBJECTIVE
-from ddgan.setup import link_data
+from ddgan.training_setup import link_data
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 
 SCRIPT = FOLDER / "train_ddgan.py"
