@@ -57,12 +57,13 @@ def sample(args: argparse.Namespace, folder: Path) -> None:
     checkpoint, out = checkpoint_to_sample(folder), folder / "samples.npz"
     if checkpoint is None:
         raise cli.UserError(f"{folder}: no checkpoint to sample from; train again with --fresh")
-    options = {"num_samples": args.num_samples, "batch_size": args.sample_batch_size, "seed": args.seed}
-    if samples_exist(out, checkpoint, **options):
+    samples = {"num_samples": args.num_samples, "batch_size": args.sample_batch_size}
+    if samples_exist(out, checkpoint, **samples, seed=args.seed):
         return
-    from gan.sampling import sample_checkpoint
+    from gan.sampling import Sampler
 
-    sample_checkpoint(checkpoint, out, **options, device=args.device, precision=args.precision, threads=args.threads)
+    device = {"device": args.device, "precision": args.precision, "threads": args.threads}
+    Sampler(checkpoint, args.seed, **device).write_samples(out, **samples)
     print(f"{args.num_samples} images in {out}")
 
 

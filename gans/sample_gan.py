@@ -43,21 +43,20 @@ def main(args: argparse.Namespace) -> None:
     """Find the checkpoint, then write its images or its benchmark."""
     checkpoint = find_checkpoint(args.checkpoint)
     out = args.out or checkpoint.parent / "samples.npz"
-    network = {name: getattr(args, name) for name in ("seed", "use_ema")}
-    device = {name: getattr(args, name) for name in ("device", "precision", "threads")}
+    network = {"seed": args.seed, "use_ema": args.use_ema}
     samples = {name: getattr(args, name) for name in ("num_samples", "batch_size", "interpolation")}
     if args.out_dir:
         check_png_folder(args.out_dir, args.num_samples)
     if not args.benchmark and samples_exist(out, checkpoint, **samples, **network):
         print(f"{out} already holds these {args.num_samples} images")
     else:
-        from gan import sampling
+        from gan.sampling import Sampler
 
+        sampler = Sampler(checkpoint, **network, device=args.device, precision=args.precision, threads=args.threads)
         if args.benchmark:
-            timing = out.parent / "timing.json"
-            sampling.benchmark_checkpoint(checkpoint, timing, min_seconds=args.benchmark_seconds, **network, **device)
+            sampler.write_benchmark(out.parent / "timing.json", args.benchmark_seconds)
             return
-        sampling.sample_checkpoint(checkpoint, out, **samples, **network, **device)
+        sampler.write_samples(out, **samples)
         print(f"{args.num_samples} images in {out}")
     if args.out_dir:
         args.out_dir.mkdir(parents=True, exist_ok=True)

@@ -82,23 +82,27 @@ class Sampler:
         use_ema: see `load_generator`.
         device, precision, threads: values of the flags.
 
-    Attributes:
-        facts: metadata for sampling.json and timing.json.
-
     Raises:
         UserError: see `load_generator`; or the device does not exist.
     """
 
-    def __init__(self, path: Path, seed: int, use_ema: bool | None, device: str, precision: str, threads: int):
+    def __init__(
+        self,
+        path: Path,
+        seed: int,
+        use_ema: bool | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+    ):
         set_threads(threads)
-        self.device, self.seed = pick_device(device), seed
+        self.seed, self.device = seed, pick_device(device)
         self.dtype = autocast_dtype(precision, self.device)
         self.generator, is_ema, checkpoint = load_generator(path, use_ema)
         self.generator.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.image_size = checkpoint["config"]["image_size"]
         trained = (checkpoint[name] for name in ("step", "images_seen", "wall_seconds"))
-        self.trained = trained_facts(path.parent, *trained)
-        self.facts = {
+        self._trained = trained_facts(path.parent, *trained)
+        facts = {
             "model": MODEL,
             "sampler": SAMPLER,
             "checkpoint": path.name,
@@ -106,6 +110,11 @@ class Sampler:
             "network": "ema" if is_ema else "raw",
             "seed": seed,
             "precision": precision_name(self.dtype),
+        }
+        self._common: dict[str, Any] = {
+            "image_size": checkpoint["config"]["image_size"],
+            "device": self.device,
+            "facts": facts,
         }
 
     def draw(self, indices: range) -> Tensor:
@@ -116,73 +125,27 @@ class Sampler:
         """Return the images between samples 2 x walk and 2 x walk + 1, for interpolation.png."""
         return generate(self.generator, WalkNoise(self.seed, walk, self.device, "z"), self.dtype)
 
+    def evaluate(self, batch_size: int) -> Tensor:
+        """Run the generator once on a batch."""
+        return self.draw(range(batch_size))
 
-def sample_checkpoint(
-    path: Path,
-    out: Path,
-    *,
-    num_samples: int,
-    batch_size: int,
-    seed: int,
-    use_ema: bool | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int = 0,
-    interpolation: bool = False,
-) -> None:
-    """Write samples of a checkpoint to `out`, with samples.png and sampling.json next to it.
+    def write_samples(self, out: Path, num_samples: int, batch_size: int, interpolation: bool = False) -> None:
+        """Write the .npz `out`, with samples.png, sampling.json and perhaps interpolation.png next to it.
 
-    Args:
-        path: checkpoint file.
-        out: .npz file to write.
-        num_samples: number of images.
-        batch_size: images per batch; the images do not depend on it.
-        seed, use_ema, device, precision, threads: see `Sampler`.
-        interpolation: whether to write interpolation.png too.
+        The images do not depend on the batch size.
+        """
+        draw_samples(
+            self.draw,
+            [self.generator],
+            num_samples=num_samples,
+            batch_size=batch_size,
+            out=out,
+            trained=self._trained,
+            **self._common,
+        )
+        if interpolation:
+            draw_interpolation(out.parent, self.draw_walk, latent="z", sampler=SAMPLER)
 
-    Raises:
-        UserError: see `Sampler`.
-    """
-    sampler = Sampler(path, seed, use_ema, device, precision, threads)
-    draw_samples(
-        sampler.draw,
-        [sampler.generator],
-        num_samples=num_samples,
-        batch_size=batch_size,
-        out=out,
-        image_size=sampler.image_size,
-        device=sampler.device,
-        facts=sampler.facts,
-        trained=sampler.trained,
-    )
-    if interpolation:
-        draw_interpolation(out.parent, sampler.draw_walk, latent="z", sampler=SAMPLER)
-
-
-def benchmark_checkpoint(
-    path: Path,
-    timing: Path,
-    *,
-    min_seconds: float,
-    seed: int = 0,
-    use_ema: bool | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int = 0,
-) -> None:
-    """Measure a checkpoint's sampling speed into the timing.json `timing`, min_seconds or more per batch size.
-
-    Raises:
-        UserError: see `Sampler`.
-    """
-    sampler = Sampler(path, seed, use_ema, device, precision, threads)
-    write_benchmark(
-        timing,
-        sampler.draw,
-        [sampler.generator],
-        lambda batch_size: sampler.draw(range(batch_size)),
-        image_size=sampler.image_size,
-        device=sampler.device,
-        facts=sampler.facts,
-        min_seconds=min_seconds,
-    )
+    def write_benchmark(self, path: Path, min_seconds: float) -> None:
+        """Measure the sampling speed for min_seconds or more per batch size, and write timing.json to `path`."""
+        write_benchmark(path, self.draw, [self.generator], self.evaluate, min_seconds=min_seconds, **self._common)
