@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from comparison.data.images import to_uint8
 from comparison.png import save_grid
+from comparison.rng import SampleNoise
 from comparison.training import Loop, prune
 
 from ddgan.checkpoints import save_content, save_generator
@@ -108,15 +109,9 @@ class CheckpointWriter:
         trainer.generator.eval()
         with torch.no_grad(), self.loop.pause():
             images = sample(
+                SampleNoise(args.seed, range(GRID_IMAGES if labels is None else len(labels)), trainer.device),
                 lambda *inputs: torch.func.functional_call(trainer.generator, weights, inputs),
-                trainer.process,
-                range(GRID_IMAGES if labels is None else len(labels)),
-                seed=args.seed,
-                nz=args.nz,
-                shape=domain.shape,
-                device=trainer.device,
-                autocast_dtype=trainer.autocast_dtype,
-                labels=labels,
+                *(trainer.process, args.nz, domain.shape, trainer.autocast_dtype, labels),
             )
             save_grid(to_uint8(domain.inverse(images)), self.loop.run.folder / name)
         trainer.generator.train()

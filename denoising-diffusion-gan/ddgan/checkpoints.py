@@ -13,7 +13,7 @@ from torch import Tensor
 from ddgan.discriminator import Discriminator, PlainDiscriminator
 from ddgan.domain import Domain
 from ddgan.generator import Generator, GeneratorConfig
-from ddgan.nvlabs import looks_like_nvlabs, translate_discriminator, translate_generator
+from ddgan.nvlabs import looks_like_nvlabs, translate_generator
 from ddgan.options import ARCHITECTURE, LATER, MODEL, check_architecture, defaults, is_value
 from ddgan.training import Trainer
 
@@ -37,24 +37,6 @@ def generator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str,
     generator = make_generator(config)
     generator.load_state_dict(_fitting(translate_generator(generator, state_dict), generator.state_dict()))
     return generator
-
-
-def discriminator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Discriminator:
-    """Build a discriminator and load a published state dict.
-
-    Args:
-        state_dict: state dict with NVlabs's parameter names, with or without `module.`.
-        config: `cls` (Discriminator_small or Discriminator_large), `nc` (channels of both images together), `ngf` and
-            `t_emb_dim`; other keys are ignored.
-
-    Raises:
-        ValueError: the state dict does not fit this configuration.
-    """
-    size = str(config["cls"]).removeprefix("Discriminator_")
-    discriminator = Discriminator(size, config["nc"] // 2, config["ngf"], config["t_emb_dim"])
-    translated = translate_discriminator(discriminator, state_dict)
-    discriminator.load_state_dict(_fitting(translated, discriminator.state_dict()))
-    return discriminator
 
 
 def _fitting(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

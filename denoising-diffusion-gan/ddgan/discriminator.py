@@ -4,13 +4,15 @@ With classes it is D(x_t, t, x_{t+1}, y): the inner product of features and labe
 projection of Miyato and Koyama 2018, Eq. 4.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddgan.conditional import check_labels, label_embedding
 from ddgan.fir import FirDown
-from ddgan.layers import ROOT_HALF, MinibatchStddev, full_precision, init_uniform, sinusoids
+from ddgan.layers import ROOT_HALF, MinibatchStddev, conv, full_precision, linear, sinusoids
 
 # Output width of each block in units of ngf, and whether it halves the image.
 PLANS = {
@@ -19,18 +21,7 @@ PLANS = {
 }
 
 SLOPE = 0.2  # of leaky ReLU
-
-
-def _conv(in_channels: int, out_channels: int, size: int, scale: float = 1.0, bias: bool = True) -> nn.Conv2d:
-    layer = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)
-    init_uniform(layer, scale, fan="out")
-    return layer
-
-
-def _linear(in_features: int, out_features: int) -> nn.Linear:
-    layer = nn.Linear(in_features, out_features)
-    init_uniform(layer, fan="out")
-    return layer
+_conv, _linear = partial(conv, fan="out"), partial(linear, fan="out")
 
 
 def _leaky(x: Tensor) -> Tensor:

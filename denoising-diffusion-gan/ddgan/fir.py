@@ -8,52 +8,59 @@ from torch import Tensor, nn
 
 from ddgan.layers import conv, kernel_dtype
 
+Filter = Callable[..., Tensor]
 
-class FirDown(nn.Module):
-    """Halve height and width after a FIR low-pass filter: a strided depthwise convolution, on CUDA `SeparableFilter`.
+
+class Fir(nn.Module):
+    """FIR filter of each channel: a strided depthwise convolution, on CUDA a `SeparableFilter`.
 
     Args:
+        operation: `conv2d`, or `conv_transpose2d` for upsampling.
         channels: channels of the input.
         kernel: taps of the separable filter, an even number.
-        stride: 2 halves; 1 only filters.
-        padding: padding on every side; the default gives exactly half the size.
+        stride: stride of the operation.
+        padding: padding on every side; by default a stride of 2 gives exactly half or twice the size.
+        gain: gain along each axis.
     """
 
     weight: Tensor
 
     def __init__(
-        self, channels: int, kernel: Sequence[int] = (1, 3, 3, 1), stride: int = 2, padding: int | None = None
+        self, operation: Filter, channels: int, kernel: Sequence[int], stride: int, padding: int | None, gain: int = 1
     ):
         super().__init__()
-        self.stride = stride
+        self.operation, self.stride = operation, stride
         self.padding = len(kernel) // 2 - 1 if padding is None else padding
-        self.register_buffer("weight", fir_weight(channels, kernel), persistent=False)
-        self._separable = SeparableFilter(F.conv2d, fir_taps(kernel), stride, self.padding)
+        self.register_buffer("weight", gain**2 * fir_weight(channels, kernel), persistent=False)
+        self._separable = SeparableFilter(operation, gain * fir_taps(kernel), stride, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H / 2, W / 2)."""
+        """(N, C, H, W) -> (N, C, H', W') in x's dtype, even under autocast.
+
+        CPUs compute in float32: the bf16 transposed depthwise convolution (also in the backward pass of the other one)
+        takes 20x to 50x as long there.
+        """
         if x.device.type == "cuda":
             return self._separable(x)
-        return _depthwise(F.conv2d, x, self.weight, stride=self.stride, padding=self.padding)
+        dtype, options = kernel_dtype(x), {"stride": self.stride, "padding": self.padding, "groups": x.shape[1]}
+        with torch.autocast(x.device.type, enabled=False):
+            return self.operation(x.to(dtype), self.weight.to(dtype), **options).to(x.dtype)
 
 
-class FirUp(nn.Module):
-    """Double height and width by a FIR filter: a transposed depthwise convolution, on CUDA `SeparableFilter`."""
+class FirDown(Fir):
+    """Halve height and width after a FIR low-pass filter; with a stride of 1, only filter."""
 
-    weight: Tensor
+    def __init__(
+        self, channels: int, kernel: Sequence[int] = (1, 3, 3, 1), stride: int = 2, padding: int | None = None
+    ):
+        super().__init__(F.conv2d, channels, kernel, stride, padding)
+
+
+class FirUp(Fir):
+    """Double height and width by a FIR filter, whose gain makes up for the inserted zeros."""
 
     def __init__(self, channels: int, kernel: Sequence[int] = (1, 3, 3, 1), padding: int | None = None):
-        super().__init__()
-        self.padding = len(kernel) // 2 - 1 if padding is None else padding
-        # The gain of 4 makes up for the inserted zeros.
-        self.register_buffer("weight", 4 * fir_weight(channels, kernel), persistent=False)
-        self._separable = SeparableFilter(F.conv_transpose2d, 2 * fir_taps(kernel), 2, self.padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, 2 H, 2 W)."""
-        if x.device.type == "cuda":
-            return self._separable(x)
-        return _depthwise(F.conv_transpose2d, x, self.weight, stride=2, padding=self.padding)
+        super().__init__(F.conv_transpose2d, channels, kernel, 2, padding, gain=2)
 
 
 class SeparableFilter:
@@ -67,7 +74,7 @@ class SeparableFilter:
         stride, padding: stride and padding of the operation along each axis.
     """
 
-    def __init__(self, operation: Callable[..., Tensor], taps: Tensor, stride: int, padding: int):
+    def __init__(self, operation: Filter, taps: Tensor, stride: int, padding: int):
         self._operation, self._taps = operation, taps
         self._options = {"stride": (1, stride), "padding": (0, padding)}
         self._matrices: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
@@ -91,17 +98,6 @@ class SeparableFilter:
                 matrix = self._operation(units, self._taps, **self._options)[0, 0].T
                 self._matrices[key] = matrix.contiguous().to(x.device, x.dtype)
         return self._matrices[key]
-
-
-def _depthwise(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, **options: int) -> Tensor:
-    """Filter each channel, in x's dtype even under autocast.
-
-    CPUs compute in float32: the bf16 transposed depthwise convolution (also in this one's backward pass) takes 20x to
-    50x as long there.
-    """
-    dtype = kernel_dtype(x)
-    with torch.autocast(x.device.type, enabled=False):
-        return operation(x.to(dtype), weight.to(dtype), groups=x.shape[1], **options).to(x.dtype)
 
 
 def fir_taps(kernel: Sequence[int]) -> Tensor:
@@ -136,21 +132,20 @@ class Resample(nn.Sequential):
     ):
         if direction not in ("up", "down"):
             raise ValueError(f"direction must be 'up' or 'down', not {direction!r}")
-        super().__init__(*_resampling_layers(direction, channels, fir_kernel, out_channels))
-
-
-def _resampling_layers(
-    direction: str, channels: int, fir_kernel: Sequence[int] | None, out_channels: int | None
-) -> list[nn.Module]:
-    if fir_kernel is None:
-        if direction == "up":
-            return [NearestUp()] + ([conv(channels, out_channels)] if out_channels else [])
-        if out_channels is None:
-            return [nn.AvgPool2d(2)]
-        return [nn.ZeroPad2d((0, 1, 0, 1)), conv(channels, out_channels, stride=2, padding=0)]
-    if out_channels is None:
-        return [FirUp(channels, fir_kernel) if direction == "up" else FirDown(channels, fir_kernel)]
-    margin = len(fir_kernel) // 2
-    if direction == "up":
-        return [FirUp(channels, fir_kernel, padding=margin - 2), conv(channels, out_channels, padding=0)]
-    return [FirDown(channels, fir_kernel, stride=1, padding=margin), conv(channels, out_channels, stride=2, padding=0)]
+        up, layers = direction == "up", list[nn.Module]()
+        if fir_kernel is not None and out_channels is None:
+            layers = [FirUp(channels, fir_kernel) if up else FirDown(channels, fir_kernel)]
+        elif fir_kernel is not None and out_channels is not None:
+            margin = len(fir_kernel) // 2
+            if up:
+                layers = [FirUp(channels, fir_kernel, padding=margin - 2), conv(channels, out_channels, padding=0)]
+            else:
+                layers = [FirDown(channels, fir_kernel, stride=1, padding=margin)]
+                layers += [conv(channels, out_channels, stride=2, padding=0)]
+        elif up:
+            layers = [NearestUp()] + ([conv(channels, out_channels)] if out_channels else [])
+        elif out_channels is None:
+            layers = [nn.AvgPool2d(2)]
+        else:
+            layers = [nn.ZeroPad2d((0, 1, 0, 1)), conv(channels, out_channels, stride=2, padding=0)]
+        super().__init__(*layers)

@@ -106,7 +106,7 @@ class OutputHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        return self.conv(self.norm.activated(h))
+        return self.conv(self.norm(h, silu=True))
 
 
 class Level(nn.Module):

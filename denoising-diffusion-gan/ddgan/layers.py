@@ -5,6 +5,7 @@ Song et al. 2021 (NCSN++ blocks), Karras et al. 2019 (adaptive normalization), X
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,8 @@ def kernel_dtype(x: Tensor) -> torch.dtype:
     return full_precision(x) if x.device.type == "cpu" else x.dtype
 
 
-def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "avg") -> nn.Conv2d | nn.Linear:
-    """Initialize a layer in place, weights with variance `scale` / fan and bias 0, and return it.
+def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "avg") -> None:
+    """Initialize a layer, weights with variance `scale` / fan and bias 0.
 
     A scale of 0 means TINY_INIT. `fan` is "avg", the mean of fan-in and fan-out (generator), or "out" (mapping, AdaGN
     and discriminator).
@@ -39,14 +40,14 @@ def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "a
     nn.init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    return layer
 
 
-def conv(in_channels: int, out_channels: int, size: int = 3, scale: float = 1.0, **options) -> nn.Conv2d:
+def conv(
+    in_channels: int, out_channels: int, size: int = 3, scale: float = 1.0, fan: str = "avg", **options: Any
+) -> nn.Conv2d:
     """Return an initialized convolution; it keeps height and width unless `options` change them."""
-    options.setdefault("padding", size // 2)
-    layer = nn.Conv2d(in_channels, out_channels, size, **options)
-    init_uniform(layer, scale)
+    layer = nn.Conv2d(in_channels, out_channels, size, **{"padding": size // 2, **options})
+    init_uniform(layer, scale, fan)
     return layer
 
 
@@ -63,20 +64,15 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, affine: bool = True):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W), in float32 on CPUs, whose bf16 kernel takes 3x as long."""
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """Normalize (N, C, H, W), then perhaps apply SiLU; in float32 on CPUs, whose bf16 kernel takes 3x as long."""
         if self.affine and is_fused(x):
-            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps)
+            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps, silu=silu)
         h = x.to(kernel_dtype(x))
         weight, bias = (None if p is None else p.to(h.dtype) for p in (self.weight, self.bias))
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(h, self.num_groups, weight, bias, self.eps).to(x.dtype)
-
-    def activated(self, x: Tensor) -> Tensor:
-        """Return SiLU of the normalized (N, C, H, W)."""
-        if self.affine and is_fused(x):
-            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps, silu=True)
-        return F.silu(self(x))
+            h = F.group_norm(h, self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return F.silu(h) if silu else h
 
 
 def sinusoids(t: Tensor, channels: int) -> Tensor:
@@ -135,7 +131,7 @@ class PlainGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, z_emb: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return self.norm.activated(x)
+        return self.norm(x, silu=True)
 
 
 class ResidualBlock(nn.Module):

@@ -54,14 +54,7 @@ def finite_difference_penalty(logits: Tensor, logits_moved: Tensor, size: float)
     return ((logits_moved.float() - logits.float()) / size).square().mean()
 
 
-def reconstruction_loss(x_0_pred: Tensor, x_0: Tensor, norm: str, weights: Tensor | None = None) -> Tensor:
-    """Return the mean error of predicted clean images.
-
-    Args:
-        x_0_pred, x_0: (N, C, H, W) float.
-        norm: "l1", the mean absolute error, or "l2", the mean squared error.
-        weights: (N,) float32 weights of the images; None for 1.
-    """
+def reconstruction_loss(x_0_pred: Tensor, x_0: Tensor, norm: str) -> Tensor:
+    """Return the mean absolute ("l1") or mean squared ("l2") error of predicted (N, C, H, W) clean images."""
     difference = x_0_pred.float() - x_0
-    errors = (difference.abs() if norm == "l1" else difference.square()).mean(dim=(1, 2, 3))
-    return (errors if weights is None else errors * weights).mean()
+    return (difference.abs() if norm == "l1" else difference.square()).mean(dim=(1, 2, 3)).mean()

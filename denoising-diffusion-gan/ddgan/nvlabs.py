@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddgan.discriminator import Discriminator
 from ddgan.fir import Resample
 from ddgan.generator import Generator, OutputHead, PyramidMerge
 from ddgan.layers import AdaptiveGroupNorm, Attention, FourierFeatures, ResidualBlock
@@ -34,15 +33,6 @@ def translate_generator(generator: Generator, state: Mapping[str, Tensor]) -> di
     # Without time conditioning every published block still has its unused time layer.
     ignored = () if generator.cfg.conditional else (".Dense_0.", "all_modules.0.W")
     return _translate(state, _generator_entries(generator), ignored)
-
-
-def translate_discriminator(discriminator: Discriminator, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` with the parameter names of `discriminator`.
-
-    Raises:
-        ValueError: a tensor is missing or left over.
-    """
-    return _translate(state, _discriminator_entries(discriminator))
 
 
 def _translate(
@@ -145,17 +135,3 @@ def _block_entries(block: ResidualBlock, here: str, there: str, resblock_type: s
         yield from _nin(f"{here}.shortcut", f"{there}.NIN_0")
     elif block.shortcut is not None:
         yield from _layer(f"{here}.shortcut", f"{there}.Conv_2")
-
-
-def _discriminator_entries(discriminator: Discriminator) -> Iterator[Entry]:
-    yield from _layer("time_in", "t_embed.main.0")
-    yield from _layer("time_out", "t_embed.main.2")
-    yield from _layer("conv_in", "start_conv")
-    for number, _ in enumerate(discriminator.blocks):
-        here, there = f"blocks.{number}", f"conv{number + 1}"
-        yield from _layer(f"{here}.conv_in", f"{there}.conv1.0")
-        yield from _layer(f"{here}.conv_out", f"{there}.conv2.0")
-        yield from _layer(f"{here}.time", f"{there}.dense_t1")
-        yield from _layer(f"{here}.shortcut", f"{there}.skip.0", bias=False)
-    yield from _layer("conv_out", "final_conv")
-    yield from _layer("head", "end_linear")

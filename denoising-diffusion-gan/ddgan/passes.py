@@ -89,13 +89,8 @@ class Passes:
             x_0_pred = self.process.sample_posterior(x_0_pred, drawn["x_t_plus_1"], drawn["t"], drawn["posterior"])
         return self._shown(x_0_pred, drawn)
 
-    def discriminator_total(self, losses: Inputs) -> Tensor:
-        """Return the discriminator's loss plus the penalties that were due."""
-        penalties = (losses[name] for name in ("r1", "r2") if name in losses)
-        return losses["loss_d"] + sum(self.r1_gamma / 2 * penalty for penalty in penalties)
-
-    def discriminator_losses(self, drawn: Inputs, due: bool) -> Outputs:
-        """Return loss_d with its terms, the penalties if `due`, and hits; see `Trainer.update`."""
+    def discriminator_losses(self, drawn: Inputs, due: bool) -> tuple[Tensor, Outputs]:
+        """Return the total loss, and loss_d with its terms, the penalties if `due`, and hits; see `Trainer.update`."""
         t, x_t_plus_1, labels = drawn["t"], self._shown(drawn["x_t_plus_1"], drawn), _labels(drawn)
         real = self._real(drawn)
         with torch.no_grad():
@@ -120,9 +115,10 @@ class Passes:
             with self.autocast(drawn["t"].device):
                 logits = self.shared_discriminator(torch.cat([real, fake]), *twice, parts=2)
             logits_real, logits_fake = logits.chunk(2)
+        penalties = list(losses.values())
         losses |= self.objective.discriminator_losses(logits_real, logits_fake)
         losses[HITS] = self.objective.hits(logits_real, logits_fake, t, self.process.num_timesteps)
-        return losses
+        return losses["loss_d"] + sum(self.r1_gamma / 2 * penalty for penalty in penalties), losses
 
     def _finite_difference_penalties(
         self, real: Tensor, fake: Tensor, x_t_plus_1: Tensor, drawn: Inputs
@@ -159,10 +155,11 @@ class Passes:
             total = total + drawn["reconstruction_weight"] * distance
         return total, losses
 
-    def denoiser_loss(self, drawn: Inputs) -> Tensor:
-        """Return the reconstruction loss of the generator's x_0; scalar float32 with gradients."""
+    def denoiser_losses(self, drawn: Inputs) -> tuple[Tensor, Outputs]:
+        """Return the reconstruction loss of the generator's x_0, twice: to minimize and to report."""
         x_0_pred = self._predict(self.shared_generator, drawn)
-        return reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+        loss = reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+        return loss, {"reconstruction": loss}
 
 
 def _labels(drawn: Inputs) -> tuple[Tensor, ...]:

@@ -28,7 +28,7 @@ from ddgan.fid import frechet_inception_distance
 from ddgan.generator import Generator
 from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, MODEL
 from ddgan.process import DenoisingProcess
-from ddgan.sampling import sample_from
+from ddgan.sampling import sample
 from ddgan.training_setup import check_same_flags
 
 JPEG_QUALITY = 90  # of the contact sheet, which is never scored
@@ -132,7 +132,7 @@ class ImageSource:
 
     def _draw(self, noise: SampleNoise, labels: Tensor | None) -> Tensor:
         nz, shape = self.config["nz"], self.domain.shape
-        x = sample_from(noise, self.network, self.process, nz, shape, self.dtype, labels, self.eta)
+        x = sample(noise, self.network, self.process, nz, shape, self.dtype, labels, self.eta)
         return self.domain.inverse(x)
 
     def evaluate(self, batch_size: int) -> Tensor:

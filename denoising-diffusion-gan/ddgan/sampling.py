@@ -12,40 +12,6 @@ Predict = Callable[..., Tensor]  # a generator: (x_{t+1}, t, z) -> x_0, with cla
 
 
 def sample(
-    generator: Predict,
-    process: DenoisingProcess,
-    indices: range,
-    *,
-    seed: int,
-    nz: int,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    autocast_dtype: torch.dtype | None = None,
-    labels: Tensor | None = None,
-    eta: float = 1.0,
-) -> Tensor:
-    """Sample images by their indices; each image depends only on the seed and its index.
-
-    Args:
-        generator: network, or a function with its signature.
-        process: diffusion process on `device`.
-        indices: consecutive image indices.
-        seed: seed of the sample set.
-        nz: length of the latent; every step has a new one.
-        shape: (C, H, W).
-        device: device of the noise and the network.
-        autocast_dtype: dtype of the network passes; None for float32.
-        labels: (N,) int64 classes of these images; None for a network without classes.
-        eta: see `DenoisingProcess.sample_posterior`.
-
-    Returns:
-        (N, C, H, W) float32, in [-1, 1] for a tanh generator.
-    """
-    noise = SampleNoise(seed, indices, device)
-    return sample_from(noise, generator, process, nz, shape, autocast_dtype, labels, eta)
-
-
-def sample_from(
     noise: SampleNoise,
     generator: Predict,
     process: DenoisingProcess,
@@ -55,7 +21,21 @@ def sample_from(
     labels: Tensor | None = None,
     eta: float = 1.0,
 ) -> Tensor:
-    """Sample the images of given noise, by its draws `x_T`, `z <t>` and `posterior <t>`; see `sample`."""
+    """Sample images from their noise, of which the draws `x_T`, `z <t>` and `posterior <t>` are used.
+
+    Args:
+        noise: noise of N images, on the device of the sampling; image i of a seed depends on nothing else.
+        generator: network, or a function with its signature.
+        process: diffusion process on the same device.
+        nz: length of the latent; every step has a new one.
+        shape: (C, H, W).
+        autocast_dtype: dtype of the network passes; None for float32.
+        labels: (N,) int64 classes of the images; None for a network without classes.
+        eta: see `DenoisingProcess.sample_posterior`.
+
+    Returns:
+        (N, C, H, W) float32, in [-1, 1] for a tanh generator.
+    """
     x = noise.normal(shape, "x_T").contiguous(memory_format=torch.channels_last)
     condition = () if labels is None else (labels.to(x.device),)
     for index in reversed(range(process.num_timesteps)):

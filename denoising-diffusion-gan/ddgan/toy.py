@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ddgan.ema import Ema
 from ddgan.process import DenoisingProcess
-from ddgan.sampling import sample_from
+from ddgan.sampling import sample
 from ddgan.training import Trainer
 
 SIDE = 5  # modes in each direction
@@ -185,4 +185,4 @@ def train(
 def sample_points(generator: ToyGenerator, process: DenoisingProcess, count: int, seed: int) -> Tensor:
     """Sample (count, 2) float32 points in T steps."""
     noise = SampleNoise(seed, range(count), process.betas.device)
-    return sample_from(noise, generator, process, generator.nz, (2, 1, 1)).flatten(1)
+    return sample(noise, generator, process, generator.nz, (2, 1, 1)).flatten(1)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from comparison import rng
-from comparison.gpu.replay import Inputs, Outputs, Recorder, Replay, Work
+from comparison.gpu.replay import Inputs, Outputs, Recorder, Replay
 from comparison.places import Place
 from torch import Tensor, nn
 
@@ -19,6 +19,8 @@ from ddgan.meters import HITS
 from ddgan.objective import Objective, Phase
 from ddgan.passes import Network, Passes, local_gradients, share_gradients
 from ddgan.process import DenoisingProcess
+
+LossesOf = Callable[[Inputs], tuple[Tensor, Outputs]]  # total loss, losses to report
 
 SINGLE_PROCESS = Place()
 PUBLISHED = Objective()
@@ -124,15 +126,16 @@ class Trainer:
             self.optimizer_denoiser = torch.optim.Adam(
                 generator.parameters(), lr=lr_denoiser, betas=DENOISER_BETAS, **fused
             )
-        # Graphed backward passes: the discriminator's without and with the penalty, and the generator's.
-        self._gradient_d: dict[bool, Work] = {}
-        self._gradient_g: Work | None = None
+        # Graphed gradients: the discriminator's without and with the penalty, and the generator's.
+        self._graphed_d: dict[bool, Replay] = {}
+        self._graphed_g: Replay | None = None
         if capture and rank_info.world_size == 1:
-            self._gradient_d = {
-                due: Replay(partial(self._discriminator_gradient, due), discriminator.parameters(), capture)
-                for due in ((False, True) if objective.penalty_estimate == "finite" else (False,))
-            }
-            self._gradient_g = Replay(self._generator_gradient, generator.parameters(), capture)
+            for due in (False, True) if objective.penalty_estimate == "finite" else (False,):
+                losses_of = partial(self._passes.discriminator_losses, due=due)
+                work = partial(_gradient, self.optimizer_d, losses_of)
+                self._graphed_d[due] = Replay(work, discriminator.parameters(), capture)
+            work = partial(_gradient, self.optimizer_g, self._passes.generator_losses, frozen=discriminator)
+            self._graphed_g = Replay(work, generator.parameters(), capture)
 
     def set_learning_rates(self, step: int, last: int, factor: float = 1.0, denoiser_factor: float = 0.0) -> None:
         """Set the adversarial rates to `cosine_lr` times a factor, and the denoiser's rate to its own factor.
@@ -207,6 +210,16 @@ class Trainer:
             drawn["shift"] = rng.randint(pixels, shape, *key, device=batch.x_0.device, rows=rows)
         return drawn if batch.labels is None else {**drawn, "labels": batch.labels}
 
+    def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        due = self.r1_gamma > 0 and step % self.lazy_reg == 0
+        inputs = (self._discriminator_inputs(batch, due) for batch in micro_batches)
+        if due in self._graphed_d and len(micro_batches) == 1:
+            losses = self._graphed_d[due](next(inputs))
+            self.optimizer_d.step()
+            return losses
+        losses_of = partial(self._passes.discriminator_losses, due=due)
+        return _accumulate(self._shared_d, self.optimizer_d, losses_of, inputs, len(micro_batches))
+
     def _discriminator_inputs(self, batch: Batch, due: bool) -> Outputs:
         drawn = self._inputs(batch, "d")
         if due and self.objective.penalty_estimate == "finite":
@@ -214,37 +227,15 @@ class Trainer:
             drawn["penalty"] = penalty_noise(self._joint(x_0), key, x_0.device, self.rank_info.rows(len(x_0)))
         return drawn
 
-    def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
-        due = self.r1_gamma > 0 and step % self.lazy_reg == 0
-        if due in self._gradient_d and len(micro_batches) == 1:
-            losses = self._gradient_d[due](self._discriminator_inputs(micro_batches[0], due))
-            self.optimizer_d.step()
-            return losses
-
-        def losses_of(batch: Batch) -> tuple[Tensor, Outputs]:
-            losses = self._passes.discriminator_losses(self._discriminator_inputs(batch, due), due)
-            return self._passes.discriminator_total(losses), losses
-
-        return _accumulate(self._shared_d, self.optimizer_d, micro_batches, losses_of)
-
-    def _discriminator_gradient(self, due: bool, drawn: Inputs) -> Outputs:
-        """Compute the discriminator's gradient on one micro-batch, and return the losses."""
-        self.optimizer_d.zero_grad()
-        losses = self._passes.discriminator_losses(drawn, due)
-        self._passes.discriminator_total(losses).backward()
-        return {name: value.detach() for name, value in losses.items()}
-
     def _update_generator(self, micro_batches: Sequence[Batch], weight: float = 0.0) -> dict[str, Tensor]:
-        if self._gradient_g and len(micro_batches) == 1:
-            losses = self._gradient_g(self._generator_inputs(micro_batches[0], weight))
+        inputs = (self._generator_inputs(batch, weight) for batch in micro_batches)
+        if self._graphed_g and len(micro_batches) == 1:
+            losses = self._graphed_g(next(inputs))
             self.optimizer_g.step()
             return losses
-
-        def losses_of(batch: Batch) -> tuple[Tensor, Outputs]:
-            return self._passes.generator_losses(self._generator_inputs(batch, weight))
-
+        losses_of = self._passes.generator_losses
         with _frozen(self.discriminator):
-            return _accumulate(self._shared_g, self.optimizer_g, micro_batches, losses_of)
+            return _accumulate(self._shared_g, self.optimizer_g, losses_of, inputs, len(micro_batches))
 
     def _generator_inputs(self, batch: Batch, weight: float) -> Outputs:
         drawn = self._inputs(batch, "g")
@@ -252,23 +243,12 @@ class Trainer:
             drawn["reconstruction_weight"] = torch.tensor(weight, device=self.device)
         return drawn
 
-    def _generator_gradient(self, drawn: Inputs) -> Outputs:
-        """Compute the generator's gradient on one micro-batch, and return its losses."""
-        self.optimizer_g.zero_grad()
-        with _frozen(self.discriminator):
-            total, losses = self._passes.generator_losses(drawn)
-            total.backward()
-        return losses
-
     def _update_denoiser(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Train the generator to predict x_0 from x_{t+1} for any latent."""
         assert self.optimizer_denoiser is not None
-
-        def losses_of(batch: Batch) -> tuple[Tensor, Outputs]:
-            loss = self._passes.denoiser_loss(self._inputs(batch, "g"))
-            return loss, {"reconstruction": loss}
-
-        return _accumulate(self._shared_g, self.optimizer_denoiser, micro_batches, losses_of)
+        inputs = (self._inputs(batch, "g") for batch in micro_batches)
+        losses_of = self._passes.denoiser_losses
+        return _accumulate(self._shared_g, self.optimizer_denoiser, losses_of, inputs, len(micro_batches))
 
     def gradient_norms(self) -> dict[str, float]:
         """Return grad_norm_g and grad_norm_d of the last update, without a network that has no gradients."""
@@ -308,23 +288,31 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def _gradient(
+    optimizer: torch.optim.Optimizer, losses_of: LossesOf, drawn: Inputs, *, frozen: nn.Module | None = None
+) -> Outputs:
+    """Compute the gradient on one micro-batch, with another network `frozen`; return the losses."""
+    optimizer.zero_grad()
+    with _frozen(frozen) if frozen else nullcontext():
+        total, losses = losses_of(drawn)
+        total.backward()
+    return {name: value.detach() for name, value in losses.items()}
+
+
 def _accumulate(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Batch],
-    losses_of: Callable[[Batch], tuple[Tensor, Outputs]],
+    losses_of: LossesOf,
+    inputs: Iterable[Inputs],
+    count: int,
 ) -> dict[str, Tensor]:
-    """Take an optimizer step on the mean total loss of the micro-batches; return the means of the losses.
-
-    `losses_of` returns the total loss and the losses to report; of hits the sum is returned.
-    """
+    """Take an optimizer step on the mean loss of `count` micro-batches; return the mean losses, and the sum of hits."""
     optimizer.zero_grad()
     reports = []
-    for batch in micro_batches:
-        with local_gradients(network, active=batch is not micro_batches[-1]):
-            total, losses = losses_of(batch)
-            # The total includes the penalty: its gradient must be squared before it is divided.
-            (total / len(micro_batches)).backward()
+    for number, drawn in enumerate(inputs, 1):
+        with local_gradients(network, active=number < count):
+            total, losses = losses_of(drawn)
+            (total / count).backward()  # penalties are in the total: they must be divided after squaring
         reports.append({name: value.detach() for name, value in losses.items()})
     optimizer.step()
     stacks = {name: torch.stack([report[name] for report in reports]) for name in reports[0]}

@@ -9,11 +9,11 @@ import test_ddgan as sampling
 import torch
 import train_ddgan
 from comparison.cli import UserError
-from ddgan.checkpoints import discriminator_from_nvlabs, make_generator, seeded_networks
+from ddgan.checkpoints import make_generator, seeded_networks
 from ddgan.discriminator import Discriminator
 from ddgan.losses import r1_penalty
 from ddgan.options import check_architecture, defaults, discriminator_size
-from helpers_ddgan import FOLDER, make_images, published_state
+from helpers_ddgan import FOLDER, discriminator_from_nvlabs, make_images, published_state
 
 COMMANDS = re.findall(
     r"^python3.*--image_size 256.*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE

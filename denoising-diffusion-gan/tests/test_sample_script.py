@@ -18,12 +18,13 @@ from comparison.checkpoints import save_checkpoint
 from comparison.cli import UserError
 from comparison.data import shapes
 from comparison.data.images import load_images, save_npz
+from comparison.rng import SampleNoise
 from comparison.sampling.interpolation import WalkNoise
 from comparison.scores import inception, statistics
 from comparison.scores.metrics import frechet
 from ddgan import fid, sample_writer
 from ddgan.process import DenoisingProcess
-from ddgan.sampling import sample, sample_from
+from ddgan.sampling import sample
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, archive, config_of, make_images, weights_by_recipe
 from PIL import Image
 
@@ -403,8 +404,8 @@ def test_walks_hold_latents_and_posterior_noise_and_begin_at_samples():
         return torch.tanh(x + z.mean(dim=1)[:, None, None, None])
 
     process, shape = DenoisingProcess(3), (3, 4, 4)
-    samples = sample(predict, process, range(4), seed=1, nz=5, shape=shape, device=torch.device("cpu"))
-    walk = sample_from(WalkNoise(1, 1, "cpu", "x_T"), predict, process, 5, shape)
+    samples = sample(SampleNoise(1, range(4), "cpu"), predict, process, 5, shape)
+    walk = sample(WalkNoise(1, 1, "cpu", "x_T"), predict, process, 5, shape)
     assert torch.allclose(walk[0], samples[2], atol=1e-5)
     assert not torch.allclose(walk[-1], samples[3], atol=1e-2)  # its x_T, but not its other noise
     steps = (walk[1:] - walk[:-1]).abs().mean()
