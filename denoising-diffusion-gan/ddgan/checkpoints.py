@@ -20,8 +20,8 @@ from ddgan.training import Trainer
 
 def make_generator(config: Mapping[str, Any]) -> Generator:
     """Build a generator from the flags, and num_classes if there are classes; other keys are ignored."""
-    known = {field.name for field in fields(GeneratorConfig)}
-    options = {name: value for name, value in config.items() if name in known}
+    names = {field.name for field in fields(GeneratorConfig)}
+    options = {name: value for name, value in config.items() if name in names}
     if config.get("domain", "pixel") != "pixel":
         domain = Domain.of(config)
         options |= {"num_channels": domain.num_channels, "image_size": domain.size, "bounds": domain.bounds()}
@@ -32,18 +32,11 @@ def generator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str,
     """Build a generator of the flags `config`, and load a published state dict, with or without `module.` in its names.
 
     Raises:
-        ValueError: the state dict does not fit this configuration.
+        ValueError, RuntimeError: the state dict does not fit this configuration.
     """
     generator = make_generator(config)
-    generator.load_state_dict(_fitting(translate_generator(generator, state_dict), generator.state_dict()))
+    generator.load_state_dict(translate_generator(generator, state_dict))
     return generator
-
-
-def _fitting(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for name, value in expected.items():
-        if state[name].shape != value.shape:
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, this configuration {tuple(value.shape)}")
-    return state
 
 
 def save_generator(
@@ -86,8 +79,9 @@ def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dic
             raise UserError(f"{path}: --class_cond: published weights are unconditional; leave out the flag")
         try:
             return generator_from_nvlabs(payload, config).eval(), {**config, "use_ema": True}
-        except ValueError as error:
-            raise UserError(f"{path}: published weights that do not fit the given flags: {error}") from None
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: published weights that do not fit the given flags ({reason})") from None
     payload = load_checkpoint(path, model=MODEL)
     if payload.get("kind") != "generator":
         raise UserError(f"{path}: holds the state of a training, not a generator; use a netG_<epoch>.pth")

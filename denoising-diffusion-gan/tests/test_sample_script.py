@@ -410,14 +410,3 @@ def test_walks_hold_latents_and_posterior_noise_and_begin_at_samples():
     assert not torch.allclose(walk[-1], samples[3], atol=1e-2)  # its x_T, but not its other noise
     steps = (walk[1:] - walk[:-1]).abs().mean()
     assert steps < (walk[-1] - walk[0]).abs().mean() / 2
-
-
-def test_documented_command_parses():
-    line = (
-        "--dataset cifar10 --exp ddgan_cifar10_exp1 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 "
-        "--num_res_blocks 2 --nz 100 --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2 --epoch_id 50 --compute_fid "
-        "--real_img_dir denoising-diffusion-gan/data/cifar-10-batches-py/"
-    )
-    args = sampling.parse_args(line.split())
-    assert (args.epoch_id, args.ch_mult, args.compute_fid) == (50, [1, 2, 2, 2], True)
-    assert not hasattr(args, "fir")
