@@ -29,11 +29,7 @@ def make_generator(config: Mapping[str, Any]) -> Generator:
 
 
 def generator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Generator:
-    """Build a generator of the flags `config`, and load a published state dict, with or without `module.` in its names.
-
-    Raises:
-        ValueError, RuntimeError: the state dict does not fit this configuration.
-    """
+    """Build a generator of the flags `config` and load a published state dict; ValueError or RuntimeError if unfit."""
     generator = make_generator(config)
     generator.load_state_dict(translate_generator(generator, state_dict))
     return generator

@@ -81,7 +81,7 @@ class Discriminator(nn.Module):
         self.label_embedding = label_embedding(num_classes, channels)
 
     def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
-        """Return logits, high for real pairs.
+        """Return (N, 1) float32 logits, high for real pairs.
 
         Args:
             x_t: (N, C, H, W) float32, real or generated.
@@ -89,12 +89,6 @@ class Discriminator(nn.Module):
             x_t_plus_1: (N, C, H, W) float32, image that x_t was denoised from.
             y: (N,) int64 class labels; None without classes.
             parts: number of equal batches that the N consist of; each gets the logits that it has alone.
-
-        Returns:
-            (N, 1) float32.
-
-        Raises:
-            ValueError: y is missing, or given to a network without classes.
         """
         check_labels(self.label_embedding, y)
         time_emb = _leaky(self.time_out(_leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))))

@@ -238,9 +238,6 @@ class Generator(nn.Module):
 
         Returns:
             (N, C, H, W) float32 within the bounds ([-1, 1] for images); unbounded with not_use_tanh.
-
-        Raises:
-            ValueError: y is missing, or given to a network without classes.
         """
         check_labels(self.label_embedding, y)
         z_emb = self.latent_mapping(z)

@@ -19,13 +19,9 @@ def fake_loss(logits_fake: Tensor) -> Tensor:
 
 
 def r1_penalty(logits_real: Tensor, x_t: Tensor) -> Tensor:
-    """Return the mean squared norm of the logits' gradient with respect to x_t, to be multiplied by gamma / 2.
+    """Return the mean squared norm of the logits' gradient with respect to (N, C, H, W) x_t, with a graph.
 
-    x_{t+1}, the other half of the pair, is constant. The result is differentiable.
-
-    Args:
-        logits_real: (N, 1) float32, computed from `x_t` with gradients.
-        x_t: (N, C, H, W) float32 that requires a gradient.
+    It is to be multiplied by gamma / 2. x_{t+1}, the other half of the pair, is constant.
     """
     (gradient,) = torch.autograd.grad(logits_real.sum(), x_t, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
@@ -43,13 +39,8 @@ def relativistic_loss(logits_above: Tensor, logits_below: Tensor) -> Tensor:
 def finite_difference_penalty(logits: Tensor, logits_moved: Tensor, size: float) -> Tensor:
     """Estimate the mean squared norm of the logits' gradient from their change under noise (Lin et al. 2025).
 
-    With e standard normal, (D(x + size e) - D(x)) / size is e . grad D(x) up to terms of order `size`, and the mean
-    of its square over e is the squared norm of the gradient. Unlike `r1_penalty` it needs first derivatives only.
-
-    Args:
-        logits: (N, 1) float, logits of the inputs.
-        logits_moved: (N, 1) float, logits of the inputs plus independent normal noise.
-        size: standard deviation of the noise.
+    With standard normal noise e, (D(x + size e) - D(x)) / size is e . grad D(x) up to terms of order `size`, and the
+    mean of its square over e is the squared norm of the gradient. Unlike `r1_penalty` it needs first derivatives only.
     """
     return ((logits_moved.float() - logits.float()) / size).square().mean()
 

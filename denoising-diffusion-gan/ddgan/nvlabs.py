@@ -25,11 +25,7 @@ def looks_like_nvlabs(state: Mapping[str, Any]) -> bool:
 
 
 def translate_generator(generator: Generator, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` with the parameter names of `generator`, which has the same configuration.
-
-    Raises:
-        ValueError: a tensor is missing or left over.
-    """
+    """Return `state` with the parameter names of `generator`; raise ValueError if a tensor is missing or left over."""
     # Without time conditioning every published block still has its unused time layer.
     ignored = () if generator.cfg.conditional else (".Dense_0.", "all_modules.0.W")
     return _translate(state, _generator_entries(generator), ignored)

@@ -80,12 +80,7 @@ class Objective:
         return {**losses, "loss_d": losses["loss_d_real"] + losses["loss_d_fake"]}
 
     def hits(self, logits_real: Tensor, logits_fake: Tensor, t: Tensor, num_timesteps: int) -> Tensor:
-        """Count the discriminator's correct decisions at each t.
-
-        Args:
-            logits_real, logits_fake: (N, 1) float, at the same t.
-            t: (N,) int64 in [0, T).
-            num_timesteps: T.
+        """Count the discriminator's correct decisions at each t, from (N, 1) logits of real and fake pairs.
 
         Returns:
             (3, T) float32 counts: real pairs with a positive logit, fake pairs with a negative one, and all pairs. With

@@ -1,7 +1,7 @@
 """Published flags of training and sampling; standard library only, so that a wrong flag is reported at once."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,19 @@ def below_one(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, not {text}")
     return value
 
+
+def _int_up_to(limit: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = positive_int(text)
+        if value > limit:
+            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {limit}, not {text}")
+        return value
+
+    return parse
+
+
+process_count = _int_up_to(1024)  # sanity limit: a typo such as 10000 would exhaust the machine
+port_number = _int_up_to(65535)
 
 # Flag -> (type, published default, help). The type is an argparse type, [type] for a list, a tuple of choices, "on" for
 # a switch that is False unless given, or "off" for a published switch that is True unless given.
@@ -92,7 +105,6 @@ PUBLISHED_OBJECTIVE = {name: default for name, (_, default, _) in {**_OBJECTIVE,
 PROCESS_OPTIONS = (
     *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),
 )
-MAX_PROCESSES = 1024  # sanity limit: a typo such as 10000 would exhaust the machine
 MIN_LARGE = 64  # pixels; the large discriminator halves six times
 
 
@@ -178,27 +190,11 @@ def get_rank_info(args: argparse.Namespace) -> Place:
     )  # fmt: skip
 
 
-def process_count(text: str) -> int:
-    """Parse a number of processes or machines, an argparse type."""
-    value = positive_int(text)
-    if value > MAX_PROCESSES:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_PROCESSES}, not {text}")
-    return value
-
-
 def host_name(text: str) -> str:
     """Parse a host name or address, an argparse type."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must be a host name, not empty")
     return text
-
-
-def port_number(text: str) -> int:
-    """Parse a port, an argparse type."""
-    value = positive_int(text)
-    if value > 65535:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text}")
-    return value
 
 
 def check_architecture(options: Mapping[str, Any]) -> None:
@@ -254,11 +250,7 @@ def add_run_folder(group: argparse._ArgumentGroup) -> None:
 
 
 def run_folder(exp: str) -> Path:
-    """Return the folder of the run --exp: in results/runs/, or a path if it has a slash.
-
-    Raises:
-        UserError: the name is empty, or means the folder of all runs.
-    """
+    """Return the run folder of --exp: in results/runs/, or a path if it has a slash; raise UserError if it is empty."""
     if exp in ("", ".", ".."):
         raise UserError(f"--exp {exp!r}: must be the name of a run, or a path with a slash")
     return Path(exp) if "/" in exp else default_run_folder(MODEL, exp)

@@ -40,12 +40,7 @@ class DenoisingProcess(nn.Module):
     Index t in [0, T) is the transition between x_t and x_{t+1}; the paper counts from 1. x_0 is the clean image.
     Tables are computed in float64 and used in float32.
 
-    Args:
-        num_timesteps: T.
-        beta_min, beta_max, use_geometric: see `make_betas`.
-
-    Raises:
-        ValueError: see `make_betas`.
+    Arguments and errors are those of `make_betas`.
     """
 
     betas: Tensor
@@ -85,14 +80,8 @@ class DenoisingProcess(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Sample (x_t, x_{t+1}) from q(x_t, x_{t+1} | x_0).
 
-        Args:
-            x_0: (N, C, H, W) float32, clean images in [-1, 1].
-            t: (N,) int64 in [0, T); t = 0 gives x_t = x_0.
-            noise_for_x_t: (N, C, H, W) float32, standard normal.
-            noise_for_x_t_plus_1: independent noise of the same kind.
-
-        Returns:
-            x_t and x_t_plus_1, each (N, C, H, W) float32, unbounded.
+        x_0 are (N, C, H, W) float32 images in [-1, 1], t is (N,) int64 in [0, T), and both noises are independent
+        standard normal. t = 0 gives x_t = x_0.
         """
         x_t = self._at("signal_scale", t) * x_0 + self._at("noise_scale", t) * noise_for_x_t
         x_t_plus_1 = self._at("step_signal_scale", t) * x_t + self._at("step_noise_scale", t) * noise_for_x_t_plus_1
@@ -106,14 +95,10 @@ class DenoisingProcess(nn.Module):
         the correct distribution for every eta.
 
         Args:
-            x_0: (N, C, H, W) float32, the generator's prediction in [-1, 1].
-            x_t_plus_1: (N, C, H, W) float32.
+            x_0, x_t_plus_1: (N, C, H, W) float32; x_0 is the generator's prediction in [-1, 1].
             t: (N,) int64 in [0, T); t = 0 returns `x_0` exactly.
             noise: (N, C, H, W) float32, standard normal.
             eta: standard deviation of the new noise relative to the posterior's, in [0, 1].
-
-        Returns:
-            x_t, (N, C, H, W) float32.
         """
         if eta == 1:
             mean = self._at("posterior_coef_x_0", t) * x_0 + self._at("posterior_coef_x_t_plus_1", t) * x_t_plus_1

@@ -83,11 +83,9 @@ class ImageSource:
     """Samples of a seed by their index.
 
     Args:
-        generator: generator in eval mode; moved to the device.
-        config: configuration from `ddgan.checkpoints.load_generator`.
+        generator, config: result of `ddgan.checkpoints.load_generator`.
         seed: seed of all noise.
-        device: device of the sampling.
-        precision: "auto", "float32" or "bf16", of the network passes.
+        device, precision: values of the flags.
         only_class: class of all images; None cycles through the classes.
         capture: whether to replay evaluations of small batches as CUDA graphs, on a CUDA GPU.
         eta: see `DenoisingProcess.sample_posterior`.

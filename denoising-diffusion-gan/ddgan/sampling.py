@@ -27,8 +27,7 @@ def sample(
         noise: noise of N images, on the device of the sampling; image i of a seed depends on nothing else.
         generator: network, or a function with its signature.
         process: diffusion process on the same device.
-        nz: length of the latent; every step has a new one.
-        shape: (C, H, W).
+        nz, shape: length of the latent, which is new in every step, and (C, H, W).
         autocast_dtype: dtype of the network passes; None for float32.
         labels: (N,) int64 classes of the images; None for a network without classes.
         eta: see `DenoisingProcess.sample_posterior`.

@@ -30,10 +30,9 @@ LR_FLOOR = 1e-5  # end of the cosine schedule; the published code's eta_min
 
 
 def cosine_lr(start: float, step: int, last: int) -> float:
-    """Return the learning rate of update `step` (0, 1, ...), a cosine from `start` to LR_FLOOR at update `last`.
+    """Return the rate of update `step`, a cosine from `start` to LR_FLOOR at update `last`; constant for `last` 0.
 
-    Loshchilov and Hutter 2017, Eq. 5, without restarts; `last` 0 keeps it constant. The published code steps the
-    cosine once per epoch.
+    Loshchilov and Hutter 2017, Eq. 5, without restarts; the published code steps the cosine once per epoch.
     """
     if last == 0:
         return start

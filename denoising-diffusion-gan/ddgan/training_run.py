@@ -1,6 +1,7 @@
 """The training run of train_ddgan.py, from its flags to the last checkpoint."""
 
 import argparse
+from typing import Any
 
 from comparison.data.batches import BatchStream
 from comparison.data.folders import FileSet
@@ -19,14 +20,7 @@ from ddgan.draws import Batch
 from ddgan.grad_accumulation import AccumulationSchedule
 from ddgan.meters import DiscriminatorWatch, LossMeter, mean_accuracies
 from ddgan.training import Trainer
-from ddgan.training_setup import (
-    build_trainer,
-    check_same_flags,
-    class_metadata,
-    make_objective,
-    open_batches,
-    open_data,
-)
+from ddgan.training_setup import build_trainer, check_same_flags, make_objective, open_batches, open_data
 
 
 def train(rank_info: Place, args: argparse.Namespace, run: Run, budget: Budget) -> int:
@@ -36,7 +30,9 @@ def train(rank_info: Place, args: argparse.Namespace, run: Run, budget: Budget) 
     with group(rank_info, device):
         check_same_flags(args)
         images = open_data(args, rank_info)
-        classes = class_metadata(args, images)
+        classes: dict[str, Any] = {}
+        if args.class_cond:
+            classes = {"num_classes": len(images.class_names), "class_names": list(images.class_names)}
         trainer = build_trainer(args, classes, device, rank_info)
         with open_batches(images, args, device, rank_info) as stream:
             accumulation = AccumulationSchedule(stream.steps_per_epoch, args.accum_iter)

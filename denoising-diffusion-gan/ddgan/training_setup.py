@@ -88,19 +88,12 @@ def open_batches(
     )
 
 
-def class_metadata(args: argparse.Namespace, images: ImageSet | FileSet) -> dict[str, Any]:
-    """Return num_classes and class_names for --class_cond, else {}."""
-    if not args.class_cond:
-        return {}
-    return {"num_classes": len(images.class_names), "class_names": list(images.class_names)}
-
-
 def build_trainer(
     args: argparse.Namespace, classes: Mapping[str, Any], device: torch.device, rank_info: Place
 ) -> Trainer:
     """Build the networks on their device, with initial weights that depend on --seed alone, and their trainer.
 
-    `classes` is a result of `class_metadata`. Raises UserError if --compile has no compiler.
+    `classes` has num_classes and class_names for --class_cond. Raises UserError if --compile has no compiler.
     """
     if args.compile:
         check_compiler(device.type)
