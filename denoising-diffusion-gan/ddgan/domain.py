@@ -40,8 +40,8 @@ class Domain:
         self.name, self.detail_scale = name, detail_scale
         self.num_channels = num_channels if name == "pixel" else 4 * num_channels
         self.size = image_size if name == "pixel" else image_size // 2
-        scales = torch.tensor([1.0, detail_scale, detail_scale, detail_scale])
-        self._matrices = {"forward": scales[:, None] * HAAR / 2, "inverse": 2 * HAAR.T / scales}
+        self._scales = torch.tensor([1.0, detail_scale, detail_scale, detail_scale])
+        self._matrices = {"forward": self._scales[:, None] * HAAR / 2, "inverse": 2 * HAAR.T / self._scales}
         self._device_matrices: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
@@ -59,8 +59,7 @@ class Domain:
         """Return (num_channels, 1, 1) float32, the maximum magnitude of each channel; None if all are 1."""
         if self.name != "haar" or self.detail_scale == 1:
             return None
-        bands = torch.tensor([1.0, self.detail_scale, self.detail_scale, self.detail_scale])
-        return bands.repeat(self.num_channels // 4)[:, None, None]
+        return self._scales.repeat(self.num_channels // 4)[:, None, None]
 
     def transform(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) float images in [-1, 1] to the domain; a fold gives (N, 4 C, H / 2, W / 2)."""

@@ -1,4 +1,4 @@
-"""test_ddgan.py and loss_graph.py as a user runs them."""
+"""test_ddgan.py as a user runs it."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import loss_graph
 import numpy as np
 import pytest
 import test_ddgan as sampling
@@ -356,14 +355,6 @@ def test_statistics_files_are_read_without_running_code(tmp_path):
     for name in ("c.npy", "d.npz", "e.npy", "missing.npy"):
         with pytest.raises(UserError, match="--real_img_dir"):
             sampling.check_reference(str(tmp_path / name))
-
-
-def test_loss_graph_draws_both_losses(run_folder, tmp_path):
-    arguments = [f"{run_folder}/", "--out", str(tmp_path / "out" / "loss.png")]
-    assert loss_graph.main(loss_graph.parse_args(arguments)) == 0
-    assert Image.open(tmp_path / "out" / "loss.png").size[0] > 300
-    with pytest.raises(UserError, match="no progress"):
-        loss_graph.main(loss_graph.parse_args([f"{tmp_path}/"]))
 
 
 def test_benchmark_writes_timing_instead_of_samples(run_folder, tmp_path):
