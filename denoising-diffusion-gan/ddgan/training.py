@@ -141,10 +141,13 @@ class Trainer:
 
         In a denoising phase (denoiser_factor above 0) the discriminator keeps its full rate.
         """
-        _set_rate(self.optimizer_g, factor * cosine_lr(self.lr_g, step, last))
-        _set_rate(self.optimizer_d, (1.0 if denoiser_factor else factor) * cosine_lr(self.lr_d, step, last))
+        rates = [(self.optimizer_g, factor * cosine_lr(self.lr_g, step, last))]
+        rates += [(self.optimizer_d, (1.0 if denoiser_factor else factor) * cosine_lr(self.lr_d, step, last))]
         if self.optimizer_denoiser is not None:
-            _set_rate(self.optimizer_denoiser, denoiser_factor * self.lr_denoiser)
+            rates += [(self.optimizer_denoiser, denoiser_factor * self.lr_denoiser)]
+        for optimizer, rate in rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def learning_rate(self, phase: Phase = ADVERSARIAL) -> float:
         """Return the generator's current learning rate in a phase."""
@@ -282,11 +285,6 @@ class Trainer:
             yield "ema", self.ema
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def _gradient(
     optimizer: torch.optim.Optimizer, losses_of: LossesOf, drawn: Inputs, *, frozen: nn.Module | None = None
 ) -> Outputs:
@@ -299,11 +297,7 @@ def _gradient(
 
 
 def _accumulate(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    losses_of: LossesOf,
-    inputs: Iterable[Inputs],
-    count: int,
+    network: nn.Module, optimizer: torch.optim.Optimizer, losses_of: LossesOf, inputs: Iterable[Inputs], count: int
 ) -> dict[str, Tensor]:
     """Take an optimizer step on the mean loss of `count` micro-batches; return the mean losses, and the sum of hits."""
     optimizer.zero_grad()
@@ -330,6 +324,4 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 def _callable(network: nn.Module, compile_backend: str | None) -> Network:
     """Return the network, compiled if a backend is given."""
-    if compile_backend is None:
-        return network
-    return torch.compile(network, backend=compile_backend, dynamic=False)
+    return network if compile_backend is None else torch.compile(network, backend=compile_backend, dynamic=False)
