@@ -112,14 +112,6 @@ def fir_weight(channels: int, kernel: Sequence[int]) -> Tensor:
     return torch.outer(taps, taps).expand(channels, 1, -1, -1).clone()
 
 
-class NearestUp(nn.Module):
-    """Double height and width by repeating pixels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, 2 H, 2 W)."""
-        return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
 class Resample(nn.Sequential):
     """Resampling filter and, if `out_channels` is given, a learned 3x3 convolution.
 
@@ -143,7 +135,7 @@ class Resample(nn.Sequential):
                 layers = [FirDown(channels, fir_kernel, stride=1, padding=margin)]
                 layers += [conv(channels, out_channels, stride=2, padding=0)]
         elif up:
-            layers = [NearestUp()] + ([conv(channels, out_channels)] if out_channels else [])
+            layers = [nn.Upsample(scale_factor=2)] + ([conv(channels, out_channels)] if out_channels else [])
         elif out_channels is None:
             layers = [nn.AvgPool2d(2)]
         else:

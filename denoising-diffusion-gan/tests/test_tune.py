@@ -332,11 +332,7 @@ def test_a_rung_is_trained_sampled_and_scored_and_a_run_that_ends_early_is_told(
 @pytest.mark.parametrize(
     ("default", "winner", "says"),
     [
-        (
-            [10.0, 11.0, 12.0],
-            [4.0, 5.0, 6.0],
-            "**The winner is better than the base flags**: winner minus base",
-        ),
+        ([10.0, 11.0, 12.0], [4.0, 5.0, 6.0], "**The winner is better than the base flags**: winner minus base"),
         ([10.0, 11.0, 12.0], [9.0, 10.0, 11.0], "**Inconclusive**"),
         ([4.0, 5.0, 6.0], [10.0, 11.0, 12.0], "**The winner is worse than the base flags**"),
         ([10.0, None, 12.0], [4.0, 5.0, 6.0], "base flags 11.0 ± 1.4 (10, diverged, 12)"),

@@ -152,7 +152,7 @@ def assert_same_networks(first, second) -> None:
 def test_first_process_writes_the_files_of_one(unbroken):
     rows = read_progress(unbroken / "progress.csv")
     assert [(row["step"], row["images_seen"]) for row in rows] == [
-        *((1, 16), (2, 24), (3, 40), (4, 48), (5, 64), (6, 72)),
+        *((1, 16), (2, 24), (3, 40), (4, 48), (5, 64), (6, 72))
     ]
     assert "4 images x 2 processes x 2 micro-batches per update" in (unbroken / "log.txt").read_text()
     payload = load_torch(unbroken / "netG_3.pth")

@@ -55,10 +55,7 @@ class Generator(nn.Module):
                 nn.BatchNorm2d(narrow),
                 nn.ReLU(inplace=True),
             ]
-        layers += [
-            nn.ConvTranspose2d(widths[-1], nc, kernel_size=4, stride=2, padding=1, bias=False),
-            nn.Tanh(),
-        ]
+        layers += [nn.ConvTranspose2d(widths[-1], nc, kernel_size=4, stride=2, padding=1, bias=False), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
