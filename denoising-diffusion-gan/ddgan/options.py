@@ -229,8 +229,8 @@ def _widths(mults: Sequence[int], progressive_input: str, combine: str) -> set[i
     """Return every width of a group norm, in units of the base width."""
     joined = {2 * m for m in mults} if (progressive_input, combine) == ("input_skip", "cat") else set()
     encoder = {1, *mults, *joined}
-    neighbours = {a + b for a, b in pairwise([mults[-1], *reversed(mults)])}
-    return encoder | neighbours | {a + b for a in mults for b in encoder if b <= 2 * max(mults)}
+    neighbors = {a + b for a, b in pairwise([mults[-1], *reversed(mults)])}
+    return encoder | neighbors | {a + b for a in mults for b in encoder if b <= 2 * max(mults)}
 
 
 def add_run_folder(group: argparse._ArgumentGroup) -> None:
