@@ -1,191 +1,87 @@
-"""Draw images from a trained denoising diffusion GAN, and score them if asked.
+"""Sample images from a trained denoising diffusion GAN, and optionally compute their FID.
 
     python3 -u denoising-diffusion-gan/test_ddgan.py --exp cifar10 --epoch_id 50 --compute_fid
 
 The network is rebuilt from the checkpoint; flags that describe it may be repeated and must then agree. Published
 NVlabs weights (netG_1200.pth) load too, with the flags they were trained with. Writes samples.npz (arr_0 uint8
 (N, H, W, 3), with classes arr_1), samples.png (the first 64) and sampling.json (seconds without disk writes,
-evaluations per image) into the run folder or beside --out; --interpolation adds interpolation.png, --compute_fid the
-Frechet Inception distance to sampling.json. With --benchmark it writes timing.json there instead. A call that was cut
-short is continued by the same call. Several processes (--num_process_per_node, torchrun) draw the same images.
+evaluations per image) into the run folder or next to --out. --interpolation adds interpolation.png, --compute_fid adds
+the Frechet Inception distance to sampling.json, --benchmark writes only timing.json. The same call resumes an
+interrupted one. Several processes (--num_process_per_node, torchrun) produce the same images.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from comparison.cli import (
-    UserError,
-    add_device_options,
-    add_sampling_extras,
-    check_folder,
-    fraction,
-    local_path,
-    make_parser,
-    non_negative_int,
-    positive_int,
-)
-from comparison.distributed import device_of, group, launch, run
-from comparison.places import Place
-from ddgan.fid import check_reference
-from ddgan.files import saved_epochs
-from ddgan.options import (
-    ARCHITECTURE,
-    DISCRIMINATOR_ONLY,
-    add_architecture_options,
-    add_process_options,
-    add_run_folder,
-    place_of,
-    run_folder,
-)
+from comparison import cli
+from comparison.cli import UserError, check_folder
+from comparison.data.sources import check_source
+from comparison.distributed import launch, run
+from comparison.scores.statistics import is_statistics, read_statistics
+from ddgan.options import add_architecture_options, add_process_options, add_run_folder, get_rank_info, run_folder
 
-if TYPE_CHECKING:
-    from ddgan.drawing import ImageSource
-
-WITHOUT_FID = 64  # images unless told; FID is defined on 50,000
-WITH_FID = 50_000
+WITHOUT_FID = 64  # default number of images
+WITH_FID = 50_000  # FID is defined on 50,000
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; architecture flags that are not given are absent from the result."""
-    parser = make_parser(__doc__)
+    """Parse the command line; architecture flags that are not given are absent from the result."""
+    parser = cli.make_parser(__doc__)
     group = parser.add_argument_group("checkpoint")
     add_run_folder(group)
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--epoch_id", type=non_negative_int, default=None, help="of netG_<epoch>.pth, else the newest")
-    which.add_argument("--checkpoint", type=local_path, default=None, help="a generator's file, wherever it lies")
-    group.add_argument(
-        "--dataset", "--data", default=None, help="data set of the training; must agree with the checkpoint"
-    )
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--num_samples", type=positive_int, default=None,
-        help=f"images, exactly; default {WITH_FID} with --compute_fid, else {WITHOUT_FID}",
-    )  # fmt: skip
-    group.add_argument("--batch_size", type=positive_int, default=200, help="images that a process draws at a time")
-    group.add_argument("--seed", type=non_negative_int, default=1024, help="of all noise")
-    group.add_argument(
-        "--eta", type=fraction, default=1.0, metavar="X",
-        help="new noise of a step: 1 as published; 0 for none, as in DDIM",
-    )  # fmt: skip
-    group.add_argument(
-        "--class_label", default=None, help="draw only this class, by name or number; default all in turn"
-    )
-    group.add_argument(
-        "--out", type=local_path, default=None, help=".npz file to write; default samples.npz of the run"
-    )
-    group.add_argument("--png_dir", type=local_path, default=None, help="folder that gets one PNG per image as well")
-    group.add_argument(
-        "--contact_sheet", type=local_path, default=None, help="JPEG of the first 64 as well, only to be looked at"
-    )
-    group.add_argument(
-        "--no_cuda_graph",
-        action="store_true",
-        help="on a CUDA GPU: launch every operation anew instead of replaying recorded evaluations of small batches",
-    )
-    group = parser.add_argument_group("score")
-    group.add_argument("--compute_fid", action="store_true", help="Frechet Inception distance to --real_img_dir")
-    group.add_argument(
-        "--real_img_dir",
-        default=None,
-        help="image folder, cifar-10-batches-py folder, .npz with mu and sigma, or .npy dictionary of them; "
-        "default the training data",
-    )
-    group.add_argument(
-        "--inception_weights", type=local_path, help="file of the standard weights; else torch's cache, else a download"
-    )
+    which.add_argument("--epoch_id", type=cli.non_negative_int, help="epoch of netG_<epoch>.pth; default: newest")
+    which.add_argument("--checkpoint", type=cli.local_path, help="path of a generator's checkpoint")
+    data_help = "data set of the training; must agree with the checkpoint"
+    group.add_argument("--dataset", "--data", default=None, help=data_help)
+    add = parser.add_argument_group("sampling").add_argument
+    count_help = f"number of images; default: {WITH_FID} with --compute_fid, else {WITHOUT_FID}"
+    add("--num_samples", type=cli.positive_int, help=count_help)
+    add("--batch_size", type=cli.positive_int, default=200, help="images per process and batch")
+    add("--seed", type=cli.non_negative_int, default=1024, help="seed of all noise")
+    eta_help = "new noise per step: 1 as published, 0 for none, as in DDIM"
+    add("--eta", type=cli.fraction, default=1.0, metavar="X", help=eta_help)
+    add("--class_label", help="sample only this class, by name or number; default: all in turn")
+    add("--out", type=cli.local_path, help=".npz file to write; default: samples.npz of the run")
+    add("--png_dir", type=cli.local_path, help="folder for one PNG per image")
+    add("--contact_sheet", type=cli.local_path, help="JPEG file for the first 64 images, for viewing only")
+    graph_help = "do not replay evaluations of small batches as CUDA graphs, on a CUDA GPU"
+    add("--no_cuda_graph", action="store_true", help=graph_help)
+    add = parser.add_argument_group("score").add_argument
+    add("--compute_fid", action="store_true", help="compute the Frechet Inception distance to --real_img_dir")
+    real_help = "image folder, cifar-10-batches-py folder, .npz with mu and sigma, or .npy dictionary of them"
+    add("--real_img_dir", help=f"{real_help}; default: the training data")
+    weights_help = "file of the standard Inception weights; default: torch's cache, then a download"
+    add("--inception_weights", type=cli.local_path, help=weights_help)
     add_architecture_options(parser, suppress=True)
     add_process_options(parser)
-    add_sampling_extras(parser)
-    add_device_options(parser)
+    cli.add_sampling_extras(parser)
+    cli.add_device_options(parser)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Judge the flags, then draw in as many processes as they ask for; return the exit status."""
+    """Validate the flags, sample in as many processes as they ask for, and return the exit status."""
     path = checkpoint_path(args)
-    place = place_of(args)
+    rank_info = get_rank_info(args)
     out = args.out or path.parent / "samples.npz"
-    check_targets(args, out, image_count(args))
-    if args.benchmark and place.world_size > 1:
-        raise UserError("--benchmark: measures a single process")
-    return launch(work, place, args, path, out)
+    count = args.num_samples or (WITH_FID if args.compute_fid else WITHOUT_FID)
+    check_targets(args, out, count)
+    if args.benchmark and rank_info.world_size > 1:
+        raise UserError("--benchmark: measures a single process; leave out --num_process_per_node and torchrun")
+    from ddgan.sample_writer import sample_run
+
+    return launch(sample_run, rank_info, args, path, out, count)
 
 
-def work(place: Place, args: argparse.Namespace, path: Path, out: Path) -> int:
-    """Be one of the processes: draw with the others, then, as the first, write and score what is asked for."""
-    from comparison.device import set_threads
-    from ddgan.checkpoints import load_generator
-    from ddgan.conditional import find_class
-    from ddgan.drawing import ImageSource
-    from ddgan.setup import check_same_flags
-
-    given = {n: v for n, v in vars(args).items() if n in ARCHITECTURE and n not in DISCRIMINATOR_ONLY}
-    generator, config = load_generator(path, given if args.dataset is None else {**given, "dataset": args.dataset})
-    real = str(args.real_img_dir or config.get("dataset"))
-    if args.compute_fid and not args.real_img_dir:
-        check_reference(real)
-    label = args.class_label
-    only = None if label is None else find_class(label, generator.cfg.num_classes, config.get("class_names") or ())
-    device = device_of(place, args.device)
-    set_threads(args.threads, place.local_world_size)
-    source = ImageSource(generator, config, args.seed, device, args.precision, only, not args.no_cuda_graph, args.eta)
-    common = {"image_size": config["image_size"], "device": device, "facts": source.describe(path)}
-    if args.benchmark:
-        from comparison.sampling.timing import write_benchmark
-
-        options = {**common, "min_seconds": args.benchmark_seconds}
-        write_benchmark(out.parent / "timing.json", source.draw, [source.network], source.evaluate, **options)
-        return 0
-
-    from comparison.checkpoints import trained_facts
-    from comparison.sampling.draw import draw_samples
-
-    count = image_count(args)
-    labels = source.labels(range(count))
-    with group(place, device):
-        check_same_flags(args)
-        draw_samples(
-            source.draw,
-            [source.network],
-            num_samples=count,
-            batch_size=min(args.batch_size, count),
-            out=out,
-            trained=trained_facts(path.parent, config.get("step"), config.get("images_seen")),
-            labels=None if labels is None else labels.numpy(),
-            **common,
-        )
-        if place.is_first:
-            finish(args, out, source, real)
-    return 0
-
-
-def finish(args: argparse.Namespace, out: Path, source: "ImageSource", real: str) -> None:
-    """Tell what was drawn, write what else was asked for, and score."""
-    from comparison.png import write_pngs
-    from ddgan.drawing import announce, score, write_contact_sheet
-
-    announce(out)
-    if args.interpolation:
-        from comparison.sampling.interpolation import draw_interpolation
-
-        draw_interpolation(out.parent, source.draw_walk, latent="x_T", sampler=source.sampler)
-    if args.png_dir:
-        write_pngs(out, args.png_dir, digits=5)
-        print(f"{args.png_dir}: {args.num_samples} PNGs")
-    if args.contact_sheet:
-        write_contact_sheet(out.parent / "samples.png", args.contact_sheet)
-    if args.compute_fid:
-        score(out, real, source.config["image_size"], args.inception_weights, source.device)
-
-
-def image_count(args: argparse.Namespace) -> int:
-    """Return how many images are wanted."""
-    return args.num_samples or (WITH_FID if args.compute_fid else WITHOUT_FID)
+def saved_epochs(folder: Path) -> list[int]:
+    """Return the epochs of the folder's netG_<epoch>.pth, ascending."""
+    numbers = (int(p.stem[5:]) for p in folder.glob("netG_*.pth") if p.stem[5:].isdecimal())
+    return sorted(number for number in numbers if (folder / f"netG_{number}.pth").is_file())
 
 
 def checkpoint_path(args: argparse.Namespace) -> Path:
-    """Return the file to sample from."""
+    """Return the checkpoint to sample from; raise UserError if it does not exist."""
     if args.checkpoint is not None:
         if not args.checkpoint.is_file():
             raise UserError(f"--checkpoint {args.checkpoint}: no such file")
@@ -202,7 +98,7 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
 
 
 def check_targets(args: argparse.Namespace, out: Path, count: int) -> None:
-    """Judge the paths that are written to, and the reference of the score."""
+    """Validate the paths to write, and the reference of the FID."""
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: must end in .npz")
     if out.is_dir():
@@ -210,11 +106,11 @@ def check_targets(args: argparse.Namespace, out: Path, count: int) -> None:
     check_folder(out.parent, "--out")
     for flag in ("png_dir", "contact_sheet", "compute_fid"):
         if args.benchmark and getattr(args, flag):
-            raise UserError(f"--{flag}: --benchmark draws no images for it; leave one of them out")
+            raise UserError(f"--{flag}: --benchmark writes no images; leave out one of them")
     if args.png_dir:
         check_folder(args.png_dir, "--png_dir")
         if any(args.png_dir.glob("*.png")):
-            raise UserError(f"--png_dir {args.png_dir}: holds PNGs already, which would be mixed with the new ones")
+            raise UserError(f"--png_dir {args.png_dir}: already holds PNGs; name an empty or a new folder")
     if args.contact_sheet:
         if args.contact_sheet.suffix.lower() not in (".jpg", ".jpeg"):
             raise UserError(f"--contact_sheet {args.contact_sheet}: must end in .jpg or .jpeg")
@@ -222,13 +118,24 @@ def check_targets(args: argparse.Namespace, out: Path, count: int) -> None:
             raise UserError(f"--contact_sheet {args.contact_sheet}: a folder, not a file")
         check_folder(args.contact_sheet.parent, "--contact_sheet")
         if args.png_dir and args.contact_sheet.resolve().is_relative_to(args.png_dir.resolve()):
-            raise UserError(f"--contact_sheet {args.contact_sheet}: must not lie among the images of --png_dir")
+            raise UserError(f"--contact_sheet {args.contact_sheet}: must be outside of --png_dir {args.png_dir}")
     if args.compute_fid and count < 2:
-        raise UserError(f"--num_samples {count}: a covariance needs more than one image")
+        raise UserError(f"--num_samples {count}: FID needs at least 2 images to compute a covariance")
     if args.real_img_dir:
         check_reference(args.real_img_dir)
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception_weights {args.inception_weights}: no such file")
+
+
+def check_reference(real: str) -> None:
+    """Raise UserError if --real_img_dir is neither readable statistics nor a source of images."""
+    if not is_statistics(real):
+        check_source(real, "--real_img_dir")
+        return
+    try:
+        read_statistics(Path(real))
+    except UserError as error:
+        raise UserError(f"--real_img_dir {error}") from None
 
 
 if __name__ == "__main__":

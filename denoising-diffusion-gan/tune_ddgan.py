@@ -1,17 +1,17 @@
-"""Search for good training flags of a denoising diffusion GAN at a fixed number of images seen.
+"""Search for good training flags of a denoising diffusion GAN at a fixed number of training images.
 
     python3 -u denoising-diffusion-gan/tune_ddgan.py --workers 2
     python3 -u denoising-diffusion-gan/tune_ddgan.py --dataset path/to/images --study mine --ngf 32
     python3 -u denoising-diffusion-gan/tune_ddgan.py --base "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS" --fix num_timesteps=4
 
-Each trial trains as train_ddgan.py does, up to --max_images, samples as test_ddgan.py does, and is scored by the
-offline Frechet distance of results/evaluate.py; the speed of the machine does not matter. Optuna's TPE sampler
-(Bergstra et al. 2011) searches lr_g, lr_d, r1_gamma, lazy_reg, ema_decay, num_timesteps and accum_iter. A trial that is
-worse than the median of the finished ones after a part of its images is pruned. The first trial has the base flags:
-the `quick` ones of flags.sh, or --base, and after them every flag of train_ddgan.py that is given here. In the end the
-winner and the base flags are trained with --confirm other seeds each.
+Each trial trains like train_ddgan.py up to --max_images, samples like test_ddgan.py, and is scored by the offline
+Frechet distance of results/evaluate.py, so the speed of the machine does not matter. Optuna's TPE sampler (Bergstra et
+al. 2011) searches lr_g, lr_d, r1_gamma, lazy_reg, ema_decay, num_timesteps and accum_iter. A trial that is worse than
+the median of the finished ones after a fraction of its images is pruned. The first trial has the base flags: --base, or
+the `quick` flags of flags.sh, overridden by any flag of train_ddgan.py on the command line. At the end the winner and
+the base flags are trained with --confirm further seeds each.
 
-Ctrl-C stops; the same command resumes, and in a second shell joins in. The study folder, results/studies/STUDY, gets
+Ctrl-C stops; the same command resumes, or joins from a second shell. The study folder, results/studies/STUDY, gets
 README.md, study.json, trials.csv, history.png, importance.png, best_flags.txt (a line for train_ddgan.py) and, not in
 git, study.db and trials/.
 """
@@ -36,41 +36,39 @@ from ddgan.options import MODEL, check_architecture
 
 Space = dict[str, tuple[float, float]]
 Work = Callable[[argparse.Namespace, int], None]
-SPACE: Space = {  # flag -> bounds, both included, on a logarithmic scale; whole if they are
+SPACE: Space = {  # flag -> inclusive bounds of a logarithmic scale; integer bounds search integers
     "lr_g": (5e-5, 2e-3),
     "lr_d": (5e-5, 2e-3),
     "r1_gamma": (0.005, 2),
     "lazy_reg": (1, 20),
-    "ema_decay": (0.9, 0.9999),  # its distance from 1 is on the logarithmic scale
-    "num_timesteps": (2, 8),  # 1 is a GAN on images and denoises nothing
+    "ema_decay": (0.9, 0.9999),  # logarithmic in its distance from 1
+    "num_timesteps": (2, 8),  # 1 would be a GAN without denoising
     "accum_iter": (1, 4),
 }
-LEAST_SAMPLES = 16  # for a score
-OWN = {f"--{name}" for name in ("exp", "resume", "fresh", "max_steps", "max_seconds", "stop_after", "keep")}
+MIN_SAMPLES = 16  # of a score
+SET_BY_SEARCH = {f"--{name}" for name in ("exp", "resume", "fresh", "max_steps", "max_seconds", "stop_after", "keep")}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; `base` becomes the words of every training, `training` their values."""
+    """Parse the command line; `base` becomes the argument list of every training, `training` its parsed values."""
     parser, names = cli.make_parser(__doc__), ", ".join(SPACE)
     add = parser.add_argument
     add("--dataset", "--data", default="shapes", help="training images, as for train_ddgan.py")
     add("--study", default="ddgan-tuning", help="name of the study; with a slash, its folder")
-    add("--trials", type=cli.positive_int, default=40, help="trials of all workers; more continue a finished study")
-    add("--workers", type=cli.positive_int, default=1, metavar="K", help="processes that this command starts")
-    add("--max_images", type=cli.positive_int, default=6000, help="training images of a trial, repetitions counted")
-    add(
-        "--rungs", type=cli.fraction, nargs="*", default=[0.25, 0.5], metavar="SHARE",
-        help="shares of --max_images after which a trial is scored and perhaps pruned; none for no pruning",
-    )  # fmt: skip
-    add("--num_samples", type=cli.positive_int, default=500, metavar="N", help="images sampled and scored each time")
+    add("--trials", type=cli.positive_int, default=40, help="trials of all workers; raise it to continue a study")
+    add("--workers", type=cli.positive_int, default=1, metavar="K", help="worker processes of this command")
+    add("--max_images", type=cli.positive_int, default=6000, help="training images per trial, repetitions counted")
+    rungs_help = "fractions of --max_images after which a trial is scored and can be pruned; none for no pruning"
+    add("--rungs", type=cli.fraction, nargs="*", default=[0.25, 0.5], metavar="SHARE", help=rungs_help)
+    add("--num_samples", type=cli.positive_int, default=500, metavar="N", help="samples per score")
     add("--features", choices=["auto", "cifar", "random"], default="auto", help="feature extractor, see evaluate.py")
-    add("--fix", action="append", default=[], metavar="NAME=VALUE", help=f"do not search one of {names}")
-    add("--range", action="append", default=[], metavar="NAME=LOW:HIGH", help="search one of them between these")
-    add("--base", metavar="'FLAGS'", help="flags of every training; the `quick` ones of flags.sh unless given")
+    add("--fix", action="append", default=[], metavar="NAME=VALUE", help=f"do not search this one of {names}")
+    add("--range", action="append", default=[], metavar="NAME=LOW:HIGH", help="range of a searched flag")
+    add("--base", metavar="'FLAGS'", help="flags of every training; default: the `quick` flags of flags.sh")
     add("--seed", type=cli.non_negative_int, default=0, help="seed of the sampler and of every trial's training")
-    add("--confirm", type=cli.non_negative_int, default=3, metavar="SEEDS", help="trainings of winner and base flags")
+    add("--confirm", type=cli.non_negative_int, default=3, metavar="SEEDS", help="seeds to confirm the winner with")
     add("--keep_trials", action="store_true", help="keep checkpoints and samples of the trials")
-    add("--page", action="store_true", help="write page and pictures anew from study.json, and compute nothing")
+    add("--page", action="store_true", help="only rewrite the page and figures from study.json")
     cli.add_device_options(parser)
     argv = list(sys.argv[1:] if argv is None else argv)
     args, _ = parser.parse_known_args(argv)
@@ -85,68 +83,68 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             if name not in SPACE or not value:
                 parser.error(f"--{flag} {name}={value}: must be NAME=VALUE with a NAME among {names}")
         setattr(args, flag, dict(pairs))
-    for word in OWN.intersection(rest):
-        parser.error(f"{word}: the search sets it itself; the length of a trial is --max_images")
-    words = ["--dataset", args.dataset, *rest]
-    words += [word for name, value in args.fix.items() for word in (f"--{name}", value)]
-    args.base = last_given(words)
+    for flag in SET_BY_SEARCH.intersection(rest):
+        parser.error(f"{flag}: the search sets it; the length of a trial is --max_images")
+    base = ["--dataset", args.dataset, *rest]
+    base += [part for name, value in args.fix.items() for part in (f"--{name}", value)]
+    args.base = drop_overridden(base)
     args.training = train_ddgan.parse_args([] if args.page else args.base)
     return args
 
 
-def last_given(words: list[str]) -> list[str]:
-    """Leave out flags, with their values, that are given again later."""
+def drop_overridden(arguments: list[str]) -> list[str]:
+    """Remove flags, with their values, that occur again later in an argument list."""
     flags: dict[str, list[str]] = {}
-    for word in words:
-        if word.startswith("--"):
-            flags.pop(word, None)
-            flags[word] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            flags.pop(argument, None)
+            flags[argument] = []
         elif flags:
-            next(reversed(flags.values())).append(word)
-    return [word for flag, values in flags.items() for word in (flag, *values)]
+            next(reversed(flags.values())).append(argument)
+    return [part for flag, values in flags.items() for part in (flag, *values)]
 
 
 def quick_flags() -> list[str]:
     """Return the `quick` training flags of flags.sh."""
     preset = preset_flags("quick")
-    return [word for name in MODELS[MODEL].train_flags for word in preset[name]]
+    return [part for name in MODELS[MODEL].train_flags for part in preset[name]]
 
 
 def main(args: argparse.Namespace) -> int:
-    """Search, confirm, write; return the exit status."""
+    """Search, confirm the winner, write the page, and return the exit status."""
     if args.study in ("", ".", ".."):
         raise UserError(f"--study {args.study!r}: must be the name of a study, or a path with a slash")
     args.folder = Path(args.study) if "/" in args.study else cli.repo_root() / "results" / "studies" / args.study
     if not args.page:
-        judge(args)
+        validate(args)
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError:
-        raise UserError("the search needs the package optuna, version 4.9 or newer: pip install optuna") from None
+        raise UserError("the search needs optuna 4.9 or newer: pip install optuna") from None
     from ddgan import tuning, tuning_page
 
     if not args.page:
         signal.signal(signal.SIGTERM, interrupt)
         tuning.begin(args)
-        share_work(tuning.search, args)
+        run_workers(tuning.search, args)
         if queued := tuning.queue_confirmation(args):
-            share_work(tuning.confirm, args)
+            run_workers(tuning.confirm, args)
         write_json(args.folder / "study.json", tuning.record(args, queued))
     tuning_page.rewrite_pages(args.folder)
     return 0
 
 
-def judge(args: argparse.Namespace) -> None:
-    """Validate the options; add `space`, `default` (the base flags' values of it), `rungs` in images, and `scoring`."""
+def validate(args: argparse.Namespace) -> None:
+    """Validate the options; add `space`, `default` (its values in the base flags), `rungs` in images, and `scoring`."""
     cli.check_folder(args.folder, "--study")
     check_source(args.dataset, "--dataset")
     check_architecture(vars(args.training))
-    if args.num_samples < LEAST_SAMPLES:
-        raise UserError(f"--num_samples {args.num_samples}: a score needs at least {LEAST_SAMPLES}")
+    if args.num_samples < MIN_SAMPLES:
+        raise UserError(f"--num_samples {args.num_samples}: a score needs at least {MIN_SAMPLES} samples")
     if {0, 1} & set(args.rungs):
-        raise UserError("--rungs: must be above 0 and below 1, the end of a trial is always scored")
+        raise UserError("--rungs: must be above 0 and below 1; the end of a trial is always scored")
     if both := sorted(set(args.fix) & set(args.range)):
-        raise UserError(f"--range {both[0]}: is fixed by --fix")
+        raise UserError(f"--range {both[0]}: is fixed by --fix; leave out one of them")
     args.space = make_space(vars(args.training), args.fix, args.range)
     args.default = {name: getattr(args.training, name) for name in args.space}
     args.rungs = sorted({max(1, round(args.max_images * part)) for part in args.rungs} | {args.max_images})
@@ -156,7 +154,7 @@ def judge(args: argparse.Namespace) -> None:
 
 
 def make_space(base: Mapping[str, Any], fixed: Collection[str], ranges: Mapping[str, str]) -> Space:
-    """Return the flags to search with their bounds: those of `ranges` or of SPACE, widened to hold the base flags.
+    """Return searched flag -> bounds: those of `ranges` or SPACE, widened to include the value of the base flags.
 
     Raises:
         UserError: no flag is left, or a value cannot be on a logarithmic scale.
@@ -170,21 +168,23 @@ def make_space(base: Mapping[str, Any], fixed: Collection[str], ranges: Mapping[
             if not 0 < low < high:
                 raise UserError(f"--range {name}={ranges[name]}: must be LOW:HIGH, above 0 and ascending")
         if base[name] <= 0 and name != "ema_decay":
-            raise UserError(f"--{name} {base[name]:g}: cannot be searched around; add --fix {name}={base[name]:g}")
+            raise UserError(
+                f"--{name} {base[name]:g}: cannot be on a logarithmic scale; add --fix {name}={base[name]:g}"
+            )
         space[name] = min(low, base[name]), max(high, base[name])
     if not space:
         raise UserError("--fix: leaves nothing to search")
     return space
 
 
-def share_work(work: Work, args: argparse.Namespace) -> None:
-    """Call work(args, number) in each of --workers processes; Ctrl-C reaches them once, through this one."""
+def run_workers(work: Work, args: argparse.Namespace) -> None:
+    """Call work(args, number) in each of --workers processes, and forward Ctrl-C to them."""
     if args.workers == 1:
         work(args, 0)
         return
-    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes on one terminal would be unreadable
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars of several processes would overwrite each other
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=be_worker, args=(work, args, number)) for number in range(args.workers)]
+    workers = [context.Process(target=worker_main, args=(work, args, number)) for number in range(args.workers)]
     for worker in workers:
         worker.start()
     try:
@@ -199,20 +199,20 @@ def share_work(work: Work, args: argparse.Namespace) -> None:
         raise
     status = max(worker.exitcode or 0 for worker in workers)
     if status < 0:
-        raise UserError("all workers were killed, perhaps for lack of memory; fewer --workers need less")
+        raise UserError("all workers were killed, possibly out of memory; lower --workers")
     if status:
-        sys.exit(status)  # the worker has told why
+        sys.exit(status)  # the worker has printed the error
 
 
-def be_worker(work: Work, args: argparse.Namespace, number: int) -> None:
-    """Run as one of the workers, out of reach of the terminal's Ctrl-C."""
+def worker_main(work: Work, args: argparse.Namespace, number: int) -> None:
+    """Run as one of the workers, in a session of its own, so that the terminal's Ctrl-C does not reach it."""
     os.setsid()
     signal.signal(signal.SIGTERM, interrupt)
     cli.run(lambda: work(args, number))
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
-    """Take SIGTERM as Ctrl-C."""
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 

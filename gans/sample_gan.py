@@ -1,96 +1,86 @@
-"""Draw images from a checkpoint of cifar_gan.py.
+"""Sample images from a checkpoint of cifar_gan.py.
 
     python gans/sample_gan.py --checkpoint results/runs/gans/cifar10-64 --num_samples 50000
 
 Writes samples.npz (arr_0 uint8 (N, H, W, 3)), samples.png (the first 64) and sampling.json (time per image and how it
-was measured) beside the checkpoint or to --out; with --out_dir also one PNG per image, with --interpolation also
-interpolation.png. With --benchmark it writes timing.json there instead. The network is rebuilt from the options inside
-the checkpoint. Image i of a seed is the same whatever the batch size.
+was measured) next to the checkpoint or to --out. --out_dir adds one PNG per image and --interpolation adds
+interpolation.png. --benchmark writes only timing.json. The network is rebuilt from the options inside the checkpoint.
+For a given seed, image i is the same at any batch size.
 """
 
 import argparse
 from pathlib import Path
 
 from comparison import cli
-from gan.files import is_drawn, sampled_checkpoint
+from comparison.png import write_pngs
+from gan.run_paths import checkpoint_to_sample, samples_exist
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    checkpoint_help = "a checkpoint_<step>.pt, or a run folder for its best_<step>.pt or, without one, its newest"
+    checkpoint_help = "checkpoint_<step>.pt, or a run folder for its best_<step>.pt or, without one, its newest"
     add("--checkpoint", type=cli.local_path, required=True, help=checkpoint_help)
-    add("--num_samples", type=cli.positive_int, default=50_000, help="images to draw")
-    add("--batch_size", type=cli.positive_int, default=128, help="images drawn at a time")
-    add("--seed", type=cli.non_negative_int, default=0, help="of the noise")
-    ema_help = "true for the moving average, false for the raw generator; the average where there is one unless given"
+    add("--num_samples", type=cli.positive_int, default=50_000, help="number of images")
+    add("--batch_size", type=cli.positive_int, default=128, help="images per batch")
+    add("--seed", type=cli.non_negative_int, default=0, help="seed of the noise")
+    ema_help = "true samples the EMA weights, false the raw generator; default: EMA weights if the checkpoint has them"
     add("--use_ema", type=cli.str2bool, help=ema_help)
-    add("--out", type=cli.local_path, help="the .npz to write, samples.npz beside the checkpoint unless given")
-    add("--out_dir", type=cli.local_path, help="folder for one PNG per image as well")
+    add("--out", type=cli.local_path, help=".npz file to write; default: samples.npz next to the checkpoint")
+    add("--out_dir", type=cli.local_path, help="folder for one PNG per image")
     cli.add_sampling_extras(parser)
     cli.add_device_options(parser)
     args = parser.parse_args(argv)
     if args.out and args.out.suffix != ".npz":
         parser.error(f"argument --out: {args.out} does not end in .npz")
     if args.benchmark and args.out_dir:
-        parser.error("argument --out_dir: --benchmark draws no images to write there")
+        parser.error("argument --out_dir: --benchmark writes no images; leave out one of them")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
-    """Find the checkpoint, then draw and write the images, or measure."""
+    """Find the checkpoint, then write its images or its benchmark."""
     checkpoint = find_checkpoint(args.checkpoint)
     out = args.out or checkpoint.parent / "samples.npz"
-    network = {name: getattr(args, name) for name in ("seed", "use_ema")}
-    device = {name: getattr(args, name) for name in ("device", "precision", "threads")}
-    if args.benchmark:
-        from gan.sampling import benchmark_checkpoint
-
-        timing = out.parent / "timing.json"
-        benchmark_checkpoint(checkpoint, timing, min_seconds=args.benchmark_seconds, **network, **device)
-        return
-    if args.out_dir:
-        refuse_other_pngs(args.out_dir, args.num_samples)
+    network = {"seed": args.seed, "use_ema": args.use_ema}
     samples = {name: getattr(args, name) for name in ("num_samples", "batch_size", "interpolation")}
-    if is_drawn(out, checkpoint, **samples, **network):
-        print(f"{out} holds these {args.num_samples} images already")
+    if args.out_dir:
+        check_png_folder(args.out_dir, args.num_samples)
+    if not args.benchmark and samples_exist(out, checkpoint, **samples, **network):
+        print(f"{out} already holds these {args.num_samples} images")
     else:
-        from gan.sampling import sample_checkpoint
+        from gan.sampling import Sampler
 
-        sample_checkpoint(checkpoint, out, **samples, **network, **device)
+        sampler = Sampler(checkpoint, **network, device=args.device, precision=args.precision, threads=args.threads)
+        if args.benchmark:
+            sampler.write_benchmark(out.parent / "timing.json", args.benchmark_seconds)
+            return
+        sampler.write_samples(out, **samples)
         print(f"{args.num_samples} images in {out}")
     if args.out_dir:
-        from comparison.png import write_pngs
-
         args.out_dir.mkdir(parents=True, exist_ok=True)
         write_pngs(out, args.out_dir, digits=6)
 
 
-def refuse_other_pngs(folder: Path, num_samples: int) -> None:
-    """Refuse a folder with numbered PNGs that would stay among the new ones.
-
-    Raises:
-        UserError: it holds an image number of num_samples or more.
-    """
+def check_png_folder(folder: Path, num_samples: int) -> None:
+    """Raise UserError if the folder holds PNGs numbered num_samples or higher, which the new ones would not replace."""
     if any(path.stem.isdigit() and int(path.stem) >= num_samples for path in folder.glob("*.png")):
-        raise cli.UserError(f"--out_dir {folder}: holds more than {num_samples} images of an earlier call")
+        raise cli.UserError(
+            f"--out_dir {folder}: holds more than {num_samples} images of an earlier call; name another folder"
+        )
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the file that --checkpoint means.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the file that --checkpoint names; raise UserError if there is none."""
     if path.is_file():
         return path
     if not path.exists():
         raise cli.UserError(f"--checkpoint {path}: no such file or run folder")
-    found = sampled_checkpoint(path)
-    if found is None:
+    checkpoint = checkpoint_to_sample(path)
+    if checkpoint is None:
         raise cli.UserError(f"--checkpoint {path}: no checkpoint_<step>.pt in this folder")
-    return found
+    return checkpoint
 
 
 if __name__ == "__main__":

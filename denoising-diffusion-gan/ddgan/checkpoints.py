@@ -1,9 +1,9 @@
-"""Networks from configurations and from files, and the files of a training run."""
+"""Build networks from configurations, and save and load the checkpoints of a training run."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint
@@ -13,17 +13,15 @@ from torch import Tensor
 from ddgan.discriminator import Discriminator, PlainDiscriminator
 from ddgan.domain import Domain
 from ddgan.generator import Generator, GeneratorConfig
-from ddgan.nvlabs import looks_like_nvlabs, translate_discriminator, translate_generator
+from ddgan.nvlabs import looks_like_nvlabs, translate_generator
 from ddgan.options import ARCHITECTURE, LATER, MODEL, check_architecture, defaults, is_value
-
-if TYPE_CHECKING:
-    from ddgan.training import Trainer
+from ddgan.training import Trainer
 
 
 def make_generator(config: Mapping[str, Any]) -> Generator:
-    """Build a generator from flag names and perhaps num_classes; other keys are ignored."""
-    known = {field.name for field in fields(GeneratorConfig)}
-    options = {name: value for name, value in config.items() if name in known}
+    """Build a generator from the flags, and num_classes if there are classes; other keys are ignored."""
+    names = {field.name for field in fields(GeneratorConfig)}
+    options = {name: value for name, value in config.items() if name in names}
     if config.get("domain", "pixel") != "pixel":
         domain = Domain.of(config)
         options |= {"num_channels": domain.num_channels, "image_size": domain.size, "bounds": domain.bounds()}
@@ -31,56 +29,18 @@ def make_generator(config: Mapping[str, Any]) -> Generator:
 
 
 def generator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Generator:
-    """Build a generator and load a published state dict.
-
-    Args:
-        state_dict: NVlabs's parameter names, with or without `module.`.
-        config: the flag names with which it was trained; others are ignored.
-
-    Raises:
-        ValueError: the state dict does not belong to this configuration.
-    """
+    """Build a generator of the flags `config` and load a published state dict; ValueError or RuntimeError if unfit."""
     generator = make_generator(config)
-    generator.load_state_dict(_fitting(translate_generator(generator, state_dict), generator.state_dict()))
+    generator.load_state_dict(translate_generator(generator, state_dict))
     return generator
-
-
-def discriminator_from_nvlabs(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Discriminator:
-    """Build a discriminator and load a published state dict.
-
-    Args:
-        state_dict: NVlabs's parameter names, with or without `module.`.
-        config: `cls` (Discriminator_small or Discriminator_large), `nc` (channels of both images together), `ngf`,
-            `t_emb_dim`; others are ignored.
-
-    Raises:
-        ValueError: the state dict does not belong to this configuration.
-    """
-    size = str(config["cls"]).removeprefix("Discriminator_")
-    discriminator = Discriminator(size, config["nc"] // 2, config["ngf"], config["t_emb_dim"])
-    translated = translate_discriminator(discriminator, state_dict)
-    discriminator.load_state_dict(_fitting(translated, discriminator.state_dict()))
-    return discriminator
-
-
-def _fitting(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for name, value in expected.items():
-        if state[name].shape != value.shape:
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, this configuration {tuple(value.shape)}")
-    return state
 
 
 def save_generator(
     path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], *, step: int, images_seen: int
 ) -> None:
-    """Write netG_<epoch>.pth: the weights to sample with and all flags of the training.
+    """Write netG_<epoch>.pth: the weights to sample with, and `config`, all flags of the training.
 
-    Args:
-        path: of the file.
-        weights: of the generator.
-        config: the flags; for --class_cond also num_classes and class_names, one per class.
-        step: updates done.
-        images_seen: in them.
+    With --class_cond the config also has num_classes and class_names, one per class.
     """
     payload = {
         "kind": "generator",
@@ -93,18 +53,18 @@ def save_generator(
 
 
 def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dict[str, Any]]:
-    """Rebuild a generator from netG_<epoch>.pth, ours or a published one.
+    """Load a generator from netG_<epoch>.pth, this project's or a published one.
 
     Args:
-        path: of the checkpoint.
-        given: flags from the command line. Ours must agree with the checkpoint; a published one, which knows no
-            flags, is built from them and the published defaults.
+        path: checkpoint file.
+        given: flags from the command line. They must agree with a checkpoint of this project; a published one, which
+            has no flags, is built from them and the published defaults.
 
     Returns:
         The generator on the CPU, in eval mode, and its configuration.
 
     Raises:
-        UserError: the file is missing, damaged or foreign, or a flag disagrees.
+        UserError: the file is missing, damaged or of another model, or a flag disagrees.
     """
     payload = load_torch(path)
     if isinstance(payload, Mapping) and looks_like_nvlabs(payload):
@@ -112,37 +72,34 @@ def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dic
         config.pop("dataset", None)
         check_architecture(config)
         if config["class_cond"]:
-            raise UserError(f"{path}: --class_cond: published weights know no classes")
+            raise UserError(f"{path}: --class_cond: published weights are unconditional; leave out the flag")
         try:
             return generator_from_nvlabs(payload, config).eval(), {**config, "use_ema": True}
-        except ValueError as error:
-            raise UserError(f"{path}: published weights that do not fit the flags given: {error}") from None
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: published weights that do not fit the given flags ({reason})") from None
     payload = load_checkpoint(path, model=MODEL)
     if payload.get("kind") != "generator":
-        raise UserError(f"{path}: holds the state of a training, not a generator; name a netG_<epoch>.pth")
+        raise UserError(f"{path}: holds the state of a training, not a generator; use a netG_<epoch>.pth")
     config = payload.get("config", {})
     check_config(path, config)
-    refuse_disagreement(path, config, given)
+    check_agreement(path, config, given)
     try:
         generator = make_generator(config)
         generator.load_state_dict(payload["generator"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: weights that do not fit the flags beside them ({reason})") from None
-    facts = {name: payload.get(name) for name in ("step", "images_seen")}
-    if not all(isinstance(value, int) and value >= 0 for value in facts.values()):
-        raise UserError(f"{path}: damaged, trained for {facts['step']!r} updates on {facts['images_seen']!r} images")
-    return generator.eval(), {**config, **facts}
+        raise UserError(f"{path}: weights that do not fit the flags in the file ({reason})") from None
+    counts = {name: payload.get(name) for name in ("step", "images_seen")}
+    if not all(isinstance(value, int) and value >= 0 for value in counts.values()):
+        raise UserError(f"{path}: damaged; it says {counts['step']!r} updates on {counts['images_seen']!r} images")
+    return generator.eval(), {**config, **counts}
 
 
 def check_config(path: Path, config: Any) -> None:
-    """Refuse a checkpoint whose flags are missing, or none from which its network was built.
-
-    Raises:
-        UserError: naming the file and a flag.
-    """
+    """Raise UserError, naming the file and a flag, if a checkpoint's flags are missing or impossible."""
     if not isinstance(config, dict):
-        raise UserError(f"{path}: damaged, holds no flags")
+        raise UserError(f"{path}: damaged; it holds no flags")
     published = defaults()
     for name in ARCHITECTURE:
         value = config.get(name, published[name] if name in LATER else None)
@@ -154,28 +111,24 @@ def check_config(path: Path, config: Any) -> None:
         raise UserError(f"{path}: {error}") from None
 
 
-def refuse_disagreement(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse flags that contradict a checkpoint.
-
-    Raises:
-        UserError: naming each flag and both values.
-    """
-    known = {**{name: value for name, value in defaults().items() if name in LATER}, **config}
+def check_agreement(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise UserError, naming each flag and both values, if given flags contradict a checkpoint."""
+    saved = {**{name: value for name, value in defaults().items() if name in LATER}, **config}
     differences = [
-        f"--{name} {_words(value)} given, {_words(known[name])} in the checkpoint"
+        f"--{name} {_text(value)} given, {_text(saved[name])} in the checkpoint"
         for name, value in given.items()
-        if name in known and known[name] != value
+        if name in saved and saved[name] != value
     ]
     if differences:
         raise UserError(f"{path}: {'; '.join(differences)}")
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def save_content(path: Path, trainer: "Trainer", *, step: int, wall_seconds: float, data: Mapping[str, Any]) -> None:
-    """Write content.pth, from which the same training command goes on; `data` is what describes the images."""
+def save_content(path: Path, trainer: Trainer, *, step: int, wall_seconds: float, data: Mapping[str, Any]) -> None:
+    """Write content.pth, from which the same training command resumes; `data` describes the images."""
     payload = {
         "kind": "content",
         "step": step,
@@ -186,29 +139,29 @@ def save_content(path: Path, trainer: "Trainer", *, step: int, wall_seconds: flo
     save_checkpoint(path, payload, model=MODEL)
 
 
-def load_content(path: Path, trainer: "Trainer", data: Mapping[str, Any]) -> tuple[int, float]:
+def load_content(path: Path, trainer: Trainer, data: Mapping[str, Any]) -> tuple[int, float]:
     """Restore a trainer from content.pth.
 
     Args:
-        path: of the file.
-        trainer: built with the same flags.
-        data: what describes the images at hand. In memory they are described by their pixels, on disk by names and
-            sizes of the files; what both descriptions tell must agree.
+        path: content.pth.
+        trainer: trainer built with the same flags.
+        data: description of the present images: by pixels if they are in memory, by file names and sizes if not. Keys
+            that both descriptions have must agree.
 
     Returns:
-        Updates done and wall seconds used.
+        Updates and wall seconds so far.
 
     Raises:
-        UserError: the file is damaged or foreign, or the data have changed since.
+        UserError: the file is damaged or of another model, or the data have changed since.
     """
     payload = load_checkpoint(path, model=MODEL)
     if payload.get("kind") != "content":
         raise UserError(f"{path}: holds a generator, not the state of a training")
-    # Runs from before streaming know the pixels alone.
-    known = payload.get("data", {"fingerprint": payload.get("data_fingerprint")})
-    if not isinstance(known, dict):
-        raise UserError(f"{path}: damaged, describes no images")
-    if any(known[name] != data[name] for name in known.keys() & data.keys()):
+    # Runs older than the disk loader only have the fingerprint of the pixels.
+    trained_on = payload.get("data", {"fingerprint": payload.get("data_fingerprint")})
+    if not isinstance(trained_on, dict):
+        raise UserError(f"{path}: damaged; it describes no images")
+    if any(trained_on[name] != data[name] for name in trained_on.keys() & data.keys()):
         raise UserError(f"--dataset: the images have changed since {path} was written; use --fresh or another --exp")
     try:
         trainer.load_state_dict(payload)
@@ -217,19 +170,19 @@ def load_content(path: Path, trainer: "Trainer", data: Mapping[str, Any]) -> tup
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: does not fit these networks ({reason})") from None
     if not (isinstance(step, int) and step >= 0 and isinstance(seconds, int | float) and seconds >= 0):
-        raise UserError(f"{path}: damaged, {step!r} updates in {seconds!r} seconds")
+        raise UserError(f"{path}: damaged; it says {step!r} updates in {seconds!r} seconds")
     return step, seconds
 
 
 def seeded_networks(
     config: Mapping[str, Any], size: str, seed: int
 ) -> tuple[Generator, Discriminator | PlainDiscriminator]:
-    """Build both networks with initial weights that depend on `seed` alone; the caller's generator is left as it is.
+    """Build both networks with initial weights that depend on `seed` alone; the global random state does not change.
 
     Args:
-        config: flag names, and num_classes where there are classes.
-        size: of the discriminator, "small", "large" or "plain".
-        seed: of all weights.
+        config: flags, and num_classes if there are classes.
+        size: kind of the discriminator, "small", "large" or "plain".
+        seed: seed of all weights.
     """
     classes = config.get("num_classes", 0)
     with torch.random.fork_rng(devices=[]):

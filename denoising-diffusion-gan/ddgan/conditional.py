@@ -1,4 +1,4 @@
-"""Class-conditional networks: embeddings of class labels, and which classes are drawn."""
+"""Class-conditional networks: label embeddings, and the classes of samples."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from comparison.cli import UserError
 from torch import Tensor, nn
 
 GRID_COLUMNS = 8
-GRID_ROWS = (8, 16)  # at least and at most
+GRID_ROWS = (8, 16)  # minimum and maximum
 
 
 def label_embedding(num_classes: int, features: int) -> nn.Embedding | None:
-    """Return one vector per class, or None for 0 classes; initialised as by Miyato and Koyama 2018 (Glorot uniform)."""
+    """Return an embedding (Glorot uniform as in Miyato and Koyama 2018), or None for 0 classes."""
     if num_classes == 0:
         return None
     embedding = nn.Embedding(num_classes, features)
@@ -20,25 +20,15 @@ def label_embedding(num_classes: int, features: int) -> nn.Embedding | None:
 
 
 def check_labels(embedding: nn.Embedding | None, y: Tensor | None) -> None:
-    """Refuse labels for a network without classes, and a network with classes without labels.
-
-    Raises:
-        ValueError: so.
-    """
+    """Raise ValueError if a network with classes gets no labels, or one without classes gets labels."""
     if (embedding is None) != (y is None):
-        raise ValueError("labels are for networks with num_classes > 0, and these need them")
+        raise ValueError("networks with num_classes > 0 need labels, and the others take none")
 
 
 def cyclic_labels(indices: range, num_classes: int, only: int | None = None) -> Tensor | None:
-    """Return the classes of some images of a sample set: image i has class i mod num_classes.
+    """Return the classes of samples, (N,) int64 on the CPU; None for 0 classes.
 
-    Args:
-        indices: consecutive image numbers.
-        num_classes: of the network; 0 for one without classes.
-        only: the class of all images instead.
-
-    Returns:
-        (N,) int64 on the CPU, or None for a network without classes.
+    Sample i has class i mod num_classes, or the class `only` if it is given.
     """
     if num_classes == 0:
         return None
@@ -48,12 +38,9 @@ def cyclic_labels(indices: range, num_classes: int, only: int | None = None) -> 
 
 
 def grid_labels(num_classes: int) -> Tensor | None:
-    """Return the classes of a grid's images, whose number is the result's length: row k of 8 images has class k.
+    """Return the classes of a grid's images, (N,) int64 on the CPU; None for 0 classes.
 
-    Fewer than 8 classes begin again; of more than 16 the first are shown.
-
-    Returns:
-        (N,) int64 on the CPU, or None for 0 classes.
+    Row k of 8 images has class k. Fewer than 8 classes repeat; only the first 16 classes are shown.
     """
     if num_classes == 0:
         return None
@@ -62,13 +49,9 @@ def grid_labels(num_classes: int) -> Tensor | None:
 
 
 def find_class(text: str, num_classes: int, class_names: Sequence[str]) -> int:
-    """Return the number of the class that --class_label names, by its name or its number.
-
-    Raises:
-        UserError: the network knows no classes, or not this one.
-    """
+    """Return the number of the class that --class_label names or numbers; raise UserError if there is none."""
     if num_classes == 0:
-        raise UserError(f"--class_label {text}: the network knows no classes; train one with --class_cond")
+        raise UserError(f"--class_label {text}: the network is unconditional; train one with --class_cond")
     if text in class_names:
         return list(class_names).index(text)
     if text.isdecimal() and int(text) < num_classes:

@@ -1,8 +1,10 @@
-"""The time-dependent discriminator D(x_t, t, x_{t+1}) (Xiao et al. 2022, section 4 and appendix C).
+"""Time-dependent discriminators D(x_t, t, x_{t+1}) (Xiao et al. 2022, section 4 and appendix C).
 
-With classes D(x_t, t, x_{t+1}, y): the inner product of features and label embedding is added to the logit, the
+With classes it is D(x_t, t, x_{t+1}, y): the inner product of features and label embedding is added to the logit, the
 projection of Miyato and Koyama 2018, Eq. 4.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from ddgan.conditional import check_labels, label_embedding
 from ddgan.fir import FirDown
-from ddgan.layers import ROOT_HALF, MinibatchStddev, full_precision, init_uniform, sinusoids
+from ddgan.layers import ROOT_HALF, MinibatchStddev, conv, full_precision, linear, sinusoids
 
 # Output width of each block in units of ngf, and whether it halves the image.
 PLANS = {
@@ -18,19 +20,8 @@ PLANS = {
     "large": [(4, True), (8, True), (8, True), (8, True), (8, True), (8, True)],
 }
 
-SLOPE = 0.2  # of the leaky rectifiers
-
-
-def _conv(in_channels: int, out_channels: int, size: int, scale: float = 1.0, bias: bool = True) -> nn.Conv2d:
-    layer = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)
-    init_uniform(layer, scale, fan="out")
-    return layer
-
-
-def _linear(in_features: int, out_features: int) -> nn.Linear:
-    layer = nn.Linear(in_features, out_features)
-    init_uniform(layer, fan="out")
-    return layer
+SLOPE = 0.2  # of leaky ReLU
+_conv, _linear = partial(conv, fan="out"), partial(linear, fan="out")
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -38,7 +29,7 @@ def _leaky(x: Tensor) -> Tensor:
 
 
 class DownBlock(nn.Module):
-    """Residual block with the time added after the first convolution."""
+    """Residual block with time added after the first convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, time_dim: int, down: bool):
         super().__init__()
@@ -57,17 +48,17 @@ class DownBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The published network: tells pairs (x_t, x_{t+1}) of the forward process from pairs with a generated x_t.
+    """Published network, which compares pairs (x_t, x_{t+1}) of the forward process with pairs of a generated x_t.
 
     Args:
-        size: "small" (made for 32 pixels, halves three times) or "large" (made for 256, halves six times).
-        num_channels: of one image; the network sees two, concatenated.
+        size: "small" (for 32 pixels, halves three times) or "large" (for 256 pixels, halves six times).
+        num_channels: channels of one image; the input is two images, concatenated.
         ngf: base width.
         t_emb_dim: length of the time embedding.
-        num_classes: 0 for none.
+        num_classes: number of classes, 0 for none.
 
     Raises:
-        ValueError: there is no such size.
+        ValueError: the size is unknown.
     """
 
     def __init__(self, size: str, num_channels: int = 3, ngf: int = 64, t_emb_dim: int = 256, num_classes: int = 0):
@@ -84,26 +75,20 @@ class Discriminator(nn.Module):
             self.blocks.append(DownBlock(channels, width * ngf, t_emb_dim, down))
             channels = width * ngf
         self.stddev = MinibatchStddev()
-        # The small network starts at logit 0 for every input; the published large one does not.
+        # As published, the small network starts at logit 0 for every input and the large one does not.
         self.conv_out = _conv(channels + 1, channels, 3, scale=0 if size == "small" else 1)
         self.head = _linear(channels, 1)
         self.label_embedding = label_embedding(num_classes, channels)
 
     def forward(self, x_t: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
-        """Return logits, high for real pairs.
+        """Return (N, 1) float32 logits, high for real pairs.
 
         Args:
             x_t: (N, C, H, W) float32, real or generated.
-            t: (N,) int64 in [0, T), the index of x_t.
-            x_t_plus_1: (N, C, H, W) float32, what x_t was denoised from.
-            y: (N,) int64 in [0, num_classes), the classes; None without classes.
-            parts: the N are so many batches of one size, one after another: logits are those of each by itself.
-
-        Returns:
-            (N, 1) float32.
-
-        Raises:
-            ValueError: y is missing, or given to a network without classes.
+            t: (N,) int64 in [0, T), index of x_t.
+            x_t_plus_1: (N, C, H, W) float32, image that x_t was denoised from.
+            y: (N,) int64 class labels; None without classes.
+            parts: number of equal batches that the N consist of; each gets the logits that it has alone.
         """
         check_labels(self.label_embedding, y)
         time_emb = _leaky(self.time_out(_leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))))
@@ -111,7 +96,7 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             h = block(h, time_emb)
         h = _leaky(self.conv_out(self.stddev(h, parts)))
-        features = h.sum(dim=(2, 3), dtype=full_precision(h))  # a sum of 16 to 256 terms loses digits in bf16
+        features = h.sum(dim=(2, 3), dtype=full_precision(h))  # bf16 is too coarse for a sum of 16 to 256 terms
         with torch.autocast(features.device.type, enabled=False):
             logits = self.head(features)
             if self.label_embedding is not None:
@@ -120,22 +105,22 @@ class Discriminator(nn.Module):
 
 
 class PlainDiscriminator(nn.Module):
-    """Plain convolutions that halve the image down to 4 pixels, and a linear layer on all that is left.
+    """Convolutions that halve the image down to 4 pixels, then a linear layer on all features.
 
-    Made to learn within few updates: logits of order 1 at first, as every layer is He-initialised and nothing is summed
-    over positions, and weights of x_{t+1} that start at a tenth, so that its noise does not drown what the pair
-    differs in. As published, each block's second convolution starts as good as zero, and a sum over positions behind a
-    head of unit variance gives logits of tens as soon as the last convolution has grown.
+    It learns within few updates. Its first logits are of order 1, as every layer is He-initialized and there is no sum
+    over positions. Its weights of x_{t+1} start at a tenth, so that the noise does not hide the difference between the
+    pairs. In the published network each block's second convolution starts near zero, and a sum over positions gives
+    logits of tens as soon as the last convolution has grown.
 
     Args:
-        image_size: of what is judged, at least 8.
-        num_channels: of one image; the network sees two, concatenated.
-        ngf: base width, doubled with every halving up to 8 ngf.
+        image_size: size of the input, at least 8.
+        num_channels: channels of one image; the input is two images, concatenated.
+        ngf: base width; each halving doubles it, up to 8 ngf.
         t_emb_dim: length of the time embedding.
-        num_classes: 0 for none.
+        num_classes: number of classes, 0 for none.
     """
 
-    CONDITION = 0.1  # what the first weights of x_{t+1} are multiplied with
+    CONDITION = 0.1  # factor of the initial weights of x_{t+1}
 
     def __init__(
         self, image_size: int, num_channels: int = 3, ngf: int = 64, t_emb_dim: int = 256, num_classes: int = 0
@@ -165,7 +150,7 @@ class PlainDiscriminator(nn.Module):
         self.label_embedding = label_embedding(num_classes, channels)
 
     def forward(self, x: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
-        """Return (N, 1) float32 logits; arguments as in `Discriminator.forward`."""
+        """Return (N, 1) float32 logits; see `Discriminator.forward`."""
         check_labels(self.label_embedding, y)
         time_emb = _leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))
         h = _leaky(self.conv_in(torch.cat([x, x_t_plus_1], dim=1)))

@@ -1,13 +1,13 @@
 """NCSN++ generator G(x_{t+1}, t, z) -> x_0 (Song et al. 2021; Xiao et al. 2022, appendix C).
 
-With classes G(x_{t+1}, t, z, y): the label's embedding is added to the latent's, so both modulate the norms.
+With classes it is G(x_{t+1}, t, z, y): the label embedding is added to the latent's, so both modulate the norms.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from ddgan.layers import ROOT_HALF, Attention, FourierFeatures, GroupNorm, Resid
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What fixes the generator's weights; the fields are the published flags, and the number of classes."""
+    """Architecture of the generator: the published flags, the number of classes and the output bounds."""
 
     ch_mult: Sequence[int]
     image_size: int = 32
@@ -46,7 +46,7 @@ class GeneratorConfig:
     not_use_tanh: bool = False
     centered: bool = True
     num_classes: int = 0
-    bounds: Tensor | None = None  # (num_channels, 1, 1), greatest magnitude of the output's channels, None for 1
+    bounds: Tensor | None = None  # (num_channels, 1, 1), maximum magnitude of each output channel; None for 1
 
 
 class TimeEmbedding(nn.Module):
@@ -61,7 +61,7 @@ class TimeEmbedding(nn.Module):
         self.linear_out = linear(time_dim, time_dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        """(N,) int64 -> (N, time_dim), activated: every block uses SiLU of the embedding, so it is taken once."""
+        """(N,) int64 -> (N, time_dim), after the SiLU that every block needs."""
         features = sinusoids(t, self.channels) if self.fourier is None else self.fourier(t)
         return F.silu(self.linear_out(F.silu(self.linear_in(features))))
 
@@ -83,7 +83,7 @@ class LatentMapping(nn.Module):
 
 
 class PyramidMerge(nn.Module):
-    """Bring the resampled input image into the features through a 1x1 convolution (`input_skip`)."""
+    """Add or concatenate the resampled input image to the features by a 1x1 convolution (`input_skip`)."""
 
     def __init__(self, image_channels: int, channels: int, combine: str):
         super().__init__()
@@ -106,26 +106,23 @@ class OutputHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        return self.conv(self.norm.activated(h))
+        return self.conv(self.norm(h, silu=True))
 
 
 class Level(nn.Module):
-    """The modules of one resolution, of the encoder or of the decoder; `Generator.forward` says how they connect."""
+    """Modules of one resolution of the encoder or the decoder; `Generator.forward` connects them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
-        self.attentions = nn.ModuleList()  # encoder: one behind each block or none; decoder: one at the end or none
-        # A module, or None where the resolution has none.
+        self.attentions = nn.ModuleList()  # encoder: one per block or none; decoder: one at the end or none
+        # Module, or None without one.
         self.pyramid: Any = None
         self.resample: Any = None
 
 
 class Generator(nn.Module):
-    """Predict the clean image from x_{t+1}, the time index and a latent.
-
-    Args:
-        cfg: see `GeneratorConfig`.
+    """Predict the clean image from x_{t+1}, the timestep and a latent.
 
     Raises:
         ValueError: image_size cannot be halved once per entry of ch_mult after the first.
@@ -157,16 +154,8 @@ class Generator(nn.Module):
         self.middle_out = self._block(middle, middle)
         channels = self._build_decoder(middle, widths, fir_kernel)
         self.head = None if output_skip else OutputHead(channels, cfg.num_channels)
-        # Last, so that all other initial weights of a seed are those without classes.
+        # Last, so that classes do not change the other initial weights of a seed.
         self.label_embedding = label_embedding(cfg.num_classes, cfg.z_emb_dim)
-
-    def encoder_levels(self) -> Iterable[Level]:
-        """Return the encoder from the full resolution down."""
-        return cast("Iterable[Level]", self.encoder)
-
-    def decoder_levels(self) -> Iterable[Level]:
-        """Return the decoder from the lowest resolution up."""
-        return cast("Iterable[Level]", self.decoder)
 
     def _block(self, in_channels: int, out_channels: int, direction: str | None = None) -> ResidualBlock:
         cfg = self.cfg
@@ -188,9 +177,9 @@ class Generator(nn.Module):
         return self._block(channels, channels, direction)
 
     def _build_encoder(self, fir_kernel: Sequence[int] | None) -> list[int]:
-        """Add the encoder's levels and return the width of every tensor that the decoder takes over."""
+        """Build the encoder, and return the width of every skip connection."""
         cfg = self.cfg
-        self.encoder = nn.ModuleList()
+        self.encoder: Any = nn.ModuleList()  # of Level, from the full resolution down
         channels, pyramid = cfg.num_channels_dae, cfg.num_channels
         widths = [channels]
         for number, multiplier in enumerate(cfg.ch_mult):
@@ -214,11 +203,10 @@ class Generator(nn.Module):
         return widths
 
     def _build_decoder(self, channels: int, widths: list[int], fir_kernel: Sequence[int] | None) -> int:
-        """Add the decoder's levels, from the smallest resolution to the full one, and return the last width."""
+        """Build the decoder, from the lowest resolution to the full one, and return its last width."""
         cfg = self.cfg
-        self.decoder = nn.ModuleList()
-        skips = list(widths)
-        pyramid = 0
+        self.decoder: Any = nn.ModuleList()  # of Level, from the lowest resolution up
+        skips, pyramid = list(widths), 0
         for number, multiplier in reversed(list(enumerate(cfg.ch_mult))):
             level = Level()
             for _ in range(cfg.num_res_blocks + 1):
@@ -244,15 +232,12 @@ class Generator(nn.Module):
 
         Args:
             x_t_plus_1: (N, C, H, W) float32.
-            t: (N,) int64 in [0, T), the index of the x_t that is wanted.
+            t: (N,) int64 in [0, T), index of the x_t to sample.
             z: (N, nz) float32, standard normal.
-            y: (N,) int64 in [0, num_classes), the classes; None without classes.
+            y: (N,) int64 class labels; None without classes.
 
         Returns:
-            (N, C, H, W) float32 within the bounds, [-1, 1] for images; unbounded with not_use_tanh.
-
-        Raises:
-            ValueError: y is missing, or given to a network without classes.
+            (N, C, H, W) float32 within the bounds ([-1, 1] for images); unbounded with not_use_tanh.
         """
         check_labels(self.label_embedding, y)
         z_emb = self.latent_mapping(z)
@@ -275,10 +260,10 @@ class Generator(nn.Module):
         return level.resample(h)
 
     def _encode(self, x: Tensor, time_emb: Tensor | None, z_emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        image = x  # the input at the current resolution: its pixels, or features accumulated from them
+        image = x  # input at the current resolution: pixels (input_skip) or features (residual)
         h = self.conv_in(x)
         skips = [h]
-        for level in self.encoder_levels():
+        for level in self.encoder:
             for number, block in enumerate(level.blocks):
                 h = block(h, time_emb, z_emb)
                 if level.attentions:
@@ -296,8 +281,8 @@ class Generator(nn.Module):
         return h, skips
 
     def _decode(self, h: Tensor, skips: list[Tensor], time_emb: Tensor | None, z_emb: Tensor) -> Tensor:
-        image: Tensor | None = None  # the output so far, as pixels (output_skip) or features (residual)
-        for level in self.decoder_levels():
+        image: Tensor | None = None  # output so far: pixels (output_skip) or features (residual)
+        for level in self.decoder:
             for block in level.blocks:
                 h = block(torch.cat([h, skips.pop()], dim=1), time_emb, z_emb)
             for attention in level.attentions:

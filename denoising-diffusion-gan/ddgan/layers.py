@@ -1,39 +1,37 @@
-"""Layers of NCSN++ and of DDGAN's discriminators, in plain PyTorch operations.
+"""Layers of NCSN++ and of DDGAN's discriminators: norms, embeddings, residual block, attention.
 
-Song et al. 2021 (NCSN++ blocks), Karras et al. 2019 (adaptive normalisation), Karras et al. 2020 (FIR resampling),
-Xiao et al. 2022, appendix C.
+Song et al. 2021 (NCSN++ blocks), Karras et al. 2019 (adaptive normalization), Xiao et al. 2022, appendix C.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from comparison.gpu.group_norm import group_norm, is_fused
 from torch import Tensor, nn
 
-ROOT_HALF = math.sqrt(0.5)  # a sum of two unit-variance branches keeps unit variance
-WRITTEN_OUT = 1024  # positions up to which all weights between them are held at once
-TINY_INIT = 1e-10  # scale of layers that start as good as zero, so that a residual block starts as its shortcut
+ROOT_HALF = math.sqrt(0.5)  # keeps unit variance in the sum of two branches
+MAX_EXPLICIT = 1024  # positions up to which the attention matrix is computed explicitly
+TINY_INIT = 1e-10  # scale of nearly zero layers, with which a residual block starts as its shortcut
 
 
 def full_precision(x: Tensor) -> torch.dtype:
-    """Return x's type, or float32 if that is half precision."""
+    """Return x's dtype, or float32 if it is half precision."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def kernel_dtype(x: Tensor) -> torch.dtype:
-    """Return the type for operations that CPUs have no fast half-precision kernel for."""
+    """Return the dtype for operations that have no fast half-precision kernel on CPUs."""
     return full_precision(x) if x.device.type == "cpu" else x.dtype
 
 
-def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "avg") -> nn.Conv2d | nn.Linear:
-    """Fill a layer's weight with variance `scale` / fan and its bias with 0.
+def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "avg") -> None:
+    """Initialize a layer, weights with variance `scale` / fan and bias 0.
 
-    Args:
-        layer: changed in place and returned.
-        scale: of the variance; 0 means TINY_INIT.
-        fan: "avg", the mean of fan-in and fan-out (generator), or "out" (mapping, AdaGN and discriminator).
+    A scale of 0 means TINY_INIT. `fan` is "avg", the mean of fan-in and fan-out (generator), or "out" (mapping, AdaGN
+    and discriminator).
     """
     area = math.prod(layer.weight.shape[2:])
     fan_out, fan_in = layer.weight.shape[0] * area, layer.weight.shape[1] * area
@@ -42,55 +40,45 @@ def init_uniform(layer: nn.Conv2d | nn.Linear, scale: float = 1.0, fan: str = "a
     nn.init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    return layer
 
 
-def conv(in_channels: int, out_channels: int, size: int = 3, scale: float = 1.0, **options) -> nn.Conv2d:
-    """Return a convolution that keeps height and width unless `options` say otherwise, initialised for NCSN++."""
-    options.setdefault("padding", size // 2)
-    layer = nn.Conv2d(in_channels, out_channels, size, **options)
-    init_uniform(layer, scale)
+def conv(
+    in_channels: int, out_channels: int, size: int = 3, scale: float = 1.0, fan: str = "avg", **options: Any
+) -> nn.Conv2d:
+    """Return an initialized convolution; it keeps height and width unless `options` change them."""
+    layer = nn.Conv2d(in_channels, out_channels, size, **{"padding": size // 2, **options})
+    init_uniform(layer, scale, fan)
     return layer
 
 
 def linear(in_features: int, out_features: int, fan: str = "avg") -> nn.Linear:
-    """Return an initialised linear layer."""
+    """Return an initialized linear layer."""
     layer = nn.Linear(in_features, out_features)
     init_uniform(layer, fan=fan)
     return layer
 
 
 class GroupNorm(nn.GroupNorm):
-    """NCSN++'s group normalisation: four channels or more to a group, at most 32 groups."""
+    """NCSN++'s group norm: at least four channels per group, at most 32 groups."""
 
     def __init__(self, channels: int, affine: bool = True):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same, in float32 on CPUs, whose bf16 kernel is 3 times slower."""
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """Normalize (N, C, H, W), then perhaps apply SiLU; in float32 on CPUs, whose bf16 kernel takes 3x as long."""
         if self.affine and is_fused(x):
-            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps)
+            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps, silu=silu)
         h = x.to(kernel_dtype(x))
         weight, bias = (None if p is None else p.to(h.dtype) for p in (self.weight, self.bias))
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(h, self.num_groups, weight, bias, self.eps).to(x.dtype)
-
-    def activated(self, x: Tensor) -> Tensor:
-        """Return SiLU of the normalised (N, C, H, W)."""
-        if self.affine and is_fused(x):
-            return group_norm(x, self.num_groups, self.weight[None], self.bias[None], eps=self.eps, silu=True)
-        return F.silu(self(x))
+            h = F.group_norm(h, self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return F.silu(h) if silu else h
 
 
 def sinusoids(t: Tensor, channels: int) -> Tensor:
-    """Embed time indices as sines, then cosines (Vaswani et al. 2017, with the frequencies of Ho et al. 2020).
+    """Embed (N,) int64 timesteps as sines, then cosines, (N, channels) float32 in [-1, 1].
 
-    Args:
-        t: (N,) int64.
-        channels: even, at least 4.
-
-    Returns:
-        (N, channels) float32 in [-1, 1].
+    Vaswani et al. 2017, with the frequencies of Ho et al. 2020; `channels` is even and at least 4.
     """
     half = channels // 2
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
@@ -101,7 +89,7 @@ def sinusoids(t: Tensor, channels: int) -> Tensor:
 class FourierFeatures(nn.Module):
     """Embed log t by fixed random frequencies (Tancik et al. 2020; Song et al. 2021).
 
-    The published code takes log(0) at t = 0; here t = 0 counts as 1/2, below every other index.
+    The published code takes log(0) at t = 0; here t = 0 counts as 1/2.
     """
 
     frequencies: Tensor
@@ -117,7 +105,7 @@ class FourierFeatures(nn.Module):
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """Group normalisation whose scale and shift come from the latent (Xiao et al. 2022, appendix C), then SiLU."""
+    """Group norm with scale and shift from the latent (Xiao et al. 2022, appendix C), then SiLU."""
 
     def __init__(self, channels: int, z_emb_dim: int):
         super().__init__()
@@ -135,7 +123,7 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class PlainGroupNorm(nn.Module):
-    """Learned group normalisation and SiLU that ignore the latent, where a block has but one adaptive norm."""
+    """Group norm, then SiLU; ignores the latent, in blocks with only one adaptive norm."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -143,19 +131,19 @@ class PlainGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, z_emb: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return self.norm.activated(x)
+        return self.norm(x, silu=True)
 
 
 class ResidualBlock(nn.Module):
     """BigGAN-style residual block of NCSN++; time is added, the latent modulates the norms.
 
     Args:
-        in_channels, out_channels: of the image features.
+        in_channels, out_channels: channels of the image features.
         time_dim: length of the time embedding, 0 for none.
         z_emb_dim: length of the latent's embedding.
-        resample: makes a new `Resample` for a channel count, or None to keep the size.
+        resample: returns a new `Resample` for a channel count; None keeps the size.
         second_norm_adaptive: False for `biggan_oneadagn`.
-        skip_rescale: divide the sum by the square root of 2.
+        skip_rescale: whether to divide the sum by the square root of 2.
     """
 
     def __init__(
@@ -212,8 +200,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)  # each (N, H * W, C)
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] <= WRITTEN_OUT:
-            # CPUs multiply matrices of bf16 fast, but have no fast attention kernel for it.
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] <= MAX_EXPLICIT:
+            # bf16 matrix products are fast on CPUs, but there is no fast bf16 attention kernel.
             weights = (torch.bmm(q, k.transpose(1, 2)).float() * q.shape[2] ** -0.5).softmax(dim=2)
             h = torch.bmm(weights.to(v.dtype), v)
         else:
@@ -223,7 +211,7 @@ class Attention(nn.Module):
 
 
 class MinibatchStddev(nn.Module):
-    """Append one feature: how much the images of a group differ (Karras et al. 2018).
+    """Append one feature, the standard deviation over groups of images (Karras et al. 2018).
 
     Image i is grouped with i + N/G, i + 2N/G, ..., where G is the largest divisor of N up to 4.
     """
@@ -233,7 +221,7 @@ class MinibatchStddev(nn.Module):
         self.group_size = group_size
 
     def forward(self, x: Tensor, parts: int = 1) -> Tensor:
-        """(N, C, H, W) -> (N, C + 1, H, W); the N are `parts` batches one after another, each grouped by itself."""
+        """(N, C, H, W) -> (N, C + 1, H, W); groups do not mix the `parts` batches that the N consist of."""
         spread = torch.cat([self._spread(part) for part in x.chunk(parts)])
         return torch.cat([x, spread.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
 

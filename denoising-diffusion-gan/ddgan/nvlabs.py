@@ -1,4 +1,4 @@
-"""Published DDGAN state dicts under NVlabs's parameter names, translated to this package's names."""
+"""Translate published DDGAN state dicts from NVlabs's parameter names to this package's names."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddgan.discriminator import Discriminator
 from ddgan.fir import Resample
 from ddgan.generator import Generator, OutputHead, PyramidMerge
 from ddgan.layers import AdaptiveGroupNorm, Attention, FourierFeatures, ResidualBlock
 
 
 class Entry(NamedTuple):
-    """One tensor: its name here, and the published ones that make it up, joined along the first axis."""
+    """Name of a tensor here, and the published tensors that it concatenates along the first axis."""
 
     here: str
     there: tuple[str, ...]
@@ -21,28 +20,15 @@ class Entry(NamedTuple):
 
 
 def looks_like_nvlabs(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has the published generator's names."""
+    """Return True if a state dict has the published generator's parameter names."""
     return any(name.removeprefix("module.").startswith("all_modules.") for name in state)
 
 
 def translate_generator(generator: Generator, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` under the names of `generator`, which has the same configuration.
-
-    Raises:
-        ValueError: a tensor is missing or left over.
-    """
-    # Without time conditioning every published block still carries its unused time layer.
+    """Return `state` with the parameter names of `generator`; raise ValueError if a tensor is missing or left over."""
+    # Without time conditioning every published block still has its unused time layer.
     ignored = () if generator.cfg.conditional else (".Dense_0.", "all_modules.0.W")
     return _translate(state, _generator_entries(generator), ignored)
-
-
-def translate_discriminator(discriminator: Discriminator, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` under the names of `discriminator`.
-
-    Raises:
-        ValueError: a tensor is missing or left over.
-    """
-    return _translate(state, _discriminator_entries(discriminator))
 
 
 def _translate(
@@ -81,26 +67,26 @@ def _generator_entries(generator: Generator) -> Iterator[Entry]:
         if part is not None:
             yield from _part_entries(part, names[id(part)], f"all_modules.{number}", generator)
     for number, _ in enumerate(generator.latent_mapping.layers):
-        # Place 0 is the normalisation, and an activation follows each layer.
+        # Index 0 is the normalization, and an activation follows each layer.
         yield from _layer(f"latent_mapping.layers.{number}", f"z_transform.{2 * number + 1}")
 
 
 def _published_order(generator: Generator) -> Iterator[nn.Module | None]:
-    """Yield the modules in the order of the published flat list; None for one that has no counterpart here."""
+    """Yield the modules in the order of the published flat list; None for a module that does not exist here."""
     time = generator.time_embedding
     if generator.cfg.embedding_type == "fourier":
         yield time.fourier if time is not None else None
     if time is not None:
         yield from (time.linear_in, time.linear_out)
     yield generator.conv_in
-    for level in generator.encoder_levels():
+    for level in generator.encoder:
         for number, block in enumerate(level.blocks):
             yield block
             if level.attentions:
                 yield level.attentions[number]
         yield from (module for module in (level.resample, level.pyramid) if module is not None)
     yield from (generator.middle_in, generator.middle_attention, generator.middle_out)
-    for level in generator.decoder_levels():
+    for level in generator.decoder:
         yield from level.blocks
         yield from level.attentions
         if isinstance(level.pyramid, OutputHead):
@@ -145,17 +131,3 @@ def _block_entries(block: ResidualBlock, here: str, there: str, resblock_type: s
         yield from _nin(f"{here}.shortcut", f"{there}.NIN_0")
     elif block.shortcut is not None:
         yield from _layer(f"{here}.shortcut", f"{there}.Conv_2")
-
-
-def _discriminator_entries(discriminator: Discriminator) -> Iterator[Entry]:
-    yield from _layer("time_in", "t_embed.main.0")
-    yield from _layer("time_out", "t_embed.main.2")
-    yield from _layer("conv_in", "start_conv")
-    for number, _ in enumerate(discriminator.blocks):
-        here, there = f"blocks.{number}", f"conv{number + 1}"
-        yield from _layer(f"{here}.conv_in", f"{there}.conv1.0")
-        yield from _layer(f"{here}.conv_out", f"{there}.conv2.0")
-        yield from _layer(f"{here}.time", f"{there}.dense_t1")
-        yield from _layer(f"{here}.shortcut", f"{there}.skip.0", bias=False)
-    yield from _layer("conv_out", "final_conv")
-    yield from _layer("head", "end_linear")

@@ -1,4 +1,4 @@
-"""What the networks are trained for: which pairs the discriminator judges, by which losses, and when."""
+"""Training objective: the discriminator's pairs, the losses and penalties, and the phases of the training."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ddgan.losses import fake_loss, real_loss, relativistic_loss
 
-FINITE_DIFFERENCE = 0.01  # standard deviation of the noise behind a finite-difference penalty (Lin et al. 2025)
+FINITE_DIFFERENCE = 0.01  # standard deviation of the noise of a finite-difference penalty (Lin et al. 2025)
 
 
 class Phase(NamedTuple):
-    """What an update does: train the generator as a denoiser alone, or both networks; weight of the reconstruction."""
+    """Whether an update trains only the generator, as a denoiser, and the weight of the reconstruction loss."""
 
     denoiser: bool = False
     reconstruction_weight: float = 0.0
@@ -21,29 +21,28 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective of both networks; the defaults are the published one (Xiao et al. 2022, Eq. 4 and 5).
+    """Objective of both networks; the defaults are the published one (Xiao et al. 2022, Eq. 4 and 5).
 
-    With `discriminator_input` "x_0" the discriminator judges (x_0, x_{t+1}) against (x_0_pred, x_{t+1}) instead of
-    (x_t, x_{t+1}) against (x_t_pred, x_{t+1}). Its best logit for a pair is then
-    log q(x_0 | x_{t+1}) - log p(x_0_pred | x_{t+1}), as x_{t+1} has the same distribution in both pairs, and the
-    generator's optimum is p(x_0_pred | x_{t+1}) = q(x_0 | x_{t+1}). Noised by the posterior q(x_t | x_{t+1}, x_0),
-    which both objectives share, this gives x_t the distribution q(x_t | x_{t+1}), the optimum of the published
-    objective, so the sampler stays as it is. What changes is the signal: the posterior's noise, which at large t hides
-    nearly all of x_0, no longer stands between the generator and the discriminator. The optimum is also stricter: many
-    distributions of x_0 give the same q(x_t | x_{t+1}) up to this noise, one alone the same q(x_0 | x_{t+1}).
+    With `discriminator_input` "x_0" the discriminator compares (x_0, x_{t+1}) with (x_0_pred, x_{t+1}) instead of
+    (x_t, x_{t+1}) with (x_t_pred, x_{t+1}). As x_{t+1} has the same distribution in both pairs, the optimal logit is
+    log q(x_0 | x_{t+1}) - log p(x_0_pred | x_{t+1}), and the generator's optimum is p(x_0_pred | x_{t+1}) =
+    q(x_0 | x_{t+1}). The posterior q(x_t | x_{t+1}, x_0), which both objectives share, then gives x_t the distribution
+    q(x_t | x_{t+1}), the optimum of the published objective, so the sampler does not change. The signal changes: the
+    posterior's noise, which at large t hides nearly all of x_0, is no longer between generator and discriminator. The
+    optimum is also stricter: many distributions of x_0 give the same q(x_t | x_{t+1}), one gives q(x_0 | x_{t+1}).
 
     Attributes:
         discriminator_input: "x_t" or "x_0".
-        discriminator_shift: the discriminator sees each pair rolled by a random number of pixels. Without it, its
-            gradient with respect to an image repeats with its strides, which may show as a grid in the samples.
-        gan_loss: "softplus", the non-saturating loss of each logit, or "relativistic", of pairs of them.
-        penalty: "r1", the squared gradient norm on real inputs, or "r1r2", on generated ones as well.
+        discriminator_shift: whether each pair is rolled by a random number of pixels. Otherwise the discriminator's
+            gradient repeats with its strides, which can cause grid artifacts in the samples.
+        gan_loss: "softplus", the non-saturating loss of each logit, or "relativistic", of pairs of logits.
+        penalty: "r1", the squared gradient norm on real inputs, or "r1r2", on fake inputs too.
         penalty_estimate: "exact", by a second derivative, or "finite", by finite differences.
-        reconstruction: of the clean image by the generator in the adversarial phase: "none", "constant", or "decay",
-            whose weight falls to 0 along half a cosine.
-        reconstruction_weight: of the reconstruction at the beginning of that phase.
+        reconstruction: generator's x_0 loss in the adversarial phase: "none", "constant", or "decay", whose weight
+            falls to 0 by half a cosine.
+        reconstruction_weight: weight of that loss at the start of the phase.
         reconstruction_norm: "l1" or "l2".
-        denoiser_fraction: share of the budget at the beginning in which the generator is trained as a denoiser alone.
+        denoiser_fraction: fraction of the budget, at its start, for training only the generator, as a denoiser.
     """
 
     discriminator_input: str = "x_t"
@@ -57,7 +56,7 @@ class Objective:
     denoiser_fraction: float = 0.0
 
     def phase(self, progress: float) -> Phase:
-        """Return what an update does after a share of the budget in [0, 1]."""
+        """Return the phase of an update after a fraction of the budget in [0, 1]."""
         if progress < self.denoiser_fraction:
             return Phase(True)
         if self.reconstruction == "none":
@@ -68,29 +67,24 @@ class Objective:
         return Phase(False, self.reconstruction_weight * left)
 
     def adversarial_progress(self, progress: float) -> float:
-        """Return the share of the adversarial phase that is over, in [0, 1]; 0 before it."""
+        """Return the fraction of the adversarial phase that is over, in [0, 1]; 0 before it."""
         if self.denoiser_fraction == 1:
             return 0.0
         return max(0.0, (progress - self.denoiser_fraction) / (1 - self.denoiser_fraction))
 
     def discriminator_losses(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
-        """Return loss_d, for the softplus loss also loss_d_real and loss_d_fake, its terms; scalars float32."""
+        """Return loss_d and, for the softplus loss, its terms loss_d_real and loss_d_fake; scalars float32."""
         if self.gan_loss == "relativistic":
             return {"loss_d": relativistic_loss(logits_real, logits_fake)}
         losses = {"loss_d_real": real_loss(logits_real), "loss_d_fake": fake_loss(logits_fake)}
         return {**losses, "loss_d": losses["loss_d_real"] + losses["loss_d_fake"]}
 
     def hits(self, logits_real: Tensor, logits_fake: Tensor, t: Tensor, num_timesteps: int) -> Tensor:
-        """Count at each t how often the discriminator is right.
-
-        Args:
-            logits_real, logits_fake: (N, 1) float, at the same t.
-            t: (N,) int64 in [0, T).
-            num_timesteps: T.
+        """Count the discriminator's correct decisions at each t, from (N, 1) logits of real and fake pairs.
 
         Returns:
-            (3, T) float32: real pairs with a positive logit, generated ones with a negative one, and all pairs. With
-            the relativistic loss, which knows differences alone, both counts are of pairs with real above generated.
+            (3, T) float32 counts: real pairs with a positive logit, fake pairs with a negative one, and all pairs. With
+            the relativistic loss, which only has differences, the first two count pairs with real above fake.
         """
         one_hot = (t[:, None] == torch.arange(num_timesteps, device=t.device)).float()
         real, fake = logits_real.detach().flatten(), logits_fake.detach().flatten()

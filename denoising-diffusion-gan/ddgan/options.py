@@ -1,7 +1,7 @@
-"""The published flags of training and sampling. Standard library only: they are judged before torch is imported."""
+"""Published flags of training and sampling; standard library only, so that a wrong flag is reported at once."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,37 +22,52 @@ DOMAINS = ("pixel", "patch", "haar")
 
 
 def below_one(text: str) -> float:
-    """Read a number in [0, 1), an argparse type."""
+    """Parse a number in [0, 1), an argparse type."""
     value = fraction(text)
     if value == 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, not {text}")
     return value
 
 
-# name -> (type or "switch", published default, help). A switch is False unless given; a "published" one inverts.
-_ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
+def _int_up_to(limit: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = positive_int(text)
+        if value > limit:
+            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {limit}, not {text}")
+        return value
+
+    return parse
+
+
+process_count = _int_up_to(1024)  # sanity limit: a typo such as 10000 would exhaust the machine
+port_number = _int_up_to(65535)
+
+# Flag -> (type, published default, help). The type is an argparse type, [type] for a list, a tuple of choices, "on" for
+# a switch that is False unless given, or "off" for a published switch that is True unless given.
+Flags = dict[str, tuple[Any, Any, str]]
+_ARCHITECTURE: Flags = {
     "image_size": (pixels, 32, "height and width, pixels"),
-    "num_channels": (positive_int, 3, "of an image; images are read as RGB, so 3"),
+    "num_channels": (positive_int, 3, "image channels; images are read as RGB, so 3"),
     "num_channels_dae": (positive_int, 128, "generator's base width, features"),
     "n_mlp": (non_negative_int, 3, "hidden layers of the latent's mapping"),
     "ch_mult": ([positive_int], [1, 2, 2, 2], "width of each resolution, in units of num_channels_dae"),
     "num_res_blocks": (positive_int, 2, "residual blocks per resolution"),
     "attn_resolutions": ([positive_int], [16], "resolutions with self-attention, pixels"),
-    "dropout": (below_one, 0.0, "probability, generator"),
+    "dropout": (below_one, 0.0, "dropout probability of the generator"),
     "resamp_with_conv": ("off", True, "INVERTED as published: giving it resamples without convolution (ddpm blocks)"),
-    "conditional": ("off", True, "INVERTED as published: giving it hides the time index from the generator"),
+    "conditional": ("off", True, "INVERTED as published: giving it hides the timestep from the generator"),
     "fir": ("off", True, "INVERTED as published: giving it resamples by repeating and averaging pixels"),
     "fir_kernel": ([positive_int], [1, 3, 3, 1], "taps of the resampling filter, symmetric, an even number"),
     "skip_rescale": ("off", True, "INVERTED as published: giving it adds residuals without the factor sqrt(1/2)"),
     "resblock_type": (("biggan", "biggan_oneadagn", "ddpm"), "biggan", "generator's residual blocks"),
-    "progressive": (("none", "output_skip", "residual"), "none", "how the output is gathered over resolutions"),
-    "progressive_input": (("none", "input_skip", "residual"), "residual", "how the input enters lower resolutions"),
-    "progressive_combine": (("sum", "cat"), "sum", "how input_skip joins it"),
+    "progressive": (("none", "output_skip", "residual"), "none", "how the resolutions contribute to the output"),
+    "progressive_input": (("none", "input_skip", "residual"), "residual", "how lower resolutions receive the input"),
+    "progressive_combine": (("sum", "cat"), "sum", "how input_skip combines input and features"),
     "embedding_type": (("positional", "fourier"), "positional", "generator's time embedding"),
     "fourier_scale": (positive_float, 16.0, "standard deviation of the fourier embedding's frequencies"),
     "not_use_tanh": ("on", False, "leave the generator's output unbounded"),
     "centered": ("off", True, "INVERTED as published: giving it makes the generator map its input x to 2 x - 1"),
-    "class_cond": ("on", False, "give both networks the class of each image; the data must have labels"),
+    "class_cond": ("on", False, "condition both networks on the class of each image; the data must have labels"),
     "nz": (positive_int, 100, "length of the latent"),
     "z_emb_dim": (positive_int, 256, "length of the latent's embedding"),
     "t_emb_dim": (positive_int, 256, "length of the discriminator's time embedding, even"),
@@ -63,32 +78,52 @@ _ARCHITECTURE: dict[str, tuple[Any, Any, str]] = {
     "domain": (DOMAINS, "pixel", "what is diffused: pixels, 2 x 2 squares as channels, or their Haar coefficients"),
     "detail_scale": (positive_float, 1.0, "factor of the detail coefficients of --domain haar"),
 }
+_OBJECTIVE: Flags = {
+    "discriminator_input": (("x_t", "x_0"), "x_t", "what the discriminator compares, given x_{t+1}: x_t or x_0"),
+    "discriminator_shift": ("on", False, "roll each pair by a random number of pixels; prevents grid artifacts"),
+    "t_decay": (positive_float, 1.0, "frequency of t + 1 relative to t; below 1 favors the last sampling steps"),
+    "gan_loss": (("softplus", "relativistic"), "softplus", "loss of each logit, or of pairs of a real and a fake one"),
+    "penalty": (("r1", "r1r2"), "r1", "squared gradient norm of the discriminator on real, or real and fake, inputs"),
+    "penalty_estimate": (("exact", "finite"), "exact", "second derivatives, or finite differences (CUDA graphs work)"),
+    "reconstruction": (("none", "constant", "decay"), "none", "generator's x_0 loss; decay falls to 0 as a cosine"),
+    "reconstruction_weight": (positive_float, 1.0, "weight of the x_0 loss"),
+    "reconstruction_norm": (("l1", "l2"), "l2", "mean absolute or mean squared error, of the denoiser too"),
+}
+_DENOISER: Flags = {
+    "denoiser_fraction": (fraction, 0.0, "fraction of the budget for training the generator as a denoiser; 1 for all"),
+    "lr_denoiser": (positive_float, 1e-3, "learning rate of the denoiser, falling to 0 by half a cosine"),
+    "denoiser_warmup": (fraction, 0.1, "fraction of that phase in which its rate rises from 0"),
+    "denoiser_d_every": (non_negative_int, 0, "updates per update of the discriminator in that phase; 0 for none"),
+}
 ARCHITECTURE = tuple(_ARCHITECTURE)
-LATER = ("class_cond", "domain", "detail_scale")  # checkpoints from before these have their defaults
-# What sampling does not depend on; a sampling command may repeat it, and nothing is compared.
+LATER = ("class_cond", "domain", "detail_scale")  # older checkpoints lack these flags; their defaults apply
+# Flags that sampling does not depend on; a sampling command may repeat them, and their values are not compared.
 DISCRIMINATOR_ONLY = ("t_emb_dim",)
-MOST_PROCESSES = 1024  # more on one machine are a slip of the hand that would bring it down
-LARGE_FROM = 64  # pixels; the large discriminator halves six times
+# What the flags of the objective mean in runs that are older than them.
+PUBLISHED_OBJECTIVE = {name: default for name, (_, default, _) in {**_OBJECTIVE, **_DENOISER}.items()}
+# Flags that fix the number of processes; a run records only that number, however it is reached.
+PROCESS_OPTIONS = ("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank")
+MIN_LARGE = 64  # pixels; the large discriminator halves six times
 
 
 def defaults() -> dict[str, Any]:
-    """Return the published defaults of all flags that fix networks and process."""
+    """Return the published defaults of all flags that define the networks and the process."""
     return {name: default for name, (_, default, _) in _ARCHITECTURE.items()}
 
 
 def is_value(name: str, value: Any) -> bool:
-    """Tell whether a value, such as one in a checkpoint, could have been given to a flag of ARCHITECTURE."""
+    """Return True if a flag of ARCHITECTURE accepts the value, such as one from a checkpoint."""
     kind = _ARCHITECTURE[name][0]
     if isinstance(kind, tuple):
         return value in kind
     if isinstance(kind, str):
         return isinstance(value, bool)
     if isinstance(kind, list):
-        return isinstance(value, list | tuple) and bool(value) and all(_reads(kind[0], part) for part in value)
-    return _reads(kind, value)
+        return isinstance(value, list | tuple) and bool(value) and all(_parses(kind[0], part) for part in value)
+    return _parses(kind, value)
 
 
-def _reads(kind: Any, value: Any) -> bool:
+def _parses(kind: Any, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -97,20 +132,11 @@ def _reads(kind: Any, value: Any) -> bool:
         return False
 
 
-def add_architecture_options(parser: argparse.ArgumentParser, *, suppress: bool = False) -> None:
-    """Add the flags that fix networks and process.
-
-    Args:
-        parser: to add to.
-        suppress: leave flags that were not given out of the result, for a script that knows them from a checkpoint.
-    """
-    group = parser.add_argument_group("networks and process")
-    for name, (kind, default, words) in _ARCHITECTURE.items():
-        settings: dict[str, Any] = {"default": argparse.SUPPRESS if suppress else default, "help": words}
-        if kind == "on":
-            settings["action"] = "store_true"
-        elif kind == "off":
-            settings["action"] = "store_false"
+def _add_flags(group: argparse._ArgumentGroup, flags: Flags, suppress: bool = False) -> None:
+    for name, (kind, default, help_text) in flags.items():
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS if suppress else default, "help": help_text}
+        if isinstance(kind, str):
+            settings["action"] = "store_true" if kind == "on" else "store_false"
         elif isinstance(kind, list):
             settings.update(type=kind[0], nargs="+", metavar="N")
         elif isinstance(kind, tuple):
@@ -120,83 +146,39 @@ def add_architecture_options(parser: argparse.ArgumentParser, *, suppress: bool 
         group.add_argument(f"--{name}", **settings)
 
 
+def add_architecture_options(parser: argparse.ArgumentParser, *, suppress: bool = False) -> None:
+    """Add the flags of networks and process; with `suppress`, flags that are not given are absent from the result."""
+    _add_flags(parser.add_argument_group("networks and process"), _ARCHITECTURE, suppress)
+
+
 def add_objective_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `ddgan.objective.Objective` and of the denoiser's phase; the defaults are the published ones."""
-    group = parser.add_argument_group("objective")
-    add = group.add_argument
-    words = (
-        "the discriminator judges x_t, as published, or the clean image before the posterior's noise, beside x_{t+1}"
-    )
-    add("--discriminator_input", default="x_t", choices=["x_t", "x_0"], help=words)
-    words = "show it each pair rolled by a random number of pixels, against grids with the period of its strides"
-    add("--discriminator_shift", action="store_true", help=words)
-    words = (
-        "frequency of each index t in the batches relative to that of t - 1; below 1 favours the last steps of sampling"
-    )
-    add("--t_decay", type=positive_float, default=1.0, metavar="X", help=words)
-    words = "of each logit, as published, or of pairs of a real and a generated one"
-    add("--gan_loss", default="softplus", choices=["softplus", "relativistic"], help=words)
-    words = "squared gradient norm of the discriminator on real inputs, or on generated ones as well"
-    add("--penalty", default="r1", choices=["r1", "r1r2"], help=words)
-    words = "second derivatives, or finite differences, which CUDA graphs and --compile can take"
-    add("--penalty_estimate", default="exact", choices=["exact", "finite"], help=words)
-    words = "distance of the generator's x_0 from the true one in its loss; decay lets it fall to 0 along half a cosine"
-    add("--reconstruction", default="none", choices=["none", "constant", "decay"], help=words)
-    add("--reconstruction_weight", type=positive_float, default=1.0, metavar="W", help="of that distance")
-    words = "mean absolute or mean squared difference, of the denoiser too"
-    add("--reconstruction_norm", default="l2", choices=["l1", "l2"], help=words)
-    group = parser.add_argument_group("denoiser first; the other schedules cover what is left of the budget")
-    add = group.add_argument
-    words = "share of the budget in which the generator is trained as a denoiser alone; 1 for the whole"
-    add("--denoiser_fraction", type=fraction, default=0.0, metavar="F", help=words)
-    add("--lr_denoiser", type=positive_float, default=1e-3, help="its learning rate, falling to 0 along half a cosine")
-    add("--denoiser_warmup", type=fraction, default=0.1, metavar="F", help="share of that phase over which it rises")
-    words = "update the discriminator beside it in every N-th update; 0 for never"
-    add("--denoiser_d_every", type=non_negative_int, default=0, metavar="N", help=words)
-
-
-# What the flags of the objective mean in runs that began before them.
-PUBLISHED_OBJECTIVE: dict[str, Any] = {
-    **{
-        "discriminator_input": "x_t",
-        "discriminator_shift": False,
-        "gan_loss": "softplus",
-        "penalty": "r1",
-        "t_decay": 1.0,
-    },
-    **{"penalty_estimate": "exact", "reconstruction": "none", "reconstruction_weight": 1.0},
-    **{"reconstruction_norm": "l2", "denoiser_fraction": 0.0, "lr_denoiser": 1e-3, "denoiser_warmup": 0.1},
-    "denoiser_d_every": 0,
-}
+    """Add the flags of `ddgan.objective.Objective` and of the denoising phase."""
+    _add_flags(parser.add_argument_group("objective; the defaults are the published one"), _OBJECTIVE)
+    title = "denoising phase at the start; the other schedules cover the rest of the budget"
+    _add_flags(parser.add_argument_group(title), _DENOISER)
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Add the published flags about several processes, which `place_of` judges."""
-    group = parser.add_argument_group("processes")
-    words = "processes on this machine, each on its GPU; more than there are GPUs share them, on CPUs the cores"
-    group.add_argument("--num_process_per_node", type=process_count, default=1, metavar="K", help=words)
-    group.add_argument("--num_proc_node", type=process_count, default=1, metavar="N", help="machines")
-    words = "of this machine, 0 to N - 1; each is given the same command but for this"
-    group.add_argument("--node_rank", type=non_negative_int, default=0, metavar="X", help=words)
-    words = "of machine 0, for several machines"
-    group.add_argument("--master_address", type=host_name, default="127.0.0.1", metavar="HOST", help=words)
-    words = "at which machine 0 waits for several machines; one finds a free port by itself"
-    group.add_argument("--master_port", type=port_number, default=6020, metavar="PORT", help=words)
-    words = "accepted and ignored: every process knows its own"
-    group.add_argument("--local_rank", type=non_negative_int, default=0, metavar="X", help=words)
+    """Add the published flags of several processes; `get_rank_info` validates them."""
+    add = parser.add_argument_group("processes").add_argument
+    help_text = "processes on this machine, one per GPU; they share GPUs if there are fewer, and cores without GPUs"
+    add("--num_process_per_node", type=process_count, default=1, metavar="K", help=help_text)
+    add("--num_proc_node", type=process_count, default=1, metavar="N", help="machines")
+    help_text = "number of this machine, 0 to N - 1; the command is otherwise the same on all machines"
+    add("--node_rank", type=non_negative_int, default=0, metavar="X", help=help_text)
+    help_text = "address of machine 0, for several machines"
+    add("--master_address", type=host_name, default="127.0.0.1", metavar="HOST", help=help_text)
+    help_text = "port of machine 0, for several machines; on one machine a free port is found automatically"
+    add("--master_port", type=port_number, default=6020, metavar="PORT", help=help_text)
+    help_text = "accepted and ignored: every process knows its own"
+    add("--local_rank", type=non_negative_int, default=0, metavar="X", help=help_text)
 
 
-# What decides how many processes there are is recorded as their number, however it is reached.
-PROCESS_OPTIONS = (
-    *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),
-)
-
-
-def place_of(args: argparse.Namespace) -> Place:
-    """Return the place of this process, see `comparison.places.find_place`.
+def get_rank_info(args: argparse.Namespace) -> Place:
+    """Return the rank of this process, see `comparison.places.find_place`.
 
     Raises:
-        UserError: the flags contradict each other, or a launcher.
+        UserError: the flags contradict each other or a launcher.
     """
     if args.node_rank >= args.num_proc_node:
         raise UserError(f"--node_rank {args.node_rank}: must be below --num_proc_node {args.num_proc_node}")
@@ -206,35 +188,15 @@ def place_of(args: argparse.Namespace) -> Place:
     )  # fmt: skip
 
 
-def process_count(text: str) -> int:
-    """Read how many processes or machines work together, an argparse type."""
-    value = positive_int(text)
-    if value > MOST_PROCESSES:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_PROCESSES}, not {text}")
-    return value
-
-
 def host_name(text: str) -> str:
-    """Read the name or number of a machine, an argparse type."""
+    """Parse a host name or address, an argparse type."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("must be the name of a machine, not empty")
+        raise argparse.ArgumentTypeError("must be a host name, not empty")
     return text
 
 
-def port_number(text: str) -> int:
-    """Read a port, an argparse type."""
-    value = positive_int(text)
-    if value > 65535:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text}")
-    return value
-
-
 def check_architecture(options: Mapping[str, Any]) -> None:
-    """Refuse a combination of flags from which no network or process can be built.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Raise UserError, naming the flag, if no network or process can be built from a combination of flags."""
     size, mults, nf = options["image_size"], options["ch_mult"], options["num_channels_dae"]
     domain = options.get("domain", "pixel")
     if options["num_channels"] != 3:
@@ -242,14 +204,15 @@ def check_architecture(options: Mapping[str, Any]) -> None:
     fold = 1 if domain == "pixel" else 2
     parts = fold * 2 ** (len(mults) - 1)
     if size % parts or size < 8 * fold:
-        words = "this --ch_mult" if fold == 1 else f"this --ch_mult and --domain {domain}"
-        raise UserError(f"--image_size {size}: must be at least {8 * fold} and divisible by {parts} for {words}")
-    if options.get("discriminator") == "large" and size < LARGE_FROM * fold:
-        limit = LARGE_FROM * fold
-        raise UserError(f"--discriminator large: halves six times, so --image_size must be at least {limit}")
+        flags = "this --ch_mult" if fold == 1 else f"this --ch_mult and --domain {domain}"
+        raise UserError(f"--image_size {size}: must be at least {8 * fold} and divisible by {parts} for {flags}")
+    if options.get("discriminator") == "large" and size < MIN_LARGE * fold:
+        raise UserError(f"--discriminator large: halves six times, so --image_size must be at least {MIN_LARGE * fold}")
     for width in _widths(mults, options["progressive_input"], options["progressive_combine"]):
         if nf < 4 or (nf * width) % min(nf * width // 4, 32):
-            raise UserError(f"--num_channels_dae {nf}: {nf * width} features make no equal groups; try 16 or 32")
+            raise UserError(
+                f"--num_channels_dae {nf}: {nf * width} features do not divide into equal groups; try 16 or 32"
+            )
     taps = options["fir_kernel"]
     if len(taps) % 2 or len(taps) < 4 or taps != taps[::-1]:
         raise UserError(f"--fir_kernel {' '.join(map(str, taps))}: must be symmetric, of 4, 6, ... taps")
@@ -263,37 +226,34 @@ def check_architecture(options: Mapping[str, Any]) -> None:
 
 
 def _widths(mults: Sequence[int], progressive_input: str, combine: str) -> set[int]:
-    """Return every width that a group normalisation meets, in units of the base width."""
+    """Return every width of a group norm, in units of the base width."""
     joined = {2 * m for m in mults} if (progressive_input, combine) == ("input_skip", "cat") else set()
     encoder = {1, *mults, *joined}
-    neighbours = {a + b for a, b in pairwise([mults[-1], *reversed(mults)])}
-    return encoder | neighbours | {a + b for a in mults for b in encoder if b <= 2 * max(mults)}
+    neighbors = {a + b for a, b in pairwise([mults[-1], *reversed(mults)])}
+    return encoder | neighbors | {a + b for a in mults for b in encoder if b <= 2 * max(mults)}
 
 
 def add_run_folder(group: argparse._ArgumentGroup) -> None:
-    """Add --exp, and --run_dir as the other models have it."""
-    group.add_argument("--exp", default="experiment_cifar_default", help="name of the run; with a slash, its folder")
+    """Add --exp, and --run_dir as in the other models."""
+    exp_help = "name of the run; with a slash, its folder"
+    group.add_argument("--exp", default="experiment_cifar_default", help=exp_help)
     group.add_argument(
         "--run_dir",
         dest="exp",
         type=lambda path: path if "/" in path else f"./{path}",
         default=argparse.SUPPRESS,
         metavar="DIR",
-        help="folder of the run, in place of --exp",
+        help="run folder, in place of --exp",
     )
 
 
 def run_folder(exp: str) -> Path:
-    """Return the run folder that --exp names: below results/runs/, or a path if it has a slash.
-
-    Raises:
-        UserError: no name, or one that means the folder of all runs.
-    """
+    """Return the run folder of --exp: in results/runs/, or a path if it has a slash; raise UserError if it is empty."""
     if exp in ("", ".", ".."):
         raise UserError(f"--exp {exp!r}: must be the name of a run, or a path with a slash")
     return Path(exp) if "/" in exp else default_run_folder(MODEL, exp)
 
 
 def discriminator_size(choice: str, image_size: int) -> str:
-    """Resolve `auto`: the published code uses the small one for 32 pixels and the large one for 256."""
+    """Resolve `auto`, by which the published code uses the small one for 32 pixels and the large one for 256."""
     return choice if choice != "auto" else ("small" if image_size < 128 else "large")

@@ -1,4 +1,4 @@
-"""The forward passes of both half-updates, from what was drawn for them to the losses."""
+"""Forward passes of both half-updates, from their random inputs to the losses."""
 
 import inspect
 from collections.abc import Callable
@@ -23,13 +23,10 @@ Network = Callable[..., Tensor]
 
 
 def share_gradients(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return what to call in place of a network so that a backward pass leaves gradients averaged over the processes.
-
-    The average is taken while the backward pass goes on, but not inside `local_gradients`.
-    """
+    """Wrap a network in DistributedDataParallel if there are several ranks, to average its gradients over them."""
     if world_size() == 1:
         return network
-    # Its buffers are constants, so nothing is to be sent in the forward pass; torch 2.14 renamed the argument.
+    # The buffers are constant, so the forward pass need not broadcast them; torch 2.14 renamed the argument.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
@@ -38,23 +35,23 @@ def share_gradients(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def local_gradients(network: nn.Module, active: bool) -> AbstractContextManager[None]:
-    """While `active`, let the backward passes of what `share_gradients` returned add up without any message."""
+    """Return a context that, while `active`, accumulates gradients of `share_gradients` without averaging them."""
     return network.no_sync() if active and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What turns drawn inputs (t, z, posterior, x_0, x_t, x_t_plus_1, perhaps labels) into losses.
+    """Map inputs (t, z, posterior, x_0, x_t, x_t_plus_1 and optional ones such as labels) to losses.
 
     Attributes:
-        objective: what the networks are trained for.
-        process: on the networks' device.
-        domain: of what is diffused.
+        objective: objective of both networks.
+        process: diffusion process on the networks' device.
+        domain: space of the diffusion.
         r1_gamma: weight of the gradient penalty.
-        autocast_dtype: of the network passes; None for float32.
-        generator, discriminator: as the other network's update calls them, perhaps compiled.
-        shared_generator, shared_discriminator: as their own updates call them, which average gradients over processes.
-        plain_discriminator: the latter, not compiled, which can be differentiated twice.
+        autocast_dtype: dtype of the network passes; None for float32.
+        generator, discriminator: networks for the other network's update, perhaps compiled.
+        shared_generator, shared_discriminator: networks for their own updates, with gradients averaged over ranks.
+        eager_discriminator: shared_discriminator without compilation, which can be differentiated twice.
     """
 
     objective: Objective
@@ -66,10 +63,10 @@ class Passes:
     discriminator: Network
     shared_generator: Network
     shared_discriminator: Network
-    plain_discriminator: nn.Module
+    eager_discriminator: nn.Module
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the context of the network passes."""
+        """Return the autocast context of the network passes."""
         return torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def _predict(self, call: Network, drawn: Inputs) -> Tensor:
@@ -77,41 +74,36 @@ class Passes:
             return call(drawn["x_t_plus_1"], drawn["t"], drawn["z"], *_labels(drawn))
 
     def _shown(self, x: Tensor, drawn: Inputs) -> Tensor:
-        """Return how the discriminator sees one half of a pair: as it is, or rolled."""
+        """Return one half of a pair as the discriminator receives it, rolled if `shift` is drawn."""
         if "shift" not in drawn:
             return x
         return self.domain.transform(roll(self.domain.inverse(x), drawn["shift"]))
 
     def _real(self, drawn: Inputs) -> Tensor:
-        """Return what the discriminator judges of real images, beside x_{t+1}."""
+        """Return the discriminator's real input."""
         return self._shown(drawn[self.objective.discriminator_input], drawn)
 
     def _generated(self, x_0_pred: Tensor, drawn: Inputs) -> Tensor:
-        """Return what the discriminator judges of a predicted clean image: itself, or noised by the posterior."""
+        """Return the discriminator's fake input: the predicted clean image, or an x_t sampled from its posterior."""
         if self.objective.discriminator_input == "x_t":
             x_0_pred = self.process.sample_posterior(x_0_pred, drawn["x_t_plus_1"], drawn["t"], drawn["posterior"])
         return self._shown(x_0_pred, drawn)
 
-    def discriminator_total(self, losses: Inputs) -> Tensor:
-        """Return what the discriminator minimises: its loss and the penalties, where they were due."""
-        penalties = (losses[name] for name in ("r1", "r2") if name in losses)
-        return losses["loss_d"] + sum(self.r1_gamma / 2 * penalty for penalty in penalties)
-
-    def discriminator_losses(self, drawn: Inputs, due: bool) -> Outputs:
-        """Return loss_d with its terms, the penalties if they are due, and hits; see `Trainer.update`."""
+    def discriminator_losses(self, drawn: Inputs, due: bool) -> tuple[Tensor, Outputs]:
+        """Return the total loss, and loss_d with its terms, the penalties if `due`, and hits; see `Trainer.update`."""
         t, x_t_plus_1, labels = drawn["t"], self._shown(drawn["x_t_plus_1"], drawn), _labels(drawn)
         real = self._real(drawn)
         with torch.no_grad():
             fake = self._generated(self._predict(self.generator, drawn), drawn)
         losses: dict[str, Tensor] = {}
         if due and self.objective.penalty_estimate == "exact":
-            # Twice differentiated: in float32, as bf16's 8 bits do not carry the second derivative, and not compiled.
+            # Second derivatives need float32 (bf16 is too coarse) and a network that is not compiled.
             real = real.detach().requires_grad_()
-            logits_real = self.plain_discriminator(real, t, x_t_plus_1, *labels)
+            logits_real = self.eager_discriminator(real, t, x_t_plus_1, *labels)
             losses["r1"] = r1_penalty(logits_real, real)
             if self.objective.penalty == "r1r2":
                 fake = fake.requires_grad_()
-                logits_fake = self.plain_discriminator(fake, t, x_t_plus_1, *labels)
+                logits_fake = self.eager_discriminator(fake, t, x_t_plus_1, *labels)
                 losses["r2"] = r1_penalty(logits_fake, fake)
             else:
                 with self.autocast(drawn["t"].device):
@@ -123,16 +115,17 @@ class Passes:
             with self.autocast(drawn["t"].device):
                 logits = self.shared_discriminator(torch.cat([real, fake]), *twice, parts=2)
             logits_real, logits_fake = logits.chunk(2)
+        penalties = list(losses.values())
         losses |= self.objective.discriminator_losses(logits_real, logits_fake)
         losses[HITS] = self.objective.hits(logits_real, logits_fake, t, self.process.num_timesteps)
-        return losses
+        return losses["loss_d"] + sum(self.r1_gamma / 2 * penalty for penalty in penalties), losses
 
     def _finite_difference_penalties(
         self, real: Tensor, fake: Tensor, x_t_plus_1: Tensor, drawn: Inputs
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return the penalties and the logits of real and generated inputs, from one pass in float32.
+        """Return the penalties and the logits of real and fake inputs, from one float32 pass.
 
-        bf16 would round the small differences away.
+        bf16 would round the small differences to 0.
         """
         sides = [real, fake] if self.objective.penalty == "r1r2" else [real]
         moved = [side + FINITE_DIFFERENCE * noise for side, noise in zip(sides, drawn["penalty"], strict=False)]
@@ -144,7 +137,7 @@ class Passes:
         return penalties, logits[0], logits[1]
 
     def generator_losses(self, drawn: Inputs) -> tuple[Tensor, Outputs]:
-        """Return what the generator minimises, and its terms without gradients."""
+        """Return the generator's total loss, and its terms without gradients."""
         x_0_pred = self._predict(self.shared_generator, drawn)
         pair = (drawn["t"], self._shown(drawn["x_t_plus_1"], drawn), *_labels(drawn))
         with self.autocast(drawn["t"].device):
@@ -162,12 +155,13 @@ class Passes:
             total = total + drawn["reconstruction_weight"] * distance
         return total, losses
 
-    def denoiser_loss(self, drawn: Inputs) -> Tensor:
-        """Return the distance of the generator's x_0 from the true one; scalar float32 with gradients."""
+    def denoiser_losses(self, drawn: Inputs) -> tuple[Tensor, Outputs]:
+        """Return the reconstruction loss of the generator's x_0, twice: to minimize and to report."""
         x_0_pred = self._predict(self.shared_generator, drawn)
-        return reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+        loss = reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+        return loss, {"reconstruction": loss}
 
 
 def _labels(drawn: Inputs) -> tuple[Tensor, ...]:
-    """Return the labels as what follows a network's other inputs: nothing where there are none."""
+    """Return the labels as a tuple of further network inputs, empty without labels."""
     return (drawn["labels"],) if "labels" in drawn else ()

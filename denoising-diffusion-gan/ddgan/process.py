@@ -1,4 +1,4 @@
-"""The few-step forward process and its posterior (Xiao et al. 2022, section 3; Ho et al. 2020, Eq. 7)."""
+"""Few-step diffusion process and its posterior (Xiao et al. 2022, section 3; Ho et al. 2020, Eq. 7)."""
 
 import numpy as np
 import torch
@@ -8,15 +8,15 @@ TIME_EPSILON = 1e-3  # the continuous process starts here, not at 0 (Song et al.
 
 
 def make_betas(num_timesteps: int, beta_min: float, beta_max: float, use_geometric: bool) -> np.ndarray:
-    """Discretise a variance-preserving process into T noising steps.
+    """Discretize a variance-preserving process into T noising steps.
 
     Args:
         num_timesteps: T.
         beta_min, beta_max: ends of the continuous schedule; for `use_geometric` the variances at both ends.
-        use_geometric: the variance grows geometrically instead of by the VP-SDE (Song et al. 2021, Eq. 32).
+        use_geometric: whether the variance grows geometrically instead of by the VP-SDE (Song et al. 2021, Eq. 32).
 
     Returns:
-        (T,) float64 in (0, 1): the variance added by each step, given the one before.
+        (T,) float64 in (0, 1): the variance that each step adds.
 
     Raises:
         ValueError: T < 1, the ends are not ordered, or a variance reaches 1.
@@ -37,15 +37,10 @@ def make_betas(num_timesteps: int, beta_min: float, beta_max: float, use_geometr
 class DenoisingProcess(nn.Module):
     """T large noising steps x_0 -> ... -> x_T, and q(x_t | x_{t+1}, x_0).
 
-    Index t in [0, T) always names the transition between x_t and x_{t+1}; the paper counts from 1. x_0 is the clean
-    image itself. Tables are computed in float64 and used in float32.
+    Index t in [0, T) is the transition between x_t and x_{t+1}; the paper counts from 1. x_0 is the clean image.
+    Tables are computed in float64 and used in float32.
 
-    Args:
-        num_timesteps: T.
-        beta_min, beta_max, use_geometric: see `make_betas`.
-
-    Raises:
-        ValueError: the schedule is impossible.
+    Arguments and errors are those of `make_betas`.
     """
 
     betas: Tensor
@@ -74,7 +69,7 @@ class DenoisingProcess(nn.Module):
         self.tables: dict[str, np.ndarray] = tables
         for name, table in tables.items():
             self.register_buffer(name, torch.tensor(table, dtype=torch.float32), persistent=False)
-        # 1 - alpha_bar of x_1 over itself is 1 only up to rounding; the last step must return x_0 exactly.
+        # Computed, this coefficient is 1 only up to rounding; the last step must return x_0 exactly.
         self.posterior_coef_x_0[0] = 1.0
 
     def _at(self, name: str, t: Tensor) -> Tensor:
@@ -83,37 +78,27 @@ class DenoisingProcess(nn.Module):
     def q_sample_pairs(
         self, x_0: Tensor, t: Tensor, noise_for_x_t: Tensor, noise_for_x_t_plus_1: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Draw (x_t, x_{t+1}) from q(x_t, x_{t+1} | x_0).
+        """Sample (x_t, x_{t+1}) from q(x_t, x_{t+1} | x_0).
 
-        Args:
-            x_0: (N, C, H, W) float32, clean images in [-1, 1].
-            t: (N,) int64 in [0, T); x_t is x_0 itself where t is 0.
-            noise_for_x_t: (N, C, H, W) float32, standard normal.
-            noise_for_x_t_plus_1: the same, independent.
-
-        Returns:
-            x_t and x_t_plus_1, each (N, C, H, W) float32, unbounded.
+        x_0 are (N, C, H, W) float32 images in [-1, 1], t is (N,) int64 in [0, T), and both noises are independent
+        standard normal. t = 0 gives x_t = x_0.
         """
         x_t = self._at("signal_scale", t) * x_0 + self._at("noise_scale", t) * noise_for_x_t
         x_t_plus_1 = self._at("step_signal_scale", t) * x_t + self._at("step_noise_scale", t) * noise_for_x_t_plus_1
         return x_t, x_t_plus_1
 
     def sample_posterior(self, x_0: Tensor, x_t_plus_1: Tensor, t: Tensor, noise: Tensor, eta: float = 1.0) -> Tensor:
-        """Draw x_t from q(x_t | x_{t+1}, x_0), the step of sampling, or from its relative with less noise.
+        """Sample x_t from q(x_t | x_{t+1}, x_0), the reverse step, or with less new noise for eta below 1.
 
-        With eta below 1 the noise of x_{t+1} is partly kept in place of new noise (Song et al. 2021, DDIM, Eq. 12). If
-        x_0 is drawn from q(x_0 | x_{t+1}), the noise in x_{t+1} is standard normal and independent of it, so x_t has
-        the right distribution for every eta.
+        With eta below 1 part of the noise of x_{t+1} is kept instead of new noise (Song et al. 2021, DDIM, Eq. 12). If
+        x_0 is a sample of q(x_0 | x_{t+1}), the noise in x_{t+1} is standard normal and independent of it, so x_t has
+        the correct distribution for every eta.
 
         Args:
-            x_0: (N, C, H, W) float32, the generator's prediction in [-1, 1].
-            x_t_plus_1: (N, C, H, W) float32.
-            t: (N,) int64 in [0, T); where it is 0 the result is `x_0` exactly.
+            x_0, x_t_plus_1: (N, C, H, W) float32; x_0 is the generator's prediction in [-1, 1].
+            t: (N,) int64 in [0, T); t = 0 returns `x_0` exactly.
             noise: (N, C, H, W) float32, standard normal.
-            eta: standard deviation of the new noise relative to that of the posterior, in [0, 1].
-
-        Returns:
-            x_t, (N, C, H, W) float32.
+            eta: standard deviation of the new noise relative to the posterior's, in [0, 1].
         """
         if eta == 1:
             mean = self._at("posterior_coef_x_0", t) * x_0 + self._at("posterior_coef_x_t_plus_1", t) * x_t_plus_1

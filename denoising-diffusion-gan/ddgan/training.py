@@ -1,14 +1,14 @@
-"""One training update of both networks, and everything that a resumed run needs to go on with it."""
+"""DDGAN training step: both networks, their optimizers and the EMA."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from comparison import rng
-from comparison.gpu.replay import Inputs, Outputs, Recorder, Replay, Work
+from comparison.gpu.replay import Inputs, Outputs, Recorder, Replay
 from comparison.places import Place
 from torch import Tensor, nn
 
@@ -20,18 +20,19 @@ from ddgan.objective import Objective, Phase
 from ddgan.passes import Network, Passes, local_gradients, share_gradients
 from ddgan.process import DenoisingProcess
 
-ALONE = Place()
+LossesOf = Callable[[Inputs], tuple[Tensor, Outputs]]  # total loss, losses to report
+
+SINGLE_PROCESS = Place()
 PUBLISHED = Objective()
 ADVERSARIAL = Phase()
-DENOISER_BETAS = (0.9, 0.99)  # of Adam for the denoiser, whose loss is a plain regression
-LR_FLOOR = 1e-5  # where the cosine schedule ends; the published code's eta_min
+DENOISER_BETAS = (0.9, 0.99)  # Adam's, for the denoiser's regression loss
+LR_FLOOR = 1e-5  # end of the cosine schedule; the published code's eta_min
 
 
 def cosine_lr(start: float, step: int, last: int) -> float:
-    """Return the learning rate of update `step` (0, 1, ...): half a cosine from `start` to LR_FLOOR at update `last`.
+    """Return the rate of update `step`, a cosine from `start` to LR_FLOOR at update `last`; constant for `last` 0.
 
-    Loshchilov and Hutter 2017, Eq. 5, without restarts. `last` 0 keeps it constant. The published code takes one step
-    of the cosine per epoch.
+    Loshchilov and Hutter 2017, Eq. 5, without restarts; the published code steps the cosine once per epoch.
     """
     if last == 0:
         return start
@@ -40,33 +41,32 @@ def cosine_lr(start: float, step: int, last: int) -> float:
 
 
 def gradient_norm(network: nn.Module) -> Tensor:
-    """Return the norm of all gradients of a network as one vector; scalar float32."""
+    """Return the norm of all gradients of a network; scalar float32."""
     norms = torch._foreach_norm([p.grad for p in network.parameters() if p.grad is not None])
     return torch.stack(norms).norm()
 
 
 class Trainer:
-    """Both networks with their optimizers and the average, updated together.
+    """Both networks with their optimizers and the EMA.
 
     Args:
-        generator, discriminator: on their device.
-        process: on the same device.
-        ema: follows the generator, or None.
-        seed: of all noise.
-        lr_g, lr_d, beta1, beta2: of Adam.
-        r1_gamma: weight of the gradient penalty, which is not multiplied by `lazy_reg`.
-        lazy_reg: the penalty is due in every so many updates.
-        objective: what the networks are trained for.
-        t_decay: frequency of t + 1 in the batches relative to that of t; 1 for equal ones.
-        domain: of what is diffused; images are transformed before all else. None for pixels.
-        lr_denoiser: of the optimizer that trains the generator as a denoiser, in phases of that kind.
-        denoiser_d_every: in those, the discriminator is updated too in every so many updates; 0 for never.
-        autocast_dtype: of the network passes; None for float32.
-        place: of this process; several, in a `distributed.group`, make the update of their joint batch.
-        compile_backend: of torch.compile, which fuses the networks' operations at their first passes; None for none.
-        record: records the passes of both half-updates, so that later ones replay them, see `comparison.gpu.replay`;
-            None for none, as is for several processes. Updates with an exact penalty, of several micro-batches, or of
-            the denoiser stay as they are.
+        generator, discriminator: networks on their device.
+        process: diffusion process on the same device.
+        ema: EMA of the generator, or None.
+        seed: seed of all noise.
+        lr_g, lr_d, beta1, beta2: Adam's learning rates and decays.
+        r1_gamma: weight of the gradient penalty; it is not multiplied by `lazy_reg`.
+        lazy_reg: updates per gradient penalty.
+        objective: objective of both networks.
+        t_decay: frequency of t + 1 in the batches relative to t; 1 for a uniform t.
+        domain: space of the diffusion, into which images are transformed first; None for pixels.
+        lr_denoiser: learning rate of the optimizer of denoising phases, which train the generator as a denoiser.
+        denoiser_d_every: updates per update of the discriminator in those phases; 0 for none.
+        autocast_dtype: dtype of the network passes; None for float32.
+        rank_info: rank of this process; several ranks, in a `distributed.group`, train on their joint batch.
+        compile_backend: backend of torch.compile for the networks; None does not compile.
+        capture: recorder of `comparison.gpu.replay` that captures both half-updates for later ones to replay; None
+            runs eagerly, as do several ranks, several micro-batches, exact penalties and denoising updates.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Trainer:
         lr_denoiser: float = 0.0,
         denoiser_d_every: int = 0,
         autocast_dtype: torch.dtype | None = None,
-        place: Place = ALONE,
+        rank_info: Place = SINGLE_PROCESS,
         compile_backend: str | None = None,
-        record: Recorder | None = None,
+        capture: Recorder | None = None,
     ):
         self.generator, self.discriminator, self.process, self.ema = generator, discriminator, process, ema
-        self.place = place
+        self.rank_info = rank_info
         self.seed, self.nz, self.r1_gamma, self.lazy_reg = seed, nz, r1_gamma, lazy_reg
         self.objective, self.t_decay = objective, t_decay
         self.domain = domain or PIXELS
@@ -103,7 +103,7 @@ class Trainer:
         self.denoiser_d_every = denoiser_d_every
         self.autocast_dtype = autocast_dtype
         self.device = next(generator.parameters()).device
-        # The networks as their own updates call them: with gradients averaged over the processes, perhaps compiled.
+        # The networks as their own updates call them: with gradients averaged over the ranks, perhaps compiled.
         self._shared_g, self._shared_d = (share_gradients(net, self.device) for net in (generator, discriminator))
         self._passes = Passes(
             objective,
@@ -115,7 +115,7 @@ class Trainer:
             discriminator=_callable(discriminator, compile_backend),
             shared_generator=_callable(self._shared_g, compile_backend),
             shared_discriminator=_callable(self._shared_d, compile_backend),
-            plain_discriminator=self._shared_d,
+            eager_discriminator=self._shared_d,
         )
         fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
         self.optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr_g, betas=(beta1, beta2), **fused)
@@ -125,28 +125,32 @@ class Trainer:
             self.optimizer_denoiser = torch.optim.Adam(
                 generator.parameters(), lr=lr_denoiser, betas=DENOISER_BETAS, **fused
             )
-        # What leaves the discriminator's gradient without and with the penalty, and the generator's.
-        self._gradient_d: dict[bool, Work] = {}
-        self._gradient_g: Work | None = None
-        if record and place.world_size == 1:
-            self._gradient_d = {
-                due: Replay(partial(self._discriminator_gradient, due), discriminator.parameters(), record)
-                for due in ((False, True) if objective.penalty_estimate == "finite" else (False,))
-            }
-            self._gradient_g = Replay(self._generator_gradient, generator.parameters(), record)
+        # Graphed gradients: the discriminator's without and with the penalty, and the generator's.
+        self._graphed_d: dict[bool, Replay] = {}
+        self._graphed_g: Replay | None = None
+        if capture and rank_info.world_size == 1:
+            for due in (False, True) if objective.penalty_estimate == "finite" else (False,):
+                losses_of = partial(self._passes.discriminator_losses, due=due)
+                work = partial(_gradient, self.optimizer_d, losses_of)
+                self._graphed_d[due] = Replay(work, discriminator.parameters(), capture)
+            work = partial(_gradient, self.optimizer_g, self._passes.generator_losses, frozen=discriminator)
+            self._graphed_g = Replay(work, generator.parameters(), capture)
 
     def set_learning_rates(self, step: int, last: int, factor: float = 1.0, denoiser_factor: float = 0.0) -> None:
-        """Apply `cosine_lr` times a factor to both adversarial optimizers, and a factor to the denoiser's.
+        """Set the adversarial rates to `cosine_lr` times a factor, and the denoiser's rate to its own factor.
 
-        While the denoiser is trained, its factor above 0, a discriminator beside it keeps the full rate.
+        In a denoising phase (denoiser_factor above 0) the discriminator keeps its full rate.
         """
-        _set_rate(self.optimizer_g, factor * cosine_lr(self.lr_g, step, last))
-        _set_rate(self.optimizer_d, (1.0 if denoiser_factor else factor) * cosine_lr(self.lr_d, step, last))
+        rates = [(self.optimizer_g, factor * cosine_lr(self.lr_g, step, last))]
+        rates += [(self.optimizer_d, (1.0 if denoiser_factor else factor) * cosine_lr(self.lr_d, step, last))]
         if self.optimizer_denoiser is not None:
-            _set_rate(self.optimizer_denoiser, denoiser_factor * self.lr_denoiser)
+            rates += [(self.optimizer_denoiser, denoiser_factor * self.lr_denoiser)]
+        for optimizer, rate in rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def learning_rate(self, phase: Phase = ADVERSARIAL) -> float:
-        """Return the generator's present rate in a phase."""
+        """Return the generator's current learning rate in a phase."""
         optimizer = self.optimizer_denoiser if phase.denoiser else self.optimizer_g
         assert optimizer is not None
         return optimizer.param_groups[0]["lr"]
@@ -154,145 +158,119 @@ class Trainer:
     def update(
         self, micro_batches: Sequence[Batch] | Tensor, step: int, phase: Phase = ADVERSARIAL
     ) -> dict[str, Tensor]:
-        """Do update `step` (0, 1, ...) of the discriminator, then of the generator, then of the average.
+        """Update the discriminator, then the generator, then the EMA.
 
-        The gradients are those of all micro-batches as one batch; each is noised afresh for both halves.
+        Gradients accumulate over the micro-batches; each micro-batch is noised independently for both networks.
 
         Args:
-            micro_batches: of one size; a tensor is one micro-batch without labels, with the number `step`.
-            step: decides whether the penalty is due, and dropout.
+            micro_batches: micro-batches of equal size; a tensor is one without labels, with the index `step`.
+            step: index of the update; decides dropout and whether the penalty is due.
             phase: see `Objective.phase`.
 
         Returns:
-            Scalars, means over the micro-batches: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, r1
-            where it was due, reconstruction where there is one; and hits, (3, T), see `Objective.hits`. In a
-            denoiser's update reconstruction alone, unless the discriminator was updated too.
+            Scalar means over the micro-batches: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, r1 and
+            reconstruction if there are any; and hits, (3, T), see `Objective.hits`. Denoising updates return only
+            reconstruction, unless the discriminator was updated too.
         """
         if isinstance(micro_batches, Tensor):
             micro_batches = [Batch(micro_batches, None, step)]
         micro_batches = [batch._replace(x_0=self.domain.transform(batch.x_0)) for batch in micro_batches]
-        several = [self.place.rank] if self.place.world_size > 1 else []
-        rng.seed_default(self.seed, step, "dropout", *several)
+        rank_key = [self.rank_info.rank] if self.rank_info.world_size > 1 else []
+        rng.seed_default(self.seed, step, "dropout", *rank_key)
         every = self.denoiser_d_every
         losses = {}
         if not phase.denoiser or (every and step % every == 0):
             losses = self._update_discriminator(micro_batches, step)
-        losses |= (
-            self._update_denoiser(micro_batches)
-            if phase.denoiser
-            else self._update_generator(micro_batches, phase.reconstruction_weight)
-        )
+        if phase.denoiser:
+            losses |= self._update_denoiser(micro_batches)
+        else:
+            losses |= self._update_generator(micro_batches, phase.reconstruction_weight)
         if self.ema is not None:
             self.ema.update()
         return losses
 
     def _draw(self, batch: Batch, half: str) -> tuple[PairNoise, Tensor, Tensor]:
         x_0, key = batch.x_0, (self.seed, batch.micro_step, half)
-        steps, rows = self.process.num_timesteps, self.place.rows(len(x_0))
+        steps, rows = self.process.num_timesteps, self.rank_info.rows(len(x_0))
         noise = PairNoise(self._joint(x_0), self.nz, steps, key, x_0.device, rows, self.t_decay)
         x_t, x_t_plus_1 = self.process.q_sample_pairs(x_0, noise.t, noise.x_t, noise.x_t_plus_1)
         return noise, x_t, x_t_plus_1
 
     def _joint(self, x_0: Tensor) -> tuple[int, ...]:
-        """Return the shape of the micro-batch of all processes together."""
-        return (len(x_0) * self.place.world_size, *x_0.shape[1:])
+        """Return the shape of the micro-batch of all ranks together."""
+        return (len(x_0) * self.rank_info.world_size, *x_0.shape[1:])
 
     def _inputs(self, batch: Batch, half: str) -> Outputs:
-        """Return the pairs (x_t, x_{t+1}) of a half-update, x_0, the indices t, and the generator's random inputs."""
+        """Return the inputs of a half-update: pairs (x_t, x_{t+1}), x_0, t, noise and labels."""
         noise, x_t, x_t_plus_1 = self._draw(batch, half)
         drawn = {"t": noise.t, "z": noise.z, "posterior": noise.posterior, "x_t": x_t, "x_t_plus_1": x_t_plus_1}
         drawn["x_0"] = batch.x_0
         if self.objective.discriminator_shift:
             key = (self.seed, batch.micro_step, half, "shift")
             pixels = self.domain.inverse(batch.x_0[:1]).shape[2]
-            shape, rows = (self._joint(batch.x_0)[0], 2), self.place.rows(len(batch.x_0))
+            shape, rows = (self._joint(batch.x_0)[0], 2), self.rank_info.rows(len(batch.x_0))
             drawn["shift"] = rng.randint(pixels, shape, *key, device=batch.x_0.device, rows=rows)
         return drawn if batch.labels is None else {**drawn, "labels": batch.labels}
+
+    def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        due = self.r1_gamma > 0 and step % self.lazy_reg == 0
+        inputs = (self._discriminator_inputs(batch, due) for batch in micro_batches)
+        if due in self._graphed_d and len(micro_batches) == 1:
+            losses = self._graphed_d[due](next(inputs))
+            self.optimizer_d.step()
+            return losses
+        losses_of = partial(self._passes.discriminator_losses, due=due)
+        return _accumulate(self._shared_d, self.optimizer_d, losses_of, inputs, len(micro_batches))
 
     def _discriminator_inputs(self, batch: Batch, due: bool) -> Outputs:
         drawn = self._inputs(batch, "d")
         if due and self.objective.penalty_estimate == "finite":
             x_0, key = batch.x_0, (self.seed, batch.micro_step, "d")
-            drawn["penalty"] = penalty_noise(self._joint(x_0), key, x_0.device, self.place.rows(len(x_0)))
+            drawn["penalty"] = penalty_noise(self._joint(x_0), key, x_0.device, self.rank_info.rows(len(x_0)))
         return drawn
 
-    def _update_discriminator(self, micro_batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
-        due = self.r1_gamma > 0 and step % self.lazy_reg == 0
-        if due in self._gradient_d and len(micro_batches) == 1:
-            losses = self._gradient_d[due](self._discriminator_inputs(micro_batches[0], due))
-            self.optimizer_d.step()
-            return losses
-        self.optimizer_d.zero_grad()
-        reports = []
-        for batch in micro_batches:
-            with local_gradients(self._shared_d, active=batch is not micro_batches[-1]):
-                losses = self._passes.discriminator_losses(self._discriminator_inputs(batch, due), due)
-                # The mean over the window, penalty included: its gradient must not be divided before it is squared.
-                (self._passes.discriminator_total(losses) / len(micro_batches)).backward()
-            reports.append({name: value.detach() for name, value in losses.items()})
-        self.optimizer_d.step()
-        return _means(reports)
-
-    def _discriminator_gradient(self, due: bool, drawn: Inputs) -> Outputs:
-        """Leave the discriminator's gradient of one micro-batch, and return the losses."""
-        self.optimizer_d.zero_grad()
-        losses = self._passes.discriminator_losses(drawn, due)
-        self._passes.discriminator_total(losses).backward()
-        return {name: value.detach() for name, value in losses.items()}
-
     def _update_generator(self, micro_batches: Sequence[Batch], weight: float = 0.0) -> dict[str, Tensor]:
-        if self._gradient_g and len(micro_batches) == 1:
-            losses = self._gradient_g(self._generator_inputs(micro_batches[0], weight))
+        inputs = (self._generator_inputs(batch, weight) for batch in micro_batches)
+        if self._graphed_g and len(micro_batches) == 1:
+            losses = self._graphed_g(next(inputs))
             self.optimizer_g.step()
             return losses
-        self.optimizer_g.zero_grad()
-        reports = []
+        losses_of = self._passes.generator_losses
         with _frozen(self.discriminator):
-            for batch in micro_batches:
-                with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
-                    total, losses = self._passes.generator_losses(self._generator_inputs(batch, weight))
-                    (total / len(micro_batches)).backward()
-                reports.append(losses)
-        self.optimizer_g.step()
-        return _means(reports)
+            return _accumulate(self._shared_g, self.optimizer_g, losses_of, inputs, len(micro_batches))
 
     def _generator_inputs(self, batch: Batch, weight: float) -> Outputs:
         drawn = self._inputs(batch, "g")
-        if self.objective.reconstruction != "none":  # a tensor, so that replayed work sees it change
+        if self.objective.reconstruction != "none":  # a tensor, so that a CUDA graph reads its new value
             drawn["reconstruction_weight"] = torch.tensor(weight, device=self.device)
         return drawn
 
-    def _generator_gradient(self, drawn: Inputs) -> Outputs:
-        """Leave the generator's gradient of one micro-batch, and return its losses."""
-        self.optimizer_g.zero_grad()
-        with _frozen(self.discriminator):
-            total, losses = self._passes.generator_losses(drawn)
-            total.backward()
-        return losses
-
     def _update_denoiser(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Train the generator to predict x_0 from x_{t+1}, whatever the latent."""
+        """Train the generator to predict x_0 from x_{t+1} for any latent."""
         assert self.optimizer_denoiser is not None
-        self.optimizer_denoiser.zero_grad()
-        reports = []
-        for batch in micro_batches:
-            with local_gradients(self._shared_g, active=batch is not micro_batches[-1]):
-                distance = self._passes.denoiser_loss(self._inputs(batch, "g"))
-                (distance / len(micro_batches)).backward()
-            reports.append({"reconstruction": distance.detach()})
-        self.optimizer_denoiser.step()
-        return _means(reports)
+        inputs = (self._inputs(batch, "g") for batch in micro_batches)
+        losses_of = self._passes.denoiser_losses
+        return _accumulate(self._shared_g, self.optimizer_denoiser, losses_of, inputs, len(micro_batches))
+
+    def gradient_norms(self) -> dict[str, float]:
+        """Return grad_norm_g and grad_norm_d of the last update, without a network that has no gradients."""
+        networks = {"grad_norm_g": self.generator, "grad_norm_d": self.discriminator}
+        return {
+            name: gradient_norm(network).item()
+            for name, network in networks.items()
+            if any(parameter.grad is not None for parameter in network.parameters())
+        }
 
     def generator_weights(self) -> dict[str, Tensor]:
-        """Return the weights to sample with: the average if there is one."""
+        """Return the weights to sample with: the EMA weights if there are any."""
         return self.generator.state_dict() if self.ema is None else self.ema.weights
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that `update` depends on besides its arguments."""
+        """Return the state that resuming needs."""
         return {name: part.state_dict() for name, part in self._parts()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
+        """Load a saved state."""
         for name, part in self._parts():
             part.load_state_dict(state[name])
 
@@ -307,20 +285,36 @@ class Trainer:
             yield "ema", self.ema
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def _gradient(
+    optimizer: torch.optim.Optimizer, losses_of: LossesOf, drawn: Inputs, *, frozen: nn.Module | None = None
+) -> Outputs:
+    """Compute the gradient on one micro-batch, with another network `frozen`; return the losses."""
+    optimizer.zero_grad()
+    with _frozen(frozen) if frozen else nullcontext():
+        total, losses = losses_of(drawn)
+        total.backward()
+    return {name: value.detach() for name, value in losses.items()}
 
 
-def _means(reports: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the means over micro-batches, of hits the sum."""
+def _accumulate(
+    network: nn.Module, optimizer: torch.optim.Optimizer, losses_of: LossesOf, inputs: Iterable[Inputs], count: int
+) -> dict[str, Tensor]:
+    """Take an optimizer step on the mean loss of `count` micro-batches; return the mean losses, and the sum of hits."""
+    optimizer.zero_grad()
+    reports = []
+    for number, drawn in enumerate(inputs, 1):
+        with local_gradients(network, active=number < count):
+            total, losses = losses_of(drawn)
+            (total / count).backward()  # penalties are in the total: they must be divided after squaring
+        reports.append({name: value.detach() for name, value in losses.items()})
+    optimizer.step()
     stacks = {name: torch.stack([report[name] for report in reports]) for name in reports[0]}
     return {name: stack.sum(0) if name == HITS else stack.mean(0) for name, stack in stacks.items()}
 
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Want no gradients of a network's weights: they would be a third of its backward pass, unused."""
+    """Freeze a network's weights: their gradients would be a third of its backward pass, and unused."""
     network.requires_grad_(False)
     try:
         yield
@@ -329,7 +323,5 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 def _callable(network: nn.Module, compile_backend: str | None) -> Network:
-    """Return what to call in place of a network."""
-    if compile_backend is None:
-        return network
-    return torch.compile(network, backend=compile_backend, dynamic=False)
+    """Return the network, compiled if a backend is given."""
+    return network if compile_backend is None else torch.compile(network, backend=compile_backend, dynamic=False)

@@ -1,8 +1,8 @@
-"""A search for training flags on Optuna: the study on disk, what a trial does, and the confirmation of the winner.
+"""Search for training flags with Optuna: the study on disk, the trials, and the confirmation of the winner.
 
-Optuna (Akiba et al. 2019, https://arxiv.org/abs/1907.10902) proposes, prunes, and keeps the trials in SQLite. A trial
+Optuna (Akiba et al. 2019, https://arxiv.org/abs/1907.10902) proposes, prunes and stores the trials in SQLite. A trial
 whose worker was killed has no heartbeat; after GRACE_SECONDS it is queued again and its training resumes. `args` are
-those of tune_ddgan.py, with what its `judge` adds.
+those of tune_ddgan.py after its `validate`.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
 SEARCH, CONFIRMATION = "ddgan", "confirmation"  # names of the two studies in study.db
-DONE = (TrialState.COMPLETE, TrialState.PRUNED)  # an interrupted trial is FAIL, and a copy of it is WAITING
-STARTUP_TRIALS, PRUNING_FROM = 10, 5  # trials drawn at random at first; finished ones before any is pruned
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)  # an interrupted trial is FAIL, and its copy is WAITING
+STARTUP_TRIALS, PRUNING_FROM = 10, 5  # random trials at first; finished trials before any is pruned
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
 Values = Mapping[str, float]  # flag of train_ddgan.py -> value
 Entry = dict[str, Any]  # value, interval and n of a distance
@@ -44,19 +44,19 @@ def open_study(folder: Path, name: str = SEARCH) -> optuna.Study:
     """Open or create a study in study.db of `folder`.
 
     Raises:
-        UserError: the file is damaged, or no database.
+        UserError: the file is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         storage = RDBStorage(
             f"sqlite:///{(folder / 'study.db').resolve()}",
-            # seconds to wait while another worker writes; no transaction of the driver's own, see below
+            # Wait up to 120 s while another worker writes; the driver begins no transaction, see below.
             engine_kwargs={"connect_args": {"timeout": 120, "isolation_level": None}},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
-        # Else two workers may both read a trial as waiting, and both take it.
+        # A write lock from the start: otherwise two workers could both take the same waiting trial.
         event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_FROM)
         return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner)
@@ -66,7 +66,7 @@ def open_study(folder: Path, name: str = SEARCH) -> optuna.Study:
 
 
 def begin(args: Namespace) -> None:
-    """Record the settings of a new study and queue the base flags as its first trial.
+    """Store the settings of a new study, and queue the base flags as its first trial.
 
     Raises:
         UserError: the folder holds a study with other settings.
@@ -80,119 +80,115 @@ def begin(args: Namespace) -> None:
         study.enqueue_trial(parameters, {"default": True, "values": args.default}, skip_if_exists=True)
         study.set_user_attr("settings", settings)
         return
-    other = [name for name, value in settings.items() if in_any_order(value) != in_any_order(saved.get(name))]
+    # Sorted, as the order of flags does not matter.
+    other = [n for n, value in settings.items() if sorted(str(value).split()) != sorted(str(saved.get(n)).split())]
     if other:
-        told = "; ".join(f"{n} {saved.get(n)} in the study, {settings[n]} on the command line" for n in other)
-        raise UserError(f"{args.folder} holds another study: {told}; use the same options or another --study")
-
-
-def in_any_order(setting: Any) -> list[str]:
-    """Return the words of a setting, sorted: the order of flags does not matter."""
-    return sorted(str(setting).split())
+        differences = "; ".join(f"{n} {saved.get(n)} in the study, {settings[n]} on the command line" for n in other)
+        raise UserError(f"{args.folder} holds another study: {differences}; use the same options or another --study")
 
 
 def parameter(name: str, value: float) -> tuple[str, float]:
-    """Return a flag as the study's parameter; of a decay, the distance from 1 is on the logarithmic scale."""
+    """Return a flag as a parameter of the study; ema_decay becomes its distance from 1."""
     return ("1-ema_decay", float(f"{1 - value:.6g}")) if name == "ema_decay" else (name, value)
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Return flag -> value as the sampler chooses, to three digits (a decay's distance from 1 to two)."""
+    """Return flag -> value from the sampler, with three digits (ema_decay's distance from 1 with two)."""
     values: dict[str, float] = {}
     for name, (low, high) in space.items():
         if isinstance(low, int):
             values[name] = trial.suggest_int(name, low, int(high), log=True)
         elif name == "ema_decay":
-            (key, most), (_, least) = parameter(name, low), parameter(name, high)
-            values[name] = round(1 - float(f"{trial.suggest_float(key, least, most, log=True):.2g}"), 8)
+            (key, longest), (_, shortest) = parameter(name, low), parameter(name, high)
+            values[name] = round(1 - float(f"{trial.suggest_float(key, shortest, longest, log=True):.2g}"), 8)
         else:
             values[name] = float(f"{trial.suggest_float(name, low, high, log=True):.3g}")
     return values
 
 
-def flag_words(values: Values) -> list[str]:
-    """Return the flags of a command line for these values."""
-    return [word for name, value in values.items() for word in (f"--{name}", f"{value:.10g}")]
+def flag_arguments(values: Values) -> list[str]:
+    """Return the command line arguments of these values."""
+    return [part for name, value in values.items() for part in (f"--{name}", f"{value:.10g}")]
 
 
 @functools.cache
 def load_scorer(
     source: str, image_size: int, num_images: int, features: str, device: str, threads: int
 ) -> tuple[Callable[[Path], Entry], dict[str, Any]]:
-    """Embed the training images; return the Frechet distance of .npz files to them, and its description.
+    """Embed the training images; return a function that scores an .npz file against them, and its metadata.
 
-    `source` and `features` are --reference and --features of evaluate.py. The description has `n`, the images scored,
-    and `floor`, the distance of as many other training images.
+    `source` and `features` are --reference and --features of evaluate.py. The metadata has `n`, the number of images
+    per score, and `floor`, the score of as many other training images.
     """
     set_threads(threads)
     reference = Reference.load(source, image_size, num_images, 0, features, device=pick_device(device))
-    distance, facts = frechet_from(*moments(reference.training[reference.chosen])), reference.describe()
+    distance, metadata = frechet_from(*moments(reference.training[reference.chosen])), reference.describe()
 
     def score(path: Path) -> Entry:
-        embedded = embed(load_npz(path)[0][: facts["n"]], reference.extractor, desc="score")
+        embedded = embed(load_npz(path)[0][: metadata["n"]], reference.extractor, desc="score")
         return frechet_estimate(distance, reference.scale(embedded)).as_json()
 
-    floor = frechet_estimate(distance, reference.training[reference.others[: facts["n"]]]).as_json()
-    return score, {**{name: facts[name] for name in ("reference", "extractor", "n", "image_size")}, "floor": floor}
+    floor = frechet_estimate(distance, reference.training[reference.others[: metadata["n"]]]).as_json()
+    return score, {**{name: metadata[name] for name in ("reference", "extractor", "n", "image_size")}, "floor": floor}
 
 
 def objective(args: Namespace, trial: optuna.Trial) -> float:
-    """Train a trial from rung to rung, numbers of images seen, and return its last distance.
+    """Train a trial up to each of args.rungs, numbers of images, and return its last distance.
 
-    Values, run folder and scores are attributes of the trial, so that it resumes if it is queued again.
+    Values, run folder and scores are attributes of the trial, so that it can resume.
 
     Raises:
-        TrialPruned: the trial is worse than the median, has diverged, or its flags need too much memory.
-        KeyboardInterrupt, UserError: the search has to end; the trial is queued again.
+        TrialPruned: the trial is worse than the median, has diverged, or needs too much memory.
+        KeyboardInterrupt, UserError: the search must end; the trial is queued again.
     """
-    facts, searched, pruned = trial.user_attrs, suggest(trial, args.space), False
-    values, name = facts.get("values", searched), facts.get("folder", f"{trial.number:04d}")
+    attrs, suggested, pruned = trial.user_attrs, suggest(trial, args.space), False
+    values, name = attrs.get("values", suggested), attrs.get("folder", f"{trial.number:04d}")
     if not values:
-        raise optuna.TrialPruned  # another worker has taken the last training of the confirmation
+        raise optuna.TrialPruned  # another worker took the last training of the confirmation
     trial.set_user_attr("values", values)
     trial.set_user_attr("folder", name)
-    folder, scores = args.folder / "trials" / name, dict(facts.get("scores", {}))
+    folder, scores = args.folder / "trials" / name, dict(attrs.get("scores", {}))
     try:
         for images in args.rungs:
             if str(images) not in scores:
-                scores[str(images)] = measure(args, folder, values, facts.get("seed", args.seed), images)
+                scores[str(images)] = measure(args, folder, values, attrs.get("seed", args.seed), images)
                 trial.set_user_attr("scores", scores)
             value = scores[str(images)]["value"]
             trial.report(value, images)
-            pruned = images < args.rungs[-1] and "default" not in facts and trial.should_prune()
+            pruned = images < args.rungs[-1] and "default" not in attrs and trial.should_prune()
             if pruned:
                 break
         ending = f"{value:.4g} at {images} images{', pruned' if pruned else ''}"
     except (Exception, KeyboardInterrupt) as error:
         pruned, diverged = True, "training has diverged" in str(error)
-        if not diverged and not isinstance(error, RuntimeError):  # torch raises it for too little memory
+        if not diverged and not isinstance(error, RuntimeError):  # torch raises it if memory is short
             RetryHeartbeatStaleTrialCallback()(trial.study, trial.study.trials[trial.number])
             raise
         ending = str(error).split("\n")[0]
         trial.set_user_attr("diverged", diverged)
     for path in () if args.keep_trials else (*folder.glob("*.pth"), *folder.glob("*.npz")):
         path.unlink()
-    print(f"trial {name} ({' '.join(flag_words(values))}): {ending}", flush=True)
+    print(f"trial {name} ({' '.join(flag_arguments(values))}): {ending}", flush=True)
     if pruned:
         raise optuna.TrialPruned
     return value
 
 
 def measure(args: Namespace, folder: Path, values: Values, seed: int, images: int) -> Entry:
-    """Train a run until it has seen so many images, resuming it, and score samples of it.
+    """Train or resume a run up to a number of images, and score its samples.
 
     Raises:
-        KeyboardInterrupt: the training was asked to stop, and has saved its state.
+        KeyboardInterrupt: the training was interrupted, and has saved its state.
         UserError: the training diverged, failed, or its own flags ended it earlier.
     """
-    score, facts = load_scorer(*args.scoring)
+    score, metadata = load_scorer(*args.scoring)
     folder.mkdir(parents=True, exist_ok=True)
     shared = ["--exp", f"{folder}/", "--device", args.device, "--precision", args.precision]
     shared += ["--threads", str(args.threads)]
-    train = [*args.base, *flag_words(values), "--seed", str(seed), "--keep", "1", *shared]
+    train = [*args.base, *flag_arguments(values), "--seed", str(seed), "--keep", "1", *shared]
     train += ["--max_images", str(args.max_images), "--stop_after", str(images)]
     train += [] if any(folder.glob("*.pth")) else ["--fresh"]  # there is nothing to resume
-    sample = ["--num_samples", str(facts["n"]), "--batch_size", str(min(facts["n"], 100)), *shared]
+    sample = ["--num_samples", str(metadata["n"]), "--batch_size", str(min(metadata["n"], 100)), *shared]
     with open(folder / "console.txt", "a", encoding="utf-8") as console, contextlib.redirect_stdout(console):
         status = train_ddgan.main(train_ddgan.parse_args(train))
         if status == 130:
@@ -212,10 +208,10 @@ def measure(args: Namespace, folder: Path, values: Values, seed: int, images: in
 
 
 def search(args: Namespace, worker: int) -> None:
-    """Try trials until all workers have done --trials; those that are running then are finished as well."""
+    """Run trials until all workers together have finished --trials; trials that are running then finish too."""
     study = open_study(args.folder)
     begun = len(study.get_trials(deepcopy=False))
-    seed = args.seed * 100_003 + begun * 1009 + worker  # neither workers nor a search that resumes may draw alike
+    seed = args.seed * 100_003 + begun * 1009 + worker  # differs between workers and restarts
     study.sampler = optuna.samplers.TPESampler(
         n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True, seed=seed % 2**32
     )
@@ -225,10 +221,10 @@ def search(args: Namespace, worker: int) -> None:
 
 
 def queue_confirmation(args: Namespace) -> set[str]:
-    """Queue trainings of the winner and the base flags with other seeds, unless they are there.
+    """Queue trainings of the winner and the base flags with other seeds, unless they are queued or done.
 
     Returns:
-        Names of their run folders, none where no trial is better than the base flags.
+        Names of their run folders; empty if no trial is better than the base flags.
     """
     done = open_study(args.folder).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     best = min(done, key=lambda trial: (trial.value, trial.number), default=None)
@@ -239,36 +235,36 @@ def queue_confirmation(args: Namespace) -> set[str]:
     for seed in range(args.seed + 1, args.seed + 1 + args.confirm):
         for role, (folder, values) in roles.items():
             names.add(name := f"{folder}-seed{seed}")
-            facts = {"role": role, "seed": seed, "values": values, "folder": name}
-            study.enqueue_trial({"run": name}, facts, skip_if_exists=True)
+            attrs = {"role": role, "seed": seed, "values": values, "folder": name}
+            study.enqueue_trial({"run": name}, attrs, skip_if_exists=True)
     return names
 
 
 def confirm(args: Namespace, worker: int) -> None:
-    """Do the trainings that are queued, together with the other workers."""
+    """Run the queued trainings together with the other workers."""
     study = open_study(args.folder, CONFIRMATION)
     optuna.storages.fail_stale_trials(study)
-    whole = Namespace(**{**vars(args), "space": {}, "rungs": args.rungs[-1:]})
+    last_rung = Namespace(**{**vars(args), "space": {}, "rungs": args.rungs[-1:]})
     while study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
-        study.optimize(functools.partial(objective, whole), n_trials=1)
+        study.optimize(functools.partial(objective, last_rung), n_trials=1)
 
 
 def record(args: Namespace, confirmed: Collection[str]) -> dict[str, Any]:
-    """Return study.json; `confirmed` are names of `queue_confirmation`."""
+    """Return the content of study.json; `confirmed` is a result of `queue_confirmation`."""
     rows: list[Entry] = []
     for trial in open_study(args.folder).get_trials(deepcopy=False, states=DONE):
-        facts = trial.user_attrs
-        state = {None: "pruned", True: "diverged", False: "failed"}[facts.get("diverged")]
+        attrs = trial.user_attrs
+        state = {None: "pruned", True: "diverged", False: "failed"}[attrs.get("diverged")]
         row = {"number": len(rows), "state": "finished" if trial.state is TrialState.COMPLETE else state}
-        row |= {"default": "default" in facts, "values": facts["values"]}
-        scores = facts.get("scores", {})
+        row |= {"default": "default" in attrs, "values": attrs["values"]}
+        scores = attrs.get("scores", {})
         rows.append({**row, "scores": [{"images": int(images), **entry} for images, entry in scores.items()]})
     others: list[Entry] = []
     for trial in open_study(args.folder, CONFIRMATION).get_trials(deepcopy=False, states=DONE):
-        facts = trial.user_attrs
-        if facts.get("folder") in confirmed:
-            entry = facts.get("scores", {}).get(str(args.rungs[-1]), {"value": None})
-            others.append({"role": facts["role"], "seed": facts["seed"], **entry})
+        attrs = trial.user_attrs
+        if attrs.get("folder") in confirmed:
+            entry = attrs.get("scores", {}).get(str(args.rungs[-1]), {"value": None})
+            others.append({"role": attrs["role"], "seed": attrs["seed"], **entry})
     scoring, default = dict(load_scorer(*args.scoring)[1]), args.default
     config = read_config(min((args.folder / "trials").glob("*/config.json")))
     names = ("max_images", "num_samples", "seed", "confirm", "dataset", "base", "rungs")

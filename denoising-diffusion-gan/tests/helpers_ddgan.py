@@ -3,12 +3,14 @@
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from ddgan.discriminator import Discriminator
 from ddgan.generator import Generator
-from ddgan.nvlabs import _discriminator_entries, _generator_entries
+from ddgan.nvlabs import Entry, _generator_entries, _layer, _translate
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -48,11 +50,33 @@ def weights_by_recipe(arrays: np.lib.npyio.NpzFile, case: str, prefix: str = "")
 def published_state(network: torch.nn.Module, prefix: str = "module.") -> dict[str, torch.Tensor]:
     """Return a network's weights under the names that NVlabs's code saves."""
     state, ours = {}, network.state_dict()
-    entries = _generator_entries(network) if isinstance(network, Generator) else _discriminator_entries(network)
+    entries = _generator_entries(network) if isinstance(network, Generator) else discriminator_entries(network)
     for here, there, transpose in entries:
         for name, value in zip(there, ours[here].chunk(len(there)), strict=True):
             state[prefix + name] = value[:, :, 0, 0].t() if transpose else value
     return state
+
+
+def discriminator_entries(discriminator: Discriminator) -> Iterator[Entry]:
+    yield from _layer("time_in", "t_embed.main.0")
+    yield from _layer("time_out", "t_embed.main.2")
+    yield from _layer("conv_in", "start_conv")
+    for number, _ in enumerate(discriminator.blocks):
+        here, there = f"blocks.{number}", f"conv{number + 1}"
+        yield from _layer(f"{here}.conv_in", f"{there}.conv1.0")
+        yield from _layer(f"{here}.conv_out", f"{there}.conv2.0")
+        yield from _layer(f"{here}.time", f"{there}.dense_t1")
+        yield from _layer(f"{here}.shortcut", f"{there}.skip.0", bias=False)
+    yield from _layer("conv_out", "final_conv")
+    yield from _layer("head", "end_linear")
+
+
+def discriminator_from_nvlabs(state: dict[str, torch.Tensor], config: dict) -> Discriminator:
+    """Load a published discriminator; `nc` of the configuration counts the channels of both images."""
+    size = config["cls"].removeprefix("Discriminator_")
+    discriminator = Discriminator(size, config["nc"] // 2, config["ngf"], config["t_emb_dim"])
+    discriminator.load_state_dict(_translate(state, discriminator_entries(discriminator)))
+    return discriminator
 
 
 def make_images(folder: Path, count: int = 20) -> Path:

@@ -7,7 +7,7 @@ from ddgan.checkpoints import seeded_networks
 from ddgan.draws import Batch, PairNoise
 from ddgan.ema import Ema
 from ddgan.process import DenoisingProcess
-from ddgan.training import ALONE, Trainer
+from ddgan.training import SINGLE_PROCESS, Trainer
 
 CONFIG = {
     **{"image_size": 16, "num_channels": 3, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
@@ -17,7 +17,7 @@ SHAPE = (3, 16, 16)
 N = 8  # images of a part
 
 
-def make_trainer(place: Place = ALONE, **changes) -> Trainer:
+def make_trainer(rank_info: Place = SINGLE_PROCESS, **changes) -> Trainer:
     """A trainer of networks whose every layer matters; the published ones begin with layers of nearly zero."""
     generator, discriminator = seeded_networks(CONFIG, "small", seed=0)
     with torch.random.fork_rng(devices=[]):
@@ -26,7 +26,8 @@ def make_trainer(place: Place = ALONE, **changes) -> Trainer:
             for parameter in network.parameters():
                 torch.nn.init.normal_(parameter, std=0.2)
     settings = {"seed": 0, "nz": 4, "lr_g": 1e-3, "lr_d": 1e-3, "r1_gamma": 1.0, "lazy_reg": 2, **changes}
-    return Trainer(generator, discriminator, DenoisingProcess(2), Ema(generator, 0.9), place=place, **settings)
+    ema = Ema(generator, 0.9)
+    return Trainer(generator, discriminator, DenoisingProcess(2), ema, rank_info=rank_info, **settings)
 
 
 def images(number: int, n: int = N) -> torch.Tensor:

@@ -9,11 +9,11 @@ import test_ddgan as sampling
 import torch
 import train_ddgan
 from comparison.cli import UserError
-from ddgan.checkpoints import discriminator_from_nvlabs, make_generator, seeded_networks
+from ddgan.checkpoints import make_generator, seeded_networks
 from ddgan.discriminator import Discriminator
 from ddgan.losses import r1_penalty
 from ddgan.options import check_architecture, defaults, discriminator_size
-from helpers_ddgan import FOLDER, make_images, published_state
+from helpers_ddgan import FOLDER, discriminator_from_nvlabs, make_images, published_state
 
 COMMANDS = re.findall(
     r"^python3.*--image_size 256.*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE
@@ -109,9 +109,9 @@ def test_published_file_of_a_256_pixel_shape_is_sampled(prefix, tmp_path):
     images = np.load(tmp_path / "samples.npz")["arr_0"]
     assert images.shape == (2, 64, 64, 3)
     assert images.std() > 0
-    with pytest.raises(UserError, match="do not fit the flags"):
+    with pytest.raises(UserError, match="do not fit the given flags"):
         sampling.main(sampling.parse_args([*common, "--ch_mult", "1", "1", "2", "2", "4", "2"]))
-    with pytest.raises(UserError, match="published weights know no classes"):
+    with pytest.raises(UserError, match="published weights are unconditional"):
         sampling.main(sampling.parse_args([*common, "--class_cond"]))
 
 

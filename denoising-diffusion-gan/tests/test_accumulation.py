@@ -10,9 +10,9 @@ from comparison.checkpoints import load_torch
 from comparison.cli import UserError
 from comparison.runs import read_progress
 from ddgan.draws import Batch
+from ddgan.grad_accumulation import AccumulationSchedule
 from ddgan.layers import MinibatchStddev
 from ddgan.training import Trainer
-from ddgan.windows import Windows
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import N, gradients, grouped_order, images, let_draw, make_trainer
 
@@ -113,11 +113,10 @@ def test_update_from_one_micro_batch_is_the_update_of_before():
 
 
 def test_windows_cover_each_epoch_once_the_last_one_shorter():
-    windows = Windows(7, 3)
-    assert windows.updates_per_epoch == 3
-    assert [list(windows.micro_steps(step)) for step in range(4)] == [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9]]
-    assert [windows.epoch(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
-    assert [windows.micro_done(step) for step in range(5)] == [0, 3, 6, 7, 10]
+    schedule = AccumulationSchedule(7, 3)
+    assert schedule.updates_per_epoch == 3
+    assert [list(schedule.micro_steps(step)) for step in range(4)] == [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9]]
+    assert [schedule.micro_done(step) for step in range(5)] == [0, 3, 6, 7, 10]
 
 
 @pytest.fixture(scope="module")

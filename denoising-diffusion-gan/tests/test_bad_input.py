@@ -7,7 +7,6 @@ import test_ddgan
 import torch
 import train_ddgan
 from comparison.cli import UserError
-from ddgan.files import saved_epochs
 from ddgan.options import ARCHITECTURE, defaults, is_value
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 
@@ -82,7 +81,7 @@ def test_the_published_defaults_are_values_of_their_flags():
 @pytest.mark.parametrize("name", ["netG_\N{SUPERSCRIPT TWO}3.pth", "netG_007.pth", "netG_.pth", "netG_x.pth"])
 def test_files_that_only_look_like_generators_are_left_alone(name, run_folder):
     (run_folder / name).write_bytes(b"")
-    assert saved_epochs(run_folder) == [1]
+    assert test_ddgan.saved_epochs(run_folder) == [1]
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])

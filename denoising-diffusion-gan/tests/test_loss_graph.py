@@ -100,7 +100,7 @@ def test_picture_goes_beside_the_script_unless_told(runs, capsys, monkeypatch, t
         (["{}/empty"], "no row with losses yet"),
         (["{}/s0", "--also", "loss"], r"--also loss: not in .* which has lr, r1"),
         (["{}/s0", "--mean"], "--mean: needs several runs"),
-        (["{}/s0", "--out", "{}"], "is a folder"),
+        (["{}/s0", "--out", "{}"], "a folder, not a PNG file"),
     ],
 )
 def test_mistakes_are_one_sentence_and_draw_nothing(runs, tmp_path, arguments, sentence):

@@ -119,10 +119,10 @@ def test_shifts_of_each_process_are_its_rows_of_the_joint_batch():
     trainer = closed_form_trainer(discriminator_shift=True)
     joint = trainer._inputs(Batch(images(8), None, 3), "d")["shift"]
     for rank in (0, 1):
-        trainer.place = Place(rank=rank, world_size=2)
+        trainer.rank_info = Place(rank=rank, world_size=2)
         part = trainer._inputs(Batch(images(4), None, 3), "d")["shift"]
         assert torch.equal(part, joint[4 * rank : 4 * rank + 4])
-    trainer.place = Place()
+    trainer.rank_info = Place()
     assert not torch.equal(joint, trainer._inputs(Batch(images(8), None, 3), "g")["shift"])
 
 
@@ -269,7 +269,7 @@ def row(*accuracies: float) -> dict[str, float]:
 @pytest.mark.parametrize(("accuracies", "words"), [((0.5, 0.54), "at chance"), ((1.0, 1.0), "every real pair")])
 def test_a_useless_discriminator_is_warned_of_once(accuracies, words):
     watch = DiscriminatorWatch()
-    said = [watch.look(step, row(*accuracies)) for step in range(0, 3001, 100)]
+    said = [watch.check(step, row(*accuracies)) for step in range(0, 3001, 100)]
     assert [n for n, text in enumerate(said) if text] == [5]
     assert words in said[5]
     assert "500 updates" in said[5]
@@ -277,7 +277,7 @@ def test_a_useless_discriminator_is_warned_of_once(accuracies, words):
 
 def test_a_discriminator_that_learns_something_at_one_t_is_not_warned_of():
     watch = DiscriminatorWatch()
-    assert not any(watch.look(step, row(0.5, 0.7 if step % 400 == 0 else 0.5)) for step in range(0, 3000, 100))
+    assert not any(watch.check(step, row(0.5, 0.7 if step % 400 == 0 else 0.5)) for step in range(0, 3000, 100))
 
 
 @pytest.mark.parametrize("size", [8, 12, 16, 32])

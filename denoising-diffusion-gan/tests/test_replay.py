@@ -40,7 +40,7 @@ class Recorder:
 
 def recorded_trainer(**changes) -> tuple[Trainer, Recorder]:
     recorder = Recorder()
-    recorder.trainer = make_trainer(record=recorder, **changes)
+    recorder.trainer = make_trainer(capture=recorder, **changes)
     return recorder.trainer, recorder
 
 
@@ -91,14 +91,14 @@ def test_failing_to_record_costs_a_warning_only():
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     with pytest.warns(UserWarning, match="costs speed only: operation not permitted when stream is capturing$"):
-        found, _ = train(make_trainer(record=refuse), 5)
+        found, _ = train(make_trainer(capture=refuse), 5)
     torch.testing.assert_close(found, train(make_trainer(), 5)[0], rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("error:not recorded")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graphs_give_the_plain_losses_and_gradients():
-    trainers = [make_trainer(lazy_reg=3, **recorder) for recorder in ({}, {"record": cuda_graph})]
+    trainers = [make_trainer(lazy_reg=3, **recorder) for recorder in ({}, {"capture": cuda_graph})]
     for trainer in trainers:
         for network in (trainer.generator, trainer.discriminator, trainer.process):
             network.cuda()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy_gaussians
-from ddgan import toy
+from ddgan import toy, toy_page
 from ddgan.process import DenoisingProcess
 from helpers_ddgan import FOLDER
 
@@ -35,7 +35,7 @@ def test_mixture_has_unit_variance_covers_its_own_modes_and_is_a_function_of_its
 
 
 def test_collapse_and_noise_are_told_from_covering():
-    one = toy.measure(toy.centres()[:1].repeat(1000, 1))
+    one = toy.measure(toy.centers()[:1].repeat(1000, 1))
     assert (one["modes"], one["high_quality"]) == (1, 1.0)
     assert one["kl"] == pytest.approx(math.log(25))
     noise = toy.measure(torch.randn(10000, 2))
@@ -49,14 +49,14 @@ def test_collapse_and_noise_are_told_from_covering():
 @pytest.mark.parametrize(("few", "modes"), [(11, 23), (12, 25)])  # a quarter of an equal share is 11.7
 def test_mode_with_less_than_a_quarter_of_its_share_does_not_count(few, modes):
     counts = [50] * 23 + [few, few]
-    points = torch.cat([centre.repeat(n, 1) for centre, n in zip(toy.centres(), counts, strict=True)])
+    points = torch.cat([center.repeat(n, 1) for center, n in zip(toy.centers(), counts, strict=True)])
     assert toy.measure(points)["modes"] == modes
 
 
 def test_sample_beyond_three_deviations_is_not_of_high_quality():
     shift = torch.tensor([1.0, 0.0])
     for deviations, share in ((2.99, 1.0), (3.01, 0.0)):
-        assert toy.measure(toy.centres() + deviations * toy.STD * shift)["high_quality"] == share
+        assert toy.measure(toy.centers() + deviations * toy.STD * shift)["high_quality"] == share
 
 
 def test_networks_know_time_latent_and_both_points():
@@ -79,7 +79,7 @@ def test_perfect_generator_of_one_step_gives_back_the_mixture():
         def forward(self, x_t_plus_1, t, z):
             return data[: len(x_t_plus_1)]
 
-    points = toy.draw_samples(Perfect(4, 4, 8), DenoisingProcess(4), 2000, 0)
+    points = toy.sample_points(Perfect(4, 4, 8), DenoisingProcess(4), 2000, 0)
     assert torch.equal(points, data.flatten(1))  # the last step returns the prediction itself
 
 
@@ -148,11 +148,11 @@ def test_table_says_from_when_on_all_modes_are_covered_and_pools_the_seeds():
         history = [{"step": step, "modes": count} for step, count in zip((100, 200, 300), modes, strict=True)]
         return {"end": {"high_quality": quality, "kl": None}, "history": history}
 
-    assert toy_gaussians.reached(cell((24, 25, 25), 0.9)) == "200"
-    assert toy_gaussians.reached(cell((25, 25, 24), 0.9)) == "-"
+    assert toy_page.first_step_with_all_modes(cell((24, 25, 25), 0.9)) == "200"
+    assert toy_page.first_step_with_all_modes(cell((25, 25, 24), 0.9)) == "-"
     cells = [cell((25, 25, 25), quality) for quality in (0.90, 0.91)]
-    assert toy_gaussians.shown(cells, "high_quality", 100) == "90 ± 6"
-    assert toy_gaussians.shown(cells, "kl") == "-"
+    assert toy_page.pooled(cells, "high_quality", 100) == "90 ± 6"
+    assert toy_page.pooled(cells, "kl") == "-"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from comparison.cli import UserError
 from comparison.data.images import open_images
 from comparison.places import Place
 from ddgan.options import MODEL
-from ddgan.setup import check_compiler, open_batches
+from ddgan.training_setup import check_compiler, open_batches
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import images, make_trainer
 

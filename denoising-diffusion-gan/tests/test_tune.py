@@ -53,7 +53,7 @@ def tune(*arguments) -> int:
 def judged(*arguments) -> argparse.Namespace:
     args = tune_ddgan.parse_args(flags(*arguments))
     args.folder = arguments[1]
-    tune_ddgan.judge(args)
+    tune_ddgan.validate(args)
     return args
 
 
@@ -140,7 +140,7 @@ def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--max_steps 3", "--max_steps: the search sets it itself"),
+        ("--max_steps 3", "--max_steps: the search sets it"),
         ("--fix lr=3", "--fix lr=3: must be NAME=VALUE"),
         ("--fix num_timesteps=half", "must be a whole number"),
         ("--range lr_g=1e-3:1e-4", "must be LOW:HIGH"),
@@ -205,7 +205,7 @@ def test_suggestions_lie_in_their_ranges_and_survive_the_command_line():
     for seed in range(20):
         values = tuning.suggest(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask(), space)
         assert all(low <= values[name] <= high for name, (low, high) in space.items())
-        args = train_ddgan.parse_args(["--use_ema", *tuning.flag_words(values)])
+        args = train_ddgan.parse_args(["--use_ema", *tuning.flag_arguments(values)])
         assert {name: getattr(args, name) for name in values} == values
 
 
@@ -332,8 +332,8 @@ def test_a_rung_is_trained_sampled_and_scored_and_a_run_that_ends_early_is_told(
 @pytest.mark.parametrize(
     ("default", "winner", "says"),
     [
-        ([10.0, 11.0, 12.0], [4.0, 5.0, 6.0], "**The winner helps**: winner minus base flags -6.0 ± 2.3"),
-        ([10.0, 11.0, 12.0], [9.0, 10.0, 11.0], "**It is not shown that the winner helps**"),
+        ([10.0, 11.0, 12.0], [4.0, 5.0, 6.0], "**The winner is better than the base flags**: winner minus base"),
+        ([10.0, 11.0, 12.0], [9.0, 10.0, 11.0], "**Inconclusive**"),
         ([4.0, 5.0, 6.0], [10.0, 11.0, 12.0], "**The winner is worse than the base flags**"),
         ([10.0, None, 12.0], [4.0, 5.0, 6.0], "base flags 11.0 ± 1.4 (10, diverged, 12)"),
     ],

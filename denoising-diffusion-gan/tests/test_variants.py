@@ -11,8 +11,8 @@ import test_ddgan as sampling
 import torch
 import train_ddgan
 from comparison.cli import UserError
-from ddgan.checkpoints import generator_from_nvlabs, load_generator, make_generator, refuse_disagreement
-from ddgan.fir import FirDown, FirUp, NearestUp
+from ddgan.checkpoints import check_agreement, generator_from_nvlabs, load_generator, make_generator
+from ddgan.fir import FirDown, FirUp
 from ddgan.layers import ROOT_HALF, Attention, ResidualBlock
 from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, check_architecture, defaults
 from helpers_ddgan import make_images, published_state
@@ -126,18 +126,18 @@ def test_skip_rescale_off_adds_residuals_as_they_are():
 def test_fir_off_resamples_by_repeating_and_averaging(block):
     kinds = {type(module) for module in build(resblock_type=block, fir=False).modules()}
     assert not kinds & {FirDown, FirUp}
-    assert NearestUp in kinds
+    assert torch.nn.Upsample in kinds
     kinds = {type(module) for module in build(resblock_type=block).modules()}
     assert kinds >= {FirDown, FirUp}
-    assert NearestUp not in kinds
+    assert torch.nn.Upsample not in kinds
 
 
 def test_resamp_with_conv_off_resamples_ddpm_blocks_without_weights():
     learned, fixed = (
         build(resblock_type="ddpm", resamp_with_conv=flag, progressive_input="none") for flag in (True, False)
     )
-    assert next(iter(learned.encoder_levels())).resample.state_dict()
-    assert not next(iter(fixed.encoder_levels())).resample.state_dict()
+    assert learned.encoder[0].resample.state_dict()
+    assert not fixed.encoder[0].resample.state_dict()
 
 
 def test_fir_kernel_is_the_filter():
@@ -157,8 +157,8 @@ def test_attn_resolutions_from_the_command_line(given, levels):
     """The published code takes them for words."""
     args = train_ddgan.parse_args(["--attn_resolutions", *given])
     generator = build(attn_resolutions=args.attn_resolutions)
-    assert [len(level.attentions) for level in generator.encoder_levels()] == levels
-    assert [len(level.attentions) for level in generator.decoder_levels()] == levels[::-1]
+    assert [len(level.attentions) for level in generator.encoder] == levels
+    assert [len(level.attentions) for level in generator.decoder] == levels[::-1]
     assert generator(*some_inputs()).isfinite().all()
 
 
@@ -238,9 +238,9 @@ OTHER = {
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURE if name not in DISCRIMINATOR_ONLY])
 def test_every_flag_that_disagrees_with_the_checkpoint_is_refused(name):
     """Many change no shape, so that the published code loads the weights and draws garbage."""
-    refuse_disagreement(Path("netG_1.pth"), defaults(), {name: defaults()[name]})
+    check_agreement(Path("netG_1.pth"), defaults(), {name: defaults()[name]})
     with pytest.raises(UserError, match=rf"netG_1.pth: --{name} .* given, .* in the checkpoint"):
-        refuse_disagreement(Path("netG_1.pth"), defaults(), {name: OTHER[name]})
+        check_agreement(Path("netG_1.pth"), defaults(), {name: OTHER[name]})
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):

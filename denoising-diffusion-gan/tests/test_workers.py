@@ -20,11 +20,11 @@ from comparison.cli import UserError
 from comparison.distributed import launch
 from comparison.places import Place
 from comparison.runs import read_progress
-from ddgan import setup
+from ddgan import training_setup
 from ddgan.checkpoints import make_generator, save_generator
 from ddgan.draws import Batch
 from ddgan.objective import Objective, Phase
-from ddgan.options import defaults, place_of
+from ddgan.options import defaults, get_rank_info
 from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import N, draws, gradients, images, joint_batch, let_draw, make_trainer
 
@@ -49,17 +49,17 @@ def one_thread_each(monkeypatch):
     ],
 )
 def test_published_flags_say_the_place(words, place):
-    assert place_of(train_ddgan.parse_args(["--dataset", "shapes", *words.split()])) == place
+    assert get_rank_info(train_ddgan.parse_args(["--dataset", "shapes", *words.split()])) == place
 
 
 def test_machines_with_other_flags_are_refused_but_for_their_own(monkeypatch):
     flags = {"lr_g": 1.0, "node_rank": 0, "exp": "/mount0/run"}
     for other in ({"node_rank": 1, "exp": "/mount1/run"}, {"lr_g": 2.0}):
-        monkeypatch.setattr(setup, "gather", lambda value, other=other: [value, {**value, **other}])
+        monkeypatch.setattr(training_setup, "gather", lambda value, other=other: [value, {**value, **other}])
         if "lr_g" not in other:
-            setup.check_same_flags(argparse.Namespace(**flags))
-    with pytest.raises(UserError, match=r"^--lr_g: 1\.0 for the first process, 2\.0 for process 1$"):
-        setup.check_same_flags(argparse.Namespace(**flags))
+            training_setup.check_same_flags(argparse.Namespace(**flags))
+    with pytest.raises(UserError, match=r"^--lr_g: 1\.0 on rank 0, but 2\.0 on rank 1; use the same flags$"):
+        training_setup.check_same_flags(argparse.Namespace(**flags))
 
 
 def test_processes_draw_their_rows_of_the_joint_noise():
@@ -152,9 +152,9 @@ def assert_same_networks(first, second) -> None:
 def test_first_process_writes_the_files_of_one(unbroken):
     rows = read_progress(unbroken / "progress.csv")
     assert [(row["step"], row["images_seen"]) for row in rows] == [
-        *((1, 16), (2, 24), (3, 40), (4, 48), (5, 64), (6, 72)),
+        *((1, 16), (2, 24), (3, 40), (4, 48), (5, 64), (6, 72))
     ]
-    assert "each of 4 images x 2 processes x 2 micro-batches" in (unbroken / "log.txt").read_text()
+    assert "4 images x 2 processes x 2 micro-batches per update" in (unbroken / "log.txt").read_text()
     payload = load_torch(unbroken / "netG_3.pth")
     assert payload["config"]["processes"] == 2
     assert payload["images_seen"] == 72

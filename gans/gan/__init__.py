@@ -1,1 +1,1 @@
-"""DCGAN: networks, losses, training step and sampling; used by the scripts beside this folder."""
+"""DCGAN: networks, losses, training step and sampling; used by the scripts next to this folder."""

@@ -1,9 +1,7 @@
-"""DiffAugment: the same random changes to real and generated images, differentiable, so that the generator learns
-through them.
+"""DiffAugment: the same random changes to real and generated images, differentiable for the generator.
 
-Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3.2 and appendix: T is applied
-to the real images, to the fakes of the discriminator's update and to those of the generator's update, each with its
-own draws.
+Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3.2 and appendix: real images,
+the fakes of the discriminator's update and the fakes of the generator's update are changed by independent draws.
 """
 
 import torch
@@ -12,18 +10,18 @@ from torch import Tensor
 
 from .options import AUGMENTATIONS
 
-SHIFT = 1 / 8  # of the image size, at most
-HOLE = 1 / 2  # of the image size, a side of the square
+MAX_SHIFT = 1 / 8  # fraction of the image size
+HOLE = 1 / 2  # side of the square, fraction of the image size
 
 
 class DiffAugment:
-    """Random changes of colour, place and completeness, a function of (seed, step, name, place in the global batch).
+    """Random color, translation and cutout; a function of (seed, step, name, index in the global batch).
 
     Args:
-        policy: kinds of change separated by commas, of color, translation and cutout.
-        seed: of the draws.
-        batch_size: of the global batch, for which is drawn.
-        rows: of the global batch that are this process's.
+        policy: comma-separated kinds among color, translation and cutout.
+        seed: seed of the draws.
+        batch_size: size of the global batch, for which numbers are drawn.
+        rows: this rank's rows of the global batch.
 
     Raises:
         ValueError: the policy names another kind.
@@ -36,34 +34,35 @@ class DiffAugment:
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
 
     def __call__(self, images: Tensor, step: int, name: str) -> Tensor:
-        """Change each image in its own way.
+        """Change each image by its own draws.
 
         Args:
-            images: (n, C, S, S) in [-1, 1], the first n of this process's rows.
-            step: updates done before this one.
-            name: of the batch, such as "real": other names, other draws.
+            images: (n, C, S, S) in [-1, 1], the first n of this rank's rows.
+            step: updates before this one.
+            name: name of the batch, such as "real"; each name has its own draws.
 
         Returns:
-            (n, C, S, S) float32, unbounded where colours change; what lies outside or is cut out is 0.
+            (n, C, S, S) float32; color makes it unbounded, translation and cutout fill with 0.
         """
-        # Seven draws an image, whatever the policy: a kind that is left out does not change the others' draws.
+        # Always seven numbers per image, so that leaving out a kind does not change the draws of the other kinds.
         generator = rng.generator("cpu", self.seed, step, name, "diffaugment")
         u = torch.rand(self.batch_size, 7, generator=generator)[self.rows][: len(images)].to(images.device)
         x = images.float()
         if "color" in self.kinds:
-            x = change_colours(x, *u[:, :3].unbind(1))
+            x = change_colors(x, *u[:, :3].unbind(1))
         if "translation" in self.kinds:
-            x = translate(x, *_integers(u[:, 3:5], -_shift(x), _shift(x)).unbind(1))
+            shift = int(x.shape[-1] * MAX_SHIFT + 0.5)
+            x = translate(x, *_integers(u[:, 3:5], -shift, shift).unbind(1))
         if "cutout" in self.kinds:
             x = cut_out(x, *_integers(u[:, 5:7], 0, x.shape[-1] - 1).unbind(1))
         return x
 
 
-def change_colours(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Add to each image's brightness, then stretch its colours about grey, then all values about their mean.
+def change_colors(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    """Change each image's brightness, then its saturation, then its contrast.
 
-    Zhao et al. 2020, appendix A: brightness moves by U[-0.5, 0.5), saturation multiplies by U[0, 2), contrast by
-    U[0.5, 1.5); the three steps are one weighted sum of the image, its grey picture and its mean.
+    Zhao et al. 2020, appendix A: brightness is shifted by U[-0.5, 0.5), saturation is multiplied by U[0, 2), contrast
+    by U[0.5, 1.5). The three steps together are one weighted sum of the image, its grey version and its mean.
 
     Args:
         x: (N, C, H, W) float32.
@@ -80,50 +79,34 @@ def change_colours(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: 
 
 
 def translate(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Move each image by whole pixels; 0 comes in from outside.
+    """Shift each (N, C, H, W) image by its (N,) int64 pixels down and right; empty pixels become 0.
 
-    A product with a matrix of zeros and ones on either side: exact (but for a GPU's TF32), and its gradient needs no
-    scattered addition, which is slow on CPUs and in random order on GPUs.
-
-    Args:
-        x: (N, C, H, W) float32.
-        down, right: (N,) int64 pixels.
-
-    Returns:
-        (N, C, H, W) float32.
+    Implemented as products with 0/1 matrices: exact (except for a GPU's TF32), and the gradient needs no scatter-add,
+    which is slow on CPUs and has no fixed order on GPUs.
     """
-    rows, columns = _moves(x.shape[2], down, x), _moves(x.shape[3], right, x)
+    rows, columns = _shift_matrices(x.shape[2], down, x), _shift_matrices(x.shape[3], right, x)
     return torch.einsum("nij,ncjk,nlk->ncil", rows, x, columns)
 
 
 def cut_out(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Set a square of half the image's side, centred at a pixel and cut at the border, to 0.
+    """Set a square of half the image's side to 0 in each (N, C, H, W) image, clipped at the border.
 
-    Args:
-        x: (N, C, H, W) float32.
-        row, column: (N,) int64, the centres.
-
-    Returns:
-        (N, C, H, W) float32.
+    `row` and `column` are the (N,) int64 centers.
     """
     inside = [
-        (torch.arange(size, device=x.device) - centre[:, None] + int(size * HOLE) // 2) // max(int(size * HOLE), 1) == 0
-        for size, centre in ((x.shape[2], row), (x.shape[3], column))
+        (torch.arange(size, device=x.device) - center[:, None] + int(size * HOLE) // 2) // max(int(size * HOLE), 1) == 0
+        for size, center in ((x.shape[2], row), (x.shape[3], column))
     ]
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return x * ~hole
 
 
-def _shift(x: Tensor) -> int:
-    return int(x.shape[-1] * SHIFT + 0.5)
-
-
 def _integers(u: Tensor, low: int, high: int) -> Tensor:
-    """Map U[0, 1) to whole numbers from low to high, both included."""
+    """Map U[0, 1) to integers in [low, high]."""
     return (u * (high - low + 1)).long().clamp(max=high - low) + low
 
 
-def _moves(size: int, by: Tensor, like: Tensor) -> Tensor:
-    """Return (N, size, size) matrices of 0 and 1 that move a column of numbers by (N,) places."""
-    places = torch.arange(size, device=like.device)
-    return (places[:, None] - places == by[:, None, None]).to(like.dtype)
+def _shift_matrices(size: int, shift: Tensor, like: Tensor) -> Tensor:
+    """Return (N, size, size) 0/1 matrices that shift a column vector by (N,) positions."""
+    positions = torch.arange(size, device=like.device)
+    return (positions[:, None] - positions == shift[:, None, None]).to(like.dtype)

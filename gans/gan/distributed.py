@@ -1,7 +1,7 @@
-"""Means over the processes that train one GAN, each on its slice of the global batch.
+"""Averages over the ranks that train one GAN, each on its slice of the global batch.
 
-Gradients are averaged by hand rather than by DistributedDataParallel: the discriminator runs three times per
-iteration and the two players alternate, which its hooks and its buffer broadcast do not expect.
+Gradients are averaged explicitly rather than by DistributedDataParallel: an iteration runs the discriminator three
+times and alternates two networks, which its hooks and its buffer broadcast do not support.
 """
 
 import torch
@@ -10,16 +10,15 @@ from torch import Tensor, distributed, nn
 
 
 def average_gradients(network: nn.Module) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
+    """Replace every gradient by its mean over the ranks, in one all-reduce."""
     if world_size() > 1:
         _average([p.grad for p in network.parameters() if p.grad is not None])
 
 
 def average_buffers(network: nn.Module) -> None:
-    """Replace batch norm's running statistics by their mean over the processes, in one message.
+    """Replace batch norm's running statistics by their mean over the ranks, in one all-reduce.
 
-    The vectors of spectral norm stay as they are: they follow from the weights alone, so that every process has the
-    same ones, and a mean would only round them.
+    The vectors of spectral norm stay: they depend on the weights alone, so all ranks have the same ones.
     """
     if world_size() > 1:
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]

@@ -8,34 +8,26 @@ from torch import nn
 
 
 class EMA:
-    """Keep the moving average of a network's weights and of its floating-point buffers.
+    """Exponential moving average of a network's weights and floating-point buffers (Yazici et al. 2019).
 
-    The buffers are batch norm's running statistics: averaged weights with the last step's statistics would
-    be a network that never existed. Yazici et al. 2019, "The unusual effectiveness of averaging in GAN training".
+    The buffers are batch norm's running statistics; those of the last step would not fit averaged weights.
+    torch.optim.swa_utils.AveragedModel has no warm-up, and reads its counter back from the device at every step.
 
-    torch.optim.swa_utils.AveragedModel does the same without the warm-up, and reads its counter back from the
-    device at every step.
+    Args:
+        network: network to copy.
+        decay: weight of the old average at each step, in [0, 1).
+        horizon: length of the average as a fraction of the updates so far; 0 uses the decay alone.
     """
 
     def __init__(self, network: nn.Module, decay: float, horizon: float = 0.0) -> None:
-        """Start from a copy of the network.
-
-        Args:
-            network: what is averaged.
-            decay: weight of the past at each step, in [0, 1).
-            horizon: length of the average as a share of the updates so far, 0 for that of the decay alone.
-        """
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay, self.horizon = decay, horizon
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Move the average towards the network.
+        """Update the average from the trained network's weights, after `step` earlier updates.
 
-        Args:
-            network: the trained network, of the same architecture.
-            step: updates done before this one; the decay rises with them, see `comparison.schedule.ema_rate`, or a
-                short run's average would still hold its initial noise.
+        The decay starts low (`comparison.schedule.ema_rate`): a short run's average would keep its initial noise.
         """
         decay = ema_rate(self.decay, step, self.horizon)
         averages, values = [], []

@@ -1,4 +1,4 @@
-"""The scores of a run in its scores.csv, and the checkpoint of the best one."""
+"""scores.csv of a run, and the checkpoint of its best score."""
 
 import shutil
 from pathlib import Path
@@ -6,23 +6,23 @@ from pathlib import Path
 from comparison.files import atomic, write_text
 from comparison.runs import read_progress
 
-from .diagnosis import collapses
-from .files import BEST, checkpoint_name
+from .diagnostics import detect_collapse
+from .run_paths import BEST, checkpoint_name
 
 FILE = "scores.csv"
 COLUMNS = ("step", "images_seen", "wall_seconds", "frechet_distance", "coverage")
 
 
 class Scores:
-    """Rows of scores.csv, in order of their steps; the file is written whole each time.
+    """Rows of scores.csv in order of their steps; each change rewrites the whole file.
 
     Args:
-        folder: of the run.
-        step: that the run goes on from; later rows, and a later best checkpoint, belong to a future that is gone.
-        keep_best: whether the checkpoint of the lowest Frechet distance is kept as best_<step>.pt.
+        folder: run folder.
+        step: step that the run resumes from; rows and best checkpoints after it are deleted.
+        keep_best: whether to keep the checkpoint of the lowest Frechet distance as best_<step>.pt.
 
     Attributes:
-        rows: column -> number.
+        rows: list of column -> number.
     """
 
     def __init__(self, folder: Path, step: int, keep_best: bool):
@@ -33,37 +33,37 @@ class Scores:
             self._write()
         else:
             path.unlink(missing_ok=True)
-        for later in (found for found in folder.glob(BEST) if self._number(found) > step):
-            later.unlink()
+        prefix = BEST.partition("*")[0]
+        for checkpoint in list(folder.glob(BEST)):
+            digits = checkpoint.stem.removeprefix(prefix)
+            if digits.isdecimal() and int(digits) > step:
+                checkpoint.unlink()
         self.keep()
 
     @property
     def last_step(self) -> int:
-        """Step of the newest score, -1 before the first."""
+        """Step of the newest score, -1 without any."""
         return int(self.rows[-1]["step"]) if self.rows else -1
 
     def add(self, step: int, images_seen: int, wall_seconds: float, score: dict[str, float]) -> str:
-        """Append a row and return what the log says of it."""
+        """Append a row and return its text for the log."""
         row = {"step": step, "images_seen": images_seen, "wall_seconds": round(wall_seconds, 3)}
         self.rows.append({**row, **{name: float(f"{value:.6g}") for name, value in score.items()}})
         self._write()
-        best, collapsed = collapses([row["coverage"] for row in self.rows])
-        words = (
-            f"score at step {step}: Frechet distance {score['frechet_distance']:.4g}, coverage {score['coverage']:.3f}"
-        )
+        best, collapsed = detect_collapse([row["coverage"] for row in self.rows])
+        distance, coverage = f"{score['frechet_distance']:.4g}", f"{score['coverage']:.3f}"
+        text = f"score at step {step}: Frechet distance {distance}, coverage {coverage}"
         if collapsed:
-            words += (
-                f"\nmode collapse at step {step}: coverage {score['coverage']:.3f} is below half its best, {best:.3f}"
-            )
-        return words
+            text += f"\nmode collapse at step {step}: coverage {coverage} is below half its best, {best:.3f}"
+        return text
 
     def is_best(self) -> bool:
-        """Say whether the newest score is the lowest Frechet distance so far."""
+        """Return True if the newest score has the lowest Frechet distance so far."""
         distances = [row["frechet_distance"] for row in self.rows]
         return bool(distances) and distances[-1] < min(distances[:-1], default=float("inf"))
 
     def keep(self) -> None:
-        """Keep the newest score's checkpoint, which is there, as the best one, if it is and that is wanted."""
+        """With keep_best, copy the newest score's checkpoint to best_<step>.pt if it exists and is the best one."""
         if not self.keep_best or not self.is_best():
             return
         source = self.folder / checkpoint_name(self.last_step)
@@ -77,12 +77,7 @@ class Scores:
                 older.unlink()
 
     def _write(self) -> None:
-        whole = ("step", "images_seen")
+        integers = ("step", "images_seen")
         lines = [",".join(COLUMNS)]
-        lines += [",".join(str(int(row[c]) if c in whole else row[c]) for c in COLUMNS) for row in self.rows]
+        lines += [",".join(str(int(row[c]) if c in integers else row[c]) for c in COLUMNS) for row in self.rows]
         write_text(self.folder / FILE, "\n".join(lines) + "\n")
-
-    @staticmethod
-    def _number(path: Path) -> int:
-        digits = path.stem.removeprefix(BEST.partition("*")[0])
-        return int(digits) if digits.isdecimal() else -1

@@ -1,4 +1,4 @@
-"""Two players, their optimizers, and one iteration of their game."""
+"""GAN training step: generator, discriminator, their optimizers and the EMA."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,28 +9,40 @@ from comparison.gpu.replay import Outputs, Recorder, Replay
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm, parametrize
 
+from . import losses
 from .augmentation import DiffAugment
 from .distributed import average_buffers, average_gradients
 from .ema import EMA
-from .losses import (
-    bce_discriminator_loss,
-    bce_generator_loss,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-    r1_penalty,
-)
-from .networks import Discriminator, Generator, count_parameters, init_weights, normalise_spectrally
+from .networks import Discriminator, Generator, count_parameters, init_weights, normalize_spectrally
 from .options import PRESETS
 
 
 class DCGAN:
-    """Generator, discriminator, their Adam optimizers and, if asked for, the generator's moving average.
+    """Generator, discriminator, their Adam optimizers and, optionally, the generator's EMA.
 
-    Radford et al. 2016; one discriminator update and one generator update per iteration, on the same fakes.
+    Radford et al. 2016; an iteration updates the discriminator once and the generator once, on the same fakes.
+
+    Args:
+        generator: maps (N, nz) noise to images; on its device.
+        discriminator: maps images to (N,) logits; on the same device.
+        g_lr: learning rate of the generator.
+        d_lr: learning rate of the discriminator.
+        beta1: Adam's decay of the gradient mean.
+        beta2: Adam's decay of the squared gradient mean.
+        loss: "bce" or "hinge".
+        label_smoothing: smoothing of the bce labels: "none", "one_sided" or "two_sided".
+        ema_decay: decay of the generator's EMA, 0 for no EMA.
+        ema_horizon: see `EMA`.
+        augment: augmentation of every image that the discriminator sees; None for none.
+        r1_gamma: weight of the gradient penalty, 0 for none.
+        r1_every: updates per penalty, which is multiplied by this number.
+        dtype: autocast dtype of the networks; None computes in float32.
+        capture: `comparison.gpu.replay` recorder that captures an iteration for later ones to replay; None runs
+            eagerly, as do augmentation and the gradient penalty. With it the learning rates must be constant.
 
     Attributes:
-        first_bad: () int64 on the device: the number of updates before the first one whose losses or gradients were
-            not all finite, -1 while there is none. Kept there, so that no update waits for a GPU.
+        first_nonfinite_step: () int64 on the device: updates before the first one with a loss or gradient that was
+            not finite, -1 without one. It stays on the device so that no update synchronizes with a GPU.
     """
 
     def __init__(
@@ -50,87 +62,74 @@ class DCGAN:
         r1_gamma: float = 0.0,
         r1_every: int = 16,
         dtype: torch.dtype | None = None,
-        record: Recorder | None = None,
+        capture: Recorder | None = None,
     ) -> None:
-        """Take over two networks that are already on their device.
-
-        Args:
-            generator: maps (N, nz) noise to images.
-            discriminator: maps images to (N,) logits.
-            g_lr: learning rate of the generator.
-            d_lr: learning rate of the discriminator.
-            beta1: Adam's decay of the gradient mean.
-            beta2: Adam's decay of the squared gradient mean.
-            loss: "bce" or "hinge".
-            label_smoothing: of bce; "none", "one_sided" or "two_sided".
-            ema_decay: of the generator's moving average, 0 for none.
-            ema_horizon: of that average, see `EMA`.
-            augment: changes every image that the discriminator sees; None for nothing.
-            r1_gamma: weight of the gradient penalty, 0 for none.
-            r1_every: updates between penalties, which count so many times.
-            dtype: of autocast in the network passes; None computes in float32.
-            record: records an iteration, so that later ones replay it, see `comparison.gpu.replay`; None for none,
-                as is with augmentation or the gradient penalty. The learning rates must stay then.
-        """
         self.generator, self.discriminator = generator, discriminator
         self.g_lr, self.d_lr = g_lr, d_lr
-        recorded = record is not None and augment is None and not r1_gamma
-        self._replay: Replay | None = None
-        if recorded:
-            assert record is not None
-            self._replay = Replay(lambda inputs: self._play(inputs["real"], inputs["z"], 0), [], record)
-        self.optimizer_g = _adam(generator, g_lr, (beta1, beta2), recorded)
-        self.optimizer_d = _adam(discriminator, d_lr, (beta1, beta2), recorded)
+        self._graphed_step: Replay | None = None
+        if capture is not None and augment is None and not r1_gamma:
+            self._graphed_step = Replay(
+                lambda inputs: self._train_iteration(inputs["real"], inputs["z"], 0), [], capture
+            )
+        graphed = self._graphed_step is not None
+        self.optimizer_g = _adam(generator, g_lr, (beta1, beta2), graphed)
+        self.optimizer_d = _adam(discriminator, d_lr, (beta1, beta2), graphed)
         self.ema = EMA(generator, ema_decay, ema_horizon) if ema_decay else None
         self.loss, self.label_smoothing, self.augment, self.dtype = loss, label_smoothing, augment, dtype
         self.r1_gamma, self.r1_every = r1_gamma, r1_every
-        self.first_bad = torch.full((), -1, device=next(generator.parameters()).device)
+        self.first_nonfinite_step = torch.full((), -1, device=next(generator.parameters()).device)
 
     def set_learning_rates(self, factor: float) -> None:
-        """Multiply the learning rates that the game began with by a factor."""
+        """Set both learning rates to a multiple of their initial values."""
         for optimizer, lr in ((self.optimizer_g, self.g_lr), (self.optimizer_d, self.d_lr)):
             for group in optimizer.param_groups:
                 group["lr"] = factor * lr
 
     def train_step(self, real: Tensor, z: Tensor, step: int) -> dict[str, Tensor]:
-        """Update the discriminator, then the generator.
+        """Update the discriminator, then the generator, then the EMA.
 
-        Batch norm sees real and fake batches apart, as Radford et al. 2016 trained it: mixed, their statistics
-        would give the answer away.
+        Real and fake images are separate batches (Radford et al. 2016): in a mixed batch, batch-norm statistics
+        would leak which images are real.
 
         Args:
-            real: (N, C, H, W) float32 in [-1, 1], this process's slice of the batch.
+            real: (N, C, H, W) float32 in [-1, 1], this rank's slice of the batch.
             z: (N, nz) float32, standard normal.
-            step: updates done before this one.
+            step: updates before this one.
 
         Returns:
-            () float32 tensors: loss_d without the gradient penalty, loss_g, the mean sigmoid of the logits that the
-            discriminator gives to real images (d_real), to fakes before its update (d_fake) and after it
-            (d_fake_after), and the norms of both gradients (grad_norm_d, grad_norm_g).
+            () float32 tensors: loss_d without the gradient penalty; loss_g; the mean sigmoid of the discriminator's
+            logits of real images (d_real), of fakes before its update (d_fake) and after it (d_fake_after); the
+            gradient norms grad_norm_d and grad_norm_g.
         """
-        found = self._replay({"real": real, "z": z}) if self._replay else self._play(real, z, step)
+        if self._graphed_step:
+            metrics = self._graphed_step({"real": real, "z": z})
+        else:
+            metrics = self._train_iteration(real, z, step)
         if self.ema:
             self.ema.update(self.generator, step)
-        finite = torch.stack(list(found.values())).isfinite().all()
-        self.first_bad = torch.where(finite | (self.first_bad >= 0), self.first_bad, step)
-        return found
+        finite = torch.stack(list(metrics.values())).isfinite().all()
+        self.first_nonfinite_step = torch.where(
+            finite | (self.first_nonfinite_step >= 0), self.first_nonfinite_step, step
+        )
+        return metrics
 
-    def _play(self, real: Tensor, z: Tensor, step: int) -> Outputs:
-        """Update both networks; arguments and result of `train_step`."""
+    def _train_iteration(self, real: Tensor, z: Tensor, step: int) -> Outputs:
+        """Update both networks; see `train_step`."""
         with self._autocast():
             fake = self.generator(z)
         loss_d, penalty, logits_real, logits_fake = self._discriminator_loss(real, fake.detach(), step)
         grad_norm_d = _update(self.discriminator, self.optimizer_d, loss_d + penalty)
 
-        self.discriminator.requires_grad_(False)  # its weight gradients are not needed here: a third of the work
+        # Skip the discriminator's weight gradients: a third of this backward pass, and unused.
+        self.discriminator.requires_grad_(False)
         try:
-            seen = self.changed(fake, step, "fake for the generator")
+            augmented_fake = self.augment_batch(fake, step, "fake for the generator")
             with self._autocast():
-                logits_fake_after = self.discriminator(seen)
+                logits_fake_after = self.discriminator(augmented_fake)
             if self.loss == "hinge":
-                loss_g = hinge_generator_loss(logits_fake_after)
+                loss_g = losses.hinge_generator_loss(logits_fake_after)
             else:
-                loss_g = bce_generator_loss(logits_fake_after, self.label_smoothing)
+                loss_g = losses.bce_generator_loss(logits_fake_after, self.label_smoothing)
             grad_norm_g = _update(self.generator, self.optimizer_g, loss_g)
         finally:
             self.discriminator.requires_grad_(True)
@@ -149,40 +148,39 @@ class DCGAN:
     def _discriminator_loss(
         self, real: Tensor, fake: Tensor, step: int
     ) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
-        """Return the loss, the penalty (0 where none is due) and the logits of both batches."""
-        real = self.changed(real, step, "real").to(memory_format=torch.channels_last)
-        fake = self.changed(fake, step, "fake")
-        penalised = bool(self.r1_gamma) and step % self.r1_every == 0
-        if penalised:
+        """Return the loss, the penalty (0 if none is due), and the logits of real and of fake images."""
+        real = self.augment_batch(real, step, "real").to(memory_format=torch.channels_last)
+        fake = self.augment_batch(fake, step, "fake")
+        penalty_due = bool(self.r1_gamma) and step % self.r1_every == 0
+        if penalty_due:
             real = real.detach().requires_grad_()
         with parametrize.cached():  # one power iteration of spectral norm for both batches
-            with self._autocast(not penalised):  # squared gradients need more than 8 bits of mantissa
+            with self._autocast(not penalty_due):  # bf16 is too coarse for squared gradients
                 logits_real = self.discriminator(real)
             with self._autocast():
                 logits_fake = self.discriminator(fake)
         if self.loss == "hinge":
-            loss = hinge_discriminator_loss(logits_real, logits_fake)
+            loss = losses.hinge_discriminator_loss(logits_real, logits_fake)
         else:
-            loss = bce_discriminator_loss(logits_real, logits_fake, self.label_smoothing)
-        penalty = self.r1_every * r1_penalty(logits_real, real, self.r1_gamma) if penalised else 0.0
+            loss = losses.bce_discriminator_loss(logits_real, logits_fake, self.label_smoothing)
+        penalty = self.r1_every * losses.r1_penalty(logits_real, real, self.r1_gamma) if penalty_due else 0.0
         return loss, penalty, logits_real, logits_fake
 
-    def changed(self, images: Tensor, step: int, name: str) -> Tensor:
-        """Augment images for the discriminator, or return them as they are."""
+    def augment_batch(self, images: Tensor, step: int, name: str) -> Tensor:
+        """Augment images for the discriminator; without augmentation, return them unchanged."""
         return images if self.augment is None else self.augment(images, step, name)
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
-        return torch.autocast(self.first_bad.device.type, dtype=self.dtype, enabled=enabled and self.dtype is not None)
+        device_type = self.first_nonfinite_step.device.type
+        return torch.autocast(device_type, dtype=self.dtype, enabled=enabled and self.dtype is not None)
 
     def count_parameters(self) -> dict[str, int]:
-        """Count the trainable numbers of both networks."""
-        return {
-            "generator": count_parameters(self.generator),
-            "discriminator": count_parameters(self.discriminator),
-        }
+        """Return the number of trainable parameters of each network."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return {name: count_parameters(network) for name, network in networks.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that training needs to go on, as plain types and tensors."""
+        """Return the state that resuming needs, as plain types and tensors."""
         return {
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
@@ -192,25 +190,25 @@ class DCGAN:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned, other keys ignored."""
+        """Load a result of `state_dict`; other keys are ignored."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
             capturable = [group["capturable"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state[name])
-            for group, own in zip(optimizer.param_groups, capturable, strict=True):
-                group["capturable"] = own  # of this start, whatever it was when the state was saved
+            for group, current_capturable in zip(optimizer.param_groups, capturable, strict=True):
+                group["capturable"] = current_capturable  # depends on this start's device, not on the saved one
         if self.ema:
             self.ema.network.load_state_dict(state["ema"])
 
     @property
-    def sampled(self) -> Generator:
-        """The network that is sampled: the moving average if there is one."""
+    def sampling_generator(self) -> Generator:
+        """Network to sample from: the EMA if there is one."""
         return self.ema.network if self.ema else self.generator  # type: ignore[return-value]
 
 
 def build_generator(options: Mapping[str, Any]) -> Generator:
-    """Build the generator that a run's options describe, its weights undefined, on the CPU."""
+    """Build the generator of a run's options on the CPU, with undefined weights."""
     return Generator(options["image_size"], options["nz"], options["ngf"], options["nc"])
 
 
@@ -219,31 +217,31 @@ def build_gan(
     device: torch.device | str,
     dtype: torch.dtype | None,
     rows: slice | None = None,
-    record: Recorder | None = None,
+    capture: Recorder | None = None,
 ) -> DCGAN:
-    """Build a GAN with the initial weights of its seed, channels last, on the device.
+    """Build a GAN on the device, channels last, with the initial weights of its seed.
 
-    The weights are drawn on the CPU, so that they do not depend on the device.
+    The weights are drawn on the CPU, so they do not depend on the device.
 
     Args:
-        options: the flags image_size, nz, ngf, ndf, nc, seed, label_smoothing, and those of the presets; what is not
-            there is as in the preset dcgan. With diffaugment also batch_size.
-        device: where the networks go.
-        dtype: of autocast; None computes in float32.
-        rows: of the global batch that are this process's; None for all.
-        record: as for `DCGAN`; not used where the learning rates fall.
+        options: values of the flags image_size, nz, ngf, ndf, nc, seed, label_smoothing and those of the presets;
+            missing ones are those of the preset dcgan. DiffAugment needs batch_size too.
+        device: device of the networks.
+        dtype: autocast dtype; None computes in float32.
+        rows: this rank's rows of the global batch; None for all.
+        capture: see `DCGAN`; ignored with a learning rate schedule.
 
     Raises:
-        ValueError: image_size is no power of two, or below 16.
+        ValueError: image_size is not a power of two, or below 16.
     """
     options = {**PRESETS["dcgan"], **options}
     generator = build_generator(options)
-    networks = [options[name] for name in ("image_size", "ndf", "nc", "d_norm", "minibatch_stddev")]
-    discriminator = Discriminator(*networks)
+    flags = [options[name] for name in ("image_size", "ndf", "nc", "d_norm", "minibatch_stddev")]
+    discriminator = Discriminator(*flags)
     for network, name in ((generator, "generator"), (discriminator, "discriminator")):
         init_weights(network, rng.generator("cpu", options["seed"], name, "init"))
     if options["d_norm"] == "spectral":
-        normalise_spectrally(discriminator, rng.mix(options["seed"], "spectral norm"))
+        normalize_spectrally(discriminator, rng.mix(options["seed"], "spectral norm"))
     for network in (generator, discriminator):
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     augment = None
@@ -251,14 +249,14 @@ def build_gan(
         count = options["batch_size"]
         augment = DiffAugment(options["diffaugment"], options["seed"], count, rows or slice(0, count))
     names = ("g_lr", "d_lr", "beta1", "beta2", "loss", "label_smoothing", "ema_decay", "r1_gamma", "r1_every")
-    flags = {name: options[name] for name in names} | {"ema_horizon": options.get("ema_horizon", 0.0)}
+    settings = {name: options[name] for name in names} | {"ema_horizon": options.get("ema_horizon", 0.0)}
     if options["lr_decay"] != "none" or options.get("lr_warmup"):
-        record = None
-    return DCGAN(generator, discriminator, augment=augment, dtype=dtype, record=record, **flags)
+        capture = None
+    return DCGAN(generator, discriminator, augment=augment, dtype=dtype, capture=capture, **settings)
 
 
 def to_channels(images: Tensor, nc: int) -> Tensor:
-    """Return (N, 3, H, W) images as they are for nc = 3, or as (N, 1, H, W) luma (ITU-R BT.601) for nc = 1."""
+    """Return (N, 3, H, W) images unchanged for nc = 3, as (N, 1, H, W) luma (ITU-R BT.601) for nc = 1."""
     if nc == 3:
         return images
     weights = images.new_tensor([0.299, 0.587, 0.114])
@@ -266,18 +264,18 @@ def to_channels(images: Tensor, nc: int) -> Tensor:
 
 
 def mean_probability(logits: Tensor) -> Tensor:
-    """Return the mean sigmoid of (N,) logits, () float32; under bce that is the probability of being real."""
+    """Return the mean sigmoid of (N,) logits, () float32; under bce it is the mean probability of being real."""
     return logits.detach().float().sigmoid().mean()
 
 
-def _adam(network: nn.Module, lr: float, betas: tuple[float, float], recorded: bool) -> torch.optim.Adam:
-    kind = next(network.parameters()).device.type
-    fused, capturable = kind in ("cpu", "cuda"), recorded and kind == "cuda"
+def _adam(network: nn.Module, lr: float, betas: tuple[float, float], graphed: bool) -> torch.optim.Adam:
+    device_type = next(network.parameters()).device.type
+    fused, capturable = device_type in ("cpu", "cuda"), graphed and device_type == "cuda"
     return torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=fused, capturable=capturable)
 
 
 def _update(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """Take one step down the loss and return the norm of its gradient, () float32."""
+    """Take one optimizer step on the loss, and return the norm of its gradient, () float32."""
     optimizer.zero_grad()
     loss.backward()
     average_gradients(network)

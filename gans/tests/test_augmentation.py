@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gan.augmentation import DiffAugment, change_colours, cut_out, translate
+from gan.augmentation import DiffAugment, change_colors, cut_out, translate
 from gan.training import build_gan
 
 ALL = "color,translation,cutout"
@@ -19,12 +19,12 @@ def make(policy=ALL, seed=0, batch_size=8, rows=None):
 
 def test_middle_of_every_colour_range_changes_nothing():
     x = pictures(2)
-    assert torch.allclose(change_colours(x, HALF, HALF, HALF), x, atol=1e-6)
+    assert torch.allclose(change_colors(x, HALF, HALF, HALF), x, atol=1e-6)
 
 
 def test_brightness_moves_the_mean_by_what_was_drawn_and_nothing_else():
     x = pictures(2)
-    bright = change_colours(x, torch.tensor([0.0, 0.9]), HALF, HALF)
+    bright = change_colors(x, torch.tensor([0.0, 0.9]), HALF, HALF)
     moved = (bright - x).flatten(1)
     assert moved.mean(1).tolist() == pytest.approx([-0.5, 0.4], abs=1e-5)
     assert moved.std(1).max() < 1e-5
@@ -32,7 +32,7 @@ def test_brightness_moves_the_mean_by_what_was_drawn_and_nothing_else():
 
 def test_saturation_and_contrast_keep_the_mean_brightness():
     x = pictures(2)
-    changed = change_colours(x, HALF, torch.tensor([0.0, 0.9]), torch.tensor([0.8, 0.1]))
+    changed = change_colors(x, HALF, torch.tensor([0.0, 0.9]), torch.tensor([0.8, 0.1]))
     assert torch.allclose(changed.mean((1, 2, 3)), x.mean((1, 2, 3)), atol=1e-5)
     grey = changed[0]
     assert torch.allclose(grey, grey.mean(0, keepdim=True).expand_as(grey), atol=1e-5)
@@ -46,7 +46,7 @@ def test_colours_are_those_of_the_three_steps_one_by_one():
     y = (y - grey) * (2 * saturation)[:, None, None, None] + grey
     mean = y.mean((1, 2, 3), keepdim=True)
     y = (y - mean) * (contrast + 0.5)[:, None, None, None] + mean
-    assert torch.allclose(change_colours(x, brightness, saturation, contrast), y, atol=1e-5)
+    assert torch.allclose(change_colors(x, brightness, saturation, contrast), y, atol=1e-5)
 
 
 def test_translation_moves_whole_pixels_and_lets_zeros_in():

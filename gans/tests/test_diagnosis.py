@@ -5,8 +5,9 @@ import torch
 from comparison.checkpoints import save_checkpoint
 from comparison.data.held_out import load_data, test_split
 from comparison.data.images import ImageSet, fingerprint
-from gan.diagnosis import Probe, Scorer, collapses
-from gan.pictures import draw_diagnosis
+from gan import diagnostics
+from gan.diagnosis_plot import draw_diagnosis
+from gan.diagnostics import HeldOutProbe, Scorer, detect_collapse
 from gan.scores import Scores
 from gan.training import build_gan
 from PIL import Image
@@ -33,7 +34,7 @@ def states(gan):
 def test_probe_and_scorer_change_no_weight_no_statistic_and_no_random_number(norm):
     gan = build_gan({**OPTIONS, "d_norm": norm}, "cpu", None)
     before, random = states(gan), torch.get_rng_state()
-    found = Probe(pictures(12), 3, 0)(gan, torch.zeros(8, 3, 16, 16), 0)
+    found = HeldOutProbe(pictures(12), 3, 0)(gan, torch.zeros(8, 3, 16, 16), 0)
     scorer = Scorer(image_set(40), 20, 3, 0, torch.device("cpu"), 7)
     score = scorer(gan.generator, None)
     assert found.keys() == {"d_held_out", "gap"}
@@ -47,43 +48,45 @@ def test_gap_opens_where_the_discriminator_knows_its_training_images_by_heart():
     gan = build_gan({**OPTIONS, "d_norm": "none"}, "cpu", None)
     real = pictures(8, seed=1).float() / 127.5 - 1
     optimizer = torch.optim.Adam(gan.discriminator.parameters(), lr=1e-2)
-    unseen = Probe(pictures(8, seed=2), 3, 0)
+    unseen = HeldOutProbe(pictures(8, seed=2), 3, 0)
     assert abs(unseen(gan, real, 0)["gap"]) < 0.1
     for _ in range(20):
         optimizer.zero_grad()
         (-gan.discriminator(real).mean() + gan.discriminator(torch.rand_like(real) * 2 - 1).mean()).backward()
         optimizer.step()
     assert unseen(gan, real, 0)["gap"] > 0.5
-    known = Probe(pictures(8, seed=1), 3, 0)(gan, real, 0)
+    known = HeldOutProbe(pictures(8, seed=1), 3, 0)(gan, real, 0)
     assert abs(known["gap"]) < 1e-3
 
 
 def test_too_few_held_out_images_are_no_measure():
     gan = build_gan({**OPTIONS, "minibatch_stddev": 4}, "cpu", None)
-    assert Probe(pictures(3), 3, 0, group=4)(gan, torch.zeros(8, 3, 16, 16), 0) == {}
+    assert HeldOutProbe(pictures(3), 3, 0, group=4)(gan, torch.zeros(8, 3, 16, 16), 0) == {}
 
 
 def test_score_of_the_training_images_themselves_is_perfect(monkeypatch):
     data = image_set(60)
     scorer = Scorer(data, 60, 3, 0, torch.device("cpu"), 25)
     drawn = data.images.float() / 127.5 - 1
-    monkeypatch.setattr("gan.diagnosis.draw_in_eval_mode", lambda g, indices, *_: drawn[indices.start : indices.stop])
+    monkeypatch.setattr(
+        "gan.diagnostics.sample_in_eval_mode", lambda g, indices, *_: drawn[indices.start : indices.stop]
+    )
     score = scorer(None, None)
     assert score["frechet_distance"] == pytest.approx(0, abs=1e-2)
     assert score["coverage"] == 1
     one = drawn[:1].expand(60, -1, -1, -1) + torch.linspace(0, 1e-2, 60)[:, None, None, None]
-    monkeypatch.setattr("gan.diagnosis.draw_in_eval_mode", lambda g, indices, *_: one[indices.start : indices.stop])
+    monkeypatch.setattr(diagnostics, "sample_in_eval_mode", lambda g, i, *_: one[i.start : i.stop])
     collapsed = scorer(None, None)
     assert collapsed["coverage"] < 0.2
     assert collapsed["frechet_distance"] > 10
 
 
 def test_collapse_is_told_once_until_the_coverage_has_recovered():
-    assert collapses([0.4]) == (0.4, False)
-    assert collapses([0.4, 0.19]) == (0.4, True)
-    assert collapses([0.4, 0.19, 0.1]) == (0.4, False)
-    assert collapses([0.4, 0.19, 0.3, 0.1]) == (0.4, True)
-    assert collapses([0.0, 0.0]) == (0.0, False)
+    assert detect_collapse([0.4]) == (0.4, False)
+    assert detect_collapse([0.4, 0.19]) == (0.4, True)
+    assert detect_collapse([0.4, 0.19, 0.1]) == (0.4, False)
+    assert detect_collapse([0.4, 0.19, 0.3, 0.1]) == (0.4, True)
+    assert detect_collapse([0.0, 0.0]) == (0.0, False)
 
 
 def score(distance, coverage=0.5):

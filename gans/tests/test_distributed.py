@@ -5,7 +5,7 @@ import torch
 from comparison.distributed import group, launch
 from comparison.places import Place
 from gan.distributed import average_buffers, average_gradients
-from gan.networks import Discriminator, normalise_spectrally
+from gan.networks import Discriminator, normalize_spectrally
 
 
 def test_alone_nothing_is_exchanged():
@@ -35,7 +35,7 @@ def average(place, folder):
         with torch.no_grad():
             for parameter in discriminator.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-        normalise_spectrally(discriminator, 0)
+        normalize_spectrally(discriminator, 0)
         start = discriminator.state_dict()["layers.0.parametrizations.weight.0._u"].clone()
         for _ in range(3):
             discriminator(torch.full((2, 3, 16, 16), float(place.rank)))  # other images, the same weights

@@ -4,7 +4,7 @@ import helpers_gans
 import pytest
 import torch
 from gan.losses import hinge_discriminator_loss, hinge_generator_loss, r1_penalty
-from gan.networks import Discriminator, MinibatchStddev, count_parameters, normalise_spectrally
+from gan.networks import Discriminator, MinibatchStddev, count_parameters, normalize_spectrally
 from gan.options import PRESETS
 from torch.nn.utils import parametrize
 
@@ -68,7 +68,7 @@ def test_spectral_norm_brings_every_layer_to_one_and_depends_on_the_seed_alone()
             for parameter in network.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
         torch.set_rng_state(state)
-        normalise_spectrally(network, 5)
+        normalize_spectrally(network, 5)
         assert torch.equal(torch.get_rng_state(), state)
         networks.append(network)
     values = zip(networks[0].state_dict().values(), networks[1].state_dict().values(), strict=True)
@@ -105,7 +105,7 @@ def test_minibatch_deviation_is_that_of_the_group():
     same = torch.zeros(8, 3, 4, 4, requires_grad=True)
     MinibatchStddev(4)(same).sum().backward()
     assert same.grad.isfinite().all()
-    with pytest.raises(ValueError, match="6 images are no multiple of the group of 4"):
+    with pytest.raises(ValueError, match="must be a multiple of the group size 4, not 6"):
         MinibatchStddev(4)(x[:6])
 
 
@@ -155,8 +155,8 @@ def test_bfloat16_stays_close_to_float32_with_every_switch_on(norm):
 def test_first_bad_update_is_remembered_and_the_later_ones_are_not():
     gan = make_gan()
     helpers_gans.play(gan, 0, 2)
-    assert gan.first_bad.item() == -1
+    assert gan.first_nonfinite_step.item() == -1
     with torch.no_grad():
         next(gan.generator.parameters())[0] = float("nan")
     helpers_gans.play(gan, 2, 4)
-    assert gan.first_bad.item() == 2
+    assert gan.first_nonfinite_step.item() == 2

@@ -35,7 +35,7 @@ class Recorder:
 
 def make(preset: str = "dcgan", record=None, device="cpu", **changes) -> DCGAN:
     options = {**PRESETS[preset], **TINY, "g_lr": 1e-3, "d_lr": 1e-3, **changes}
-    return build_gan(options, torch.device(device), None, record=record)
+    return build_gan(options, torch.device(device), None, capture=record)
 
 
 def train(gan: DCGAN, iterations: int = 6, device="cpu") -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
@@ -43,7 +43,7 @@ def train(gan: DCGAN, iterations: int = 6, device="cpu") -> tuple[torch.Tensor, 
     for step in range(iterations):
         real = rng.normal((8, 3, 16, 16), "real", step).tanh().to(device)
         reports.append(gan.train_step(real, rng.normal((8, 8), "z", step).to(device), step))
-    return torch.cat([value.flatten().float() for value in gan.sampled.state_dict().values()]), reports
+    return torch.cat([value.flatten().float() for value in gan.sampling_generator.state_dict().values()]), reports
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ TIMING_KEYS = {
 @pytest.fixture
 def checkpoint(tmp_path):
     gan = build_gan(OPTIONS, "cpu", None)
-    for parameter in gan.sampled.parameters():  # pictures with contrast
+    for parameter in gan.sampling_generator.parameters():  # pictures with contrast
         parameter.data *= 5
     path = tmp_path / "run" / "checkpoint_000007.pt"
     path.parent.mkdir()
