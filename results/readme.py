@@ -118,7 +118,8 @@ def main(args: argparse.Namespace) -> int:
             continue
         if stale:
             write_text(path, text)
-        print(f"{path}: {len(stale)} blocks updated")
+        if BLOCK.search(text):
+            print(f"{path}: {len(stale)} blocks updated")
     return 1 if args.check and outdated else 0
 
 
