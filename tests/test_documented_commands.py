@@ -57,6 +57,7 @@ NOT_RUN = (
     "tmux attach",
 )
 TINY_GAN = "--data shapes --image_size 16 --ngf 2 --ndf 2 --batch_size 8 --max_steps 2 --num_samples 8 --fresh"
+TINY_GAN = f"{TINY_GAN} --held_out 16 --score_images 64"
 TINY_DDPM = "--image_size 32 --num_channels 32 --num_res_blocks 1 --attention_resolutions 16 --batch_size 4"
 TINY_DDPM = f"{TINY_DDPM} --diffusion_steps 24"
 TINY_DDGAN = "--num_channels_dae 16 --num_res_blocks 1 --z_emb_dim 8 --n_mlp 1 --ch_mult 1 1 --t_emb_dim 8"
@@ -69,7 +70,8 @@ OVERRIDES = {
     r"gans/sample_gan\.py .*--benchmark": "--benchmark_seconds 0.1",
     r"gans/sample_gan\.py": "--num_samples 8 --batch_size 4",
     r"datasets/cifar10\.py": "--source train_images",
-    r"scripts/image_train\.py": f"{TINY_DDPM} --data_dir train_images --microbatch 2 --max_steps 2 --save_interval 2",
+    r"scripts/image_train\.py": f"{TINY_DDPM} --data_dir train_images --microbatch 2 --max_steps 2 --save_interval 2 "
+    "--grid_images 4 --grid_steps 2",
     r"scripts/image_sample\.py": f"{TINY_DDPM} --num_samples 4",
     r"scripts/npztodir\.py": "",
     r"denoising-diffusion-gan/train_ddgan\.py": f"{TINY_DDGAN} --ngf 8 --max_steps 2",
