@@ -1,43 +1,49 @@
-"""Fill the blocks of README.md from committed reports, or check that they are up to date.
+"""Fill the report blocks of README.md and docs/*.md from committed reports, or check that they are up to date.
 
   python results/readme.py
   python results/readme.py --check
 
-A block begins with `<!-- report NAME PART -->` and ends with `<!-- /report -->`. PART is a table (`quality`, `cost`),
-`sentences` (the findings) or `picture:FILE` of results/reports/NAME. --check only names stale blocks; the exit status
-is 1 if there are any.
+A block begins with `<!-- report NAME PART -->` and ends with `<!-- /report -->`. PART is a table (`summary`, `quality`,
+`cost`), `sentences` (the findings) or `picture:FILE` of results/reports/NAME. --check only names stale blocks; the exit
+status is 1 if there are any.
 """
 
 import argparse
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from comparison import formatting
 from comparison.cli import UserError, make_parser, repo_root, run
 from comparison.files import read_json, write_text
 from comparison.formatting import markdown_table
-from comparison.report import tables
+from comparison.report import tables, tradeoffs
 
 BLOCK = re.compile(r"<!-- report (?P<name>\S+) (?P<part>\S+) -->\n(?P<body>.*?)<!-- /report -->", re.DOTALL)
 START = re.compile(r"<!-- report\b.*?-->")
 END = "<!-- /report -->"
+SUMMARY = [  # columns
+    *("model", "Frechet distance (lower is better)", "coverage (higher is better)", "training time", "NFE"),
+    *("latency, batch size 1", "throughput"),
+]
+SCALE = ("floor", "blur", "noise")  # controls beneath the models
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, name stale blocks")
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="file to fill instead of the repository's README.md"
-    )
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="page to fill instead of README.md and docs/*.md")
     parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder to read instead of results/reports")
     return parser.parse_args(argv)
 
 
 def render(text: str, reports: Path, link: str) -> tuple[str, list[str]]:
-    """Return the text of a README with every block filled, and the blocks, `NAME PART`, that were stale.
+    """Return the text of a page with every block filled, and the blocks, `NAME PART`, that were stale.
 
-    `reports` holds NAME/report.json, `link` is that folder as seen from the README, for pictures.
+    `reports` holds NAME/report.json, `link` is that folder as seen from the page, for pictures.
 
     Raises:
         UserError: a block is not closed, or names a report, part or picture that does not exist.
@@ -61,6 +67,8 @@ def _content(name: str, part: str, reports: Path, link: str) -> str:
     if not path.is_file():
         raise UserError(f"block '{name} {part}': {path}: no such report")
     report = read_json(path)
+    if part == "summary":
+        return _summary(report)
     if part == "quality":
         return markdown_table(*tables.quality_table(report["controls"], report["models"]))
     if part == "cost":
@@ -70,27 +78,49 @@ def _content(name: str, part: str, reports: Path, link: str) -> str:
         return "\n".join(f"- {line}" for line in lines)
     kind, _, file = part.partition(":")
     if kind != "picture":
-        raise UserError(f"block '{name} {part}': must be quality, cost, sentences or picture:FILE")
+        raise UserError(f"block '{name} {part}': must be summary, quality, cost, sentences or picture:FILE")
     if file not in report["pictures"]:
         raise UserError(f"block '{name} {part}': the report has no such picture, only {', '.join(report['pictures'])}")
     return f"![{name}: {file.removesuffix('.png').replace('_', ' ')}]({link}/{name}/{file})"
 
 
+def _summary(report: Mapping[str, Any]) -> str:
+    """Return the table of the models, one row per training, and of the controls that give the scale."""
+    rows = []
+    for row in tradeoffs.main_rows(report["models"]):
+        epochs = f"{formatting.number(row['images_seen'] / row['data']['images'])} epochs"
+        each = row["seconds_per_image"]
+        cells = [f"{formatting.seconds(row['training_seconds'])} ({epochs})", formatting.number(row["nfe"])]
+        cells += [formatting.seconds(row["latency_seconds"]), formatting.rate(each and 1 / each)]
+        rows.append([row["label"], *_scores(row), *cells])
+    controls = [report["controls"][name] for name in SCALE if name in report["controls"]]
+    rows += [[control["label"], *_scores(control), *[formatting.MISSING] * 4] for control in controls]
+    return markdown_table(SUMMARY, rows)
+
+
+def _scores(entry: Mapping[str, Any]) -> list[str]:
+    return [formatting.metric(name, entry["metrics"].get(name)) for name in ("frechet_distance", "coverage")]
+
+
 def main(args: argparse.Namespace) -> int:
     """Fill or check the blocks; return the exit status."""
-    path = args.readme or repo_root() / "README.md"
-    reports = args.reports or repo_root() / "results" / "reports"
-    if not path.is_file():
-        raise UserError(f"--readme {path}: no such file")
-    link = Path(os.path.relpath(reports.resolve(), path.resolve().parent)).as_posix()
-    text, stale = render(path.read_text(encoding="utf-8"), reports, link)
-    if args.check:
-        print("".join(f"stale: {block}\n" for block in stale), end="")
-        return 1 if stale else 0
-    if stale:
-        write_text(path, text)
-    print(f"{path}: {len(stale)} blocks updated")
-    return 0
+    root = repo_root()
+    reports = args.reports or root / "results" / "reports"
+    if args.readme and not args.readme.is_file():
+        raise UserError(f"--readme {args.readme}: no such file")
+    outdated = False
+    for path in [args.readme] if args.readme else [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        link = Path(os.path.relpath(reports.resolve(), path.resolve().parent)).as_posix()
+        text, stale = render(path.read_text(encoding="utf-8"), reports, link)
+        outdated |= bool(stale)
+        if args.check:
+            print("".join(f"stale: {block}\n" for block in stale), end="")
+            continue
+        if stale:
+            write_text(path, text)
+        if BLOCK.search(text):
+            print(f"{path}: {len(stale)} blocks updated")
+    return 1 if args.check and outdated else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Every command of README.md runs in a fresh copy of the repository, with small overrides appended.
+"""Every documented command works: those of RUN run in a copy of the repository, with small overrides appended.
 
-Python scripts run in this process, which has torch already; bash expands their words. Lines of compare.sh and
-gpu_run.sh are read only: test_compare.py and test_gpu_run.py run those jobs.
+Python scripts run in this process, which has torch already; bash expands their words. Commands of the other pages are
+parsed, and so are lines of compare.sh and gpu_run.sh, whose jobs test_compare.py and test_gpu_run.py run.
 """
 
+import contextlib
+import io
 import re
 import runpy
 import shlex
@@ -20,6 +22,30 @@ from improved_diffusion import dist_util
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("gans", "improved-diffusion", "denoising-diffusion-gan")
+RUN = ("README.md", *(f"{model}/README.md" for model in MODELS), "docs/getting-started.md", "docs/files.md")
+PARSED = (
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in RUN),
+    "results/README.md",
+    "results/studies/README.md",
+)
+TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in RUN + PARSED}
+SCRIPTS = [
+    str(path.relative_to(ROOT))
+    for folder in (*MODELS, "results")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "tests" not in path.parts and "def parse_args" in path.read_text(encoding="utf-8")
+]
+# Flags of a page belong to the scripts of its folder, or to those of results/; of the other pages to any script.
+FLAGS_OF = {f"{model}/README.md": model for model in MODELS} | {
+    "docs/gans.md": "gans",
+    "docs/improved-diffusion.md": "improved-diffusion",
+    "docs/ddgan.md": "denoising-diffusion-gan",
+}
+OTHER_TOOLS = {  # flags of torchrun, mpirun and SLURM
+    *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--hostfile"),
+    *("--signal", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--kill-on-bad-exit"),
+}
 
 # Commands that set up the machine, or that this suite is: named here so that a new one cannot slip through.
 NOT_RUN = (
@@ -30,58 +56,62 @@ NOT_RUN = (
     "pip install -r requirements.txt",
     "tmux attach",
 )
-TINY_GAN = "--data shapes --image_size 16 --ngf 2 --ndf 2 --batch_size 8"
+TINY_GAN = "--data shapes --image_size 16 --ngf 2 --ndf 2 --batch_size 8 --max_steps 2 --num_samples 8 --fresh"
+TINY_GAN = f"{TINY_GAN} --held_out 16 --score_images 64"
 TINY_DDPM = "--image_size 32 --num_channels 32 --num_res_blocks 1 --attention_resolutions 16 --batch_size 4"
-TINY_DDGAN = "--num_channels_dae 16 --num_res_blocks 1 --z_emb_dim 8 --n_mlp 1 --ch_mult 1 1"
+TINY_DDPM = f"{TINY_DDPM} --diffusion_steps 24"
+TINY_DDGAN = "--num_channels_dae 16 --num_res_blocks 1 --z_emb_dim 8 --n_mlp 1 --ch_mult 1 1 --t_emb_dim 8"
+TINY_DDGAN = f"{TINY_DDGAN} --batch_size 4 --dataset shapes"
 GAN_RUN = "results/runs/gans/cifar10-64"
-DDPM_RUN = "results/runs/improved-diffusion/cifar10"
-DDGAN_RUN = "results/runs/denoising-diffusion-gan/ddgan_cifar10_exp1"
-# command prefix -> what is appended; the first prefix that fits counts
+# part of a command, a regular expression -> what is appended; the first one that is found counts
 OVERRIDES = {
-    "python -u gans/cifar_gan.py": f"{TINY_GAN} --max_steps 2 --num_samples 8 --run_dir {GAN_RUN}",
-    "python -u gans/sample_gan.py": "--num_samples 4",
-    "python gans/sample_gan.py --checkpoint results/runs/gans/cifar10-64 --benchmark": "--benchmark_seconds 0.1",
-    "python gans/sample_gan.py": "--num_samples 4 --batch_size 4",
-    "python improved-diffusion/datasets/cifar10.py": "--source train_images",
-    "python improved-diffusion/scripts/image_train.py": f"{TINY_DDPM} --microbatch 2 --diffusion_steps 24 "
-    "--max_steps 2 --save_interval 2",
-    "python improved-diffusion/scripts/image_sample.py": f"{TINY_DDPM} --diffusion_steps 24 --num_samples 4",
-    "python improved-diffusion/scripts/npztodir.py": "",
-    "python3 -u denoising-diffusion-gan/train_ddgan.py": f"{TINY_DDGAN} --ngf 8 --batch_size 4 --dataset shapes "
-    "--max_steps 2 --t_emb_dim 8",
-    "python3 -u denoising-diffusion-gan/test_ddgan.py": f"{TINY_DDGAN} --dataset shapes --t_emb_dim 8 "
-    "--num_samples 4 --batch_size 4 --epoch_id 1",
-    "python denoising-diffusion-gan/loss_graph.py": "",
-    "python results/benchmark.py": "--small --rounds 1 --out benchmark.json",
-    "python results/evaluate.py results/runs/flow": "--num_images 64 --threads 1",
-    "python results/report.py": "",
-    "python results/evaluate.py": "--reference shapes --image_size 16 --num_images 8",
+    r"gans/cifar_gan\.py .*--run_dir": TINY_GAN,
+    r"gans/cifar_gan\.py": f"{TINY_GAN} --run_dir {GAN_RUN}",
+    r"gans/sample_gan\.py .*--benchmark": "--benchmark_seconds 0.1",
+    r"gans/sample_gan\.py": "--num_samples 8 --batch_size 4",
+    r"datasets/cifar10\.py": "--source train_images",
+    r"scripts/image_train\.py": f"{TINY_DDPM} --data_dir train_images --microbatch 2 --max_steps 2 --save_interval 2 "
+    "--grid_images 4 --grid_steps 2",
+    r"scripts/image_sample\.py": f"{TINY_DDPM} --num_samples 4",
+    r"scripts/npztodir\.py": "",
+    r"denoising-diffusion-gan/train_ddgan\.py": f"{TINY_DDGAN} --ngf 8 --max_steps 2",
+    r"denoising-diffusion-gan/test_ddgan\.py": f"{TINY_DDGAN} --num_samples 4 --epoch_id 1",
+    r"denoising-diffusion-gan/loss_graph\.py": "",
+    r"results/benchmark\.py": "--small --rounds 1 --out benchmark.json",
+    r"results/evaluate\.py results/runs/flow": "--num_images 64 --threads 1",
+    r"results/evaluate\.py": "--reference shapes --image_size 16 --num_images 8",
+    r"results/report\.py": "",
 }
 
 
-def commands():
-    """Every line of the README's bash blocks."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        yield from filter(None, map(str.strip, block.splitlines()))
+def blocks(page, language="bash"):
+    """Return the code blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", TEXT[page], re.DOTALL)
 
 
-COMMANDS = [command for command in commands() if not command.startswith(NOT_RUN)]
+def commands(pages):
+    """Yield (page, line) for every line of the pages' bash blocks, continued lines joined, comments left out."""
+    for page in pages:
+        for line in "".join(blocks(page)).replace("\\\n", " ").splitlines():
+            if line.strip() and not line.startswith("#"):
+                yield page, line.strip()
+
+
+COMMANDS = [(page, line) for page, line in commands(RUN) if not line.startswith(NOT_RUN)]
 STATE = re.compile(r"source |export |PRESET=|echo ")  # lines that the commands after them depend on
-JOBS = [command for command in COMMANDS if command.startswith("bash ")]
-IN_TMUX = [command for command in COMMANDS if command.startswith("tmux")]
-PYTHON = [command for command in COMMANDS if command not in JOBS + IN_TMUX and not STATE.match(command)]
+JOBS = sorted({line for _, line in commands(RUN + PARSED) if line.startswith("bash ")})
+IN_TMUX = [line for _, line in COMMANDS if line.startswith("tmux")]
+PYTHON = [entry for entry in COMMANDS if not entry[1].startswith(("bash ", "tmux")) and not STATE.match(entry[1])]
 
 
 def override(command):
     """Return the command with what keeps it small."""
-    for prefix, extra in OVERRIDES.items():
-        if prefix in command and command.endswith('" Enter'):
-            return command.removesuffix('" Enter') + f' {extra}" Enter'
-        if command.startswith(prefix):
-            script, redirected, target = command.partition(" > ")
-            return f"{script} {extra}{redirected}{target}"
-    return command
+    extra = next((extra for part, extra in OVERRIDES.items() if re.search(part, command)), None)
+    assert extra is not None, f"OVERRIDES does not know {command}"
+    if command.endswith('" Enter'):
+        return command.removesuffix('" Enter') + f' {extra}" Enter'
+    script, redirected, target = command.partition(" > ")
+    return f"{script} {extra}{redirected}{target}"
 
 
 @pytest.fixture(scope="module")
@@ -94,26 +124,27 @@ def prepared(checkout):
         for i in range(16):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(checkout / folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
+    for code in [block for page in RUN for block in blocks(page, "python")]:
         subprocess.run([sys.executable, "-c", code], cwd=checkout, check=True)
     return checkout
 
 
-def before(command, folder):
-    """Give files that the documented length of training would leave the names that the next command uses."""
+def rename_short_results(command, folder):
+    """Copy files of the short training to the names of the documented length, which the next command uses."""
     renamed = {
-        "model005000.pt": (DDPM_RUN, "model000002.pt"),
-        "samples_1024x32x32x3.npz": (DDPM_RUN, "samples_4x32x32x3.npz"),
+        "model005000.pt": "model000002.pt",
+        "ema_0.9999_005000.pt": "ema_0.9999_000002.pt",
+        "samples_1024x32x32x3.npz": "samples_4x32x32x3.npz",
     }
-    for wanted, (run, name) in renamed.items():
-        if wanted in command and (folder / run / name).exists():
-            shutil.copy(folder / run / name, folder / run / wanted)
-    return command
+    for wanted, name in renamed.items():
+        if path := re.search(rf"\S*/{re.escape(wanted)}", command):
+            shutil.copy((folder / path[0]).with_name(name), folder / path[0])
 
 
-def expanded(command, shell):
-    """Return the words and the exported OPENAI_LOGDIR of a line as bash sees them, after the lines of its state."""
-    state = [line for line in COMMANDS[: COMMANDS.index(command)] if STATE.match(line) and line[:6] != "PRESET"]
+def expanded(page, command, shell):
+    """Return the words and the exported OPENAI_LOGDIR of a line as bash sees them, after its page's lines of state."""
+    earlier = COMMANDS[: COMMANDS.index((page, command))]
+    state = [line for name, line in earlier if name == page and STATE.match(line) and line[:6] != "PRESET"]
     stub = 'python() { printf "%s\\0" "$OPENAI_LOGDIR" "$@"; }; python3() { python "$@"; }'
     script, _, target = override(command).partition(" > ")
     done = shell("\n".join(["set -e", stub, *(f"{line} > /dev/null" for line in state), script]))
@@ -141,14 +172,15 @@ def in_process(prepared, run_here, jobs_here, monkeypatch):
     dist_util.shutdown()
 
 
-@pytest.mark.parametrize("command", PYTHON, ids=lambda command: re.sub(r"[^\w.]+", "-", command)[:60])
-def test_readme_command_works(command, in_process, prepared, shell, capsys):
-    logdir, words = expanded(before(command, prepared), shell)
+@pytest.mark.parametrize(("page", "command"), PYTHON, ids=lambda text: re.sub(r"[^\w.]+", "-", text)[:60])
+def test_command_works(page, command, in_process, prepared, shell, capsys):
+    rename_short_results(command, prepared)
+    logdir, words = expanded(page, command, shell)
     assert in_process(logdir, words) == 0, capsys.readouterr()
 
 
 @pytest.mark.parametrize("command", IN_TMUX)
-def test_readme_line_of_tmux_trains_and_samples(command, prepared, shell):
+def test_line_of_tmux_trains_and_samples(command, prepared, shell):
     """Run the line on a tmux server of its own, and wait for the job in it to end."""
     if shutil.which("tmux") is None:
         pytest.skip("tmux is not installed")
@@ -166,25 +198,70 @@ def test_readme_line_of_tmux_trains_and_samples(command, prepared, shell):
     assert (prepared / GAN_RUN / "sampling.json").exists(), shown
 
 
-@pytest.mark.parametrize("command", JOBS)
-def test_readme_line_of_a_job_is_understood(command, prepared, shell):
-    words = shlex.split(command)[2:]
-    if "gpu_run.sh" in command:  # reads its options in order
-        assert shell(f"{command} --help").stdout.startswith("usage: bash results/gpu_run.sh")
-        return
-    job = runpy.run_path(str(ROOT / "results" / "compare.py"))
+def parse(script, words):
+    """Return what parse_args of a script makes of some words."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(prepared)
-        plan = job["Plan"].of(job["parse_args"](words))
-    assert plan.name == words[words.index("--name") + 1]
+        patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        return runpy.run_path(str(ROOT / script))["parse_args"](words)
 
 
-def test_readme_names_only_commands_that_are_known():
-    for command in [*PYTHON, *IN_TMUX]:
-        assert any(prefix in command for prefix in OVERRIDES), command
+@pytest.mark.parametrize("command", JOBS)
+def test_line_of_a_job_is_accepted(command, prepared, shell):
+    script, *words = shlex.split(command)[1:]
+    if script == "results/gpu_run.sh":  # reads its options in order
+        assert shell(f"{command} --help").stdout.startswith("usage: bash results/gpu_run.sh")
+    elif script == "gans/study.sh":
+        assert parse("results/studies/gans.py", words)
+    else:
+        job = runpy.run_path(str(ROOT / "results" / "compare.py"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(prepared)
+            plan = job["Plan"].of(job["parse_args"](words))
+        assert plan.name == words[words.index("--name") + 1]
+
+
+@pytest.mark.parametrize("page", [page for page in PARSED if blocks(page)])
+def test_commands_of_the_page_are_accepted(page, shell):
+    stub = 'show() { printf "%s\\0" "$@"; echo; }'
+    tools = ("python", "python3", "mpiexec", "mpirun", "torchrun", "srun")
+    stubs = [stub, *(f'{tool}() {{ show "$@"; }}' for tool in tools), "make() { :; }", "bash() { :; }"]
+    done = shell("\n".join(["set -e", *stubs, "source flags.sh", *blocks(page)]))
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        words = line.removesuffix("\0").split("\0")
+        script = next((word for word in words if word.endswith(".py")), None)
+        assert script or words[0] == "-m", words
+        if script:
+            arguments = [word for word in words[words.index(script) + 1 :] if word != "..."]
+            assert parse(script, arguments) is not None, words
+
+
+@pytest.fixture(scope="module")
+def flags():
+    """Return script -> the flags that its --help names."""
+    known = {}
+    for script in SCRIPTS:
+        with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+            parse(script, ["--help"])
+        known[script] = set(re.findall(r"--[a-z]\w*", text.getvalue()))
+    known["results/gpu_run.sh"] = set(re.findall(r"--[a-z]\w*", (ROOT / "results" / "gpu_run.sh").read_text()))
+    return known
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_every_flag_that_the_page_names_exists(page, flags):
+    folders = (FLAGS_OF[page], "results") if page in FLAGS_OF else (*MODELS, "results")
+    known = OTHER_TOOLS.union({"--help"}, *(names for script, names in flags.items() if script.startswith(folders)))
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", TEXT[page])) - known == set()
+
+
+def test_every_script_is_documented():
+    text = "".join(TEXT.values())
+    internal = {"compare.py"}  # compare.sh starts it
+    assert {Path(script).name for script in SCRIPTS} - internal - set(re.findall(r"\w+\.py", text)) == set()
 
 
 def test_main_job_of_make_compare_is_the_documented_line(shell):
-    printed = shell("make -n compare").stdout
-    assert "bash results/compare.sh --data shapes --preset quick --name quick" in printed
-    assert "bash results/compare.sh --data shapes --preset quick --name quick" in COMMANDS
+    line = "bash results/compare.sh --data shapes --preset quick --name quick"
+    assert line in shell("make -n compare").stdout
+    assert line in JOBS

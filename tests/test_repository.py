@@ -2,9 +2,6 @@
 
 import ast
 import importlib.util
-import json
-import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -183,25 +180,3 @@ def test_make_targets_run_the_documented_scripts(shell):
     assert "--fresh" in shell("make -n compare FRESH=1").stdout
     assert "pytest" in shell("make -n test").stdout
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-
-
-def test_first_table_of_the_readme_says_what_the_report_says():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    report = json.loads((ROOT / "results" / "reports" / "cifar10-jpeg-gpu" / "report.json").read_text())
-    for row in report["models"]:
-        line = next(line for line in text.splitlines() if line.startswith("| ") and f": {row['label']} |" in line)
-        wanted = [f"{row['metrics']['frechet_distance']['value']:.1f}: ", f"{row['training_seconds']:.0f} s, "]
-        wanted.append(f"{1000 * row['latency_seconds']:.2g} ms ")
-        each = row["seconds_per_image"]
-        wanted.append(f"{1000 * each:.2g} ms in" if each > 1e-5 else f"{1e6 * each:.2g} us in")
-        assert all(number in line for number in wanted), (line, wanted)
-
-
-def test_readme_shows_the_committed_reports():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    script = runpy.run_path(str(ROOT / "results" / "readme.py"))
-    assert script["render"](text, ROOT / "results" / "reports", "results/reports") == (text, [])
-    assert len(script["BLOCK"].findall(text)) >= 5
-    assert "<!-- report quick" not in text
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (ROOT / target).exists(), target

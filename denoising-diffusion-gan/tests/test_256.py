@@ -15,9 +15,8 @@ from ddgan.losses import r1_penalty
 from ddgan.options import check_architecture, defaults, discriminator_size
 from helpers_ddgan import FOLDER, discriminator_from_nvlabs, make_images, published_state
 
-COMMANDS = re.findall(
-    r"^python3.*--image_size 256.*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE
-)
+PAGE = (FOLDER.parent / "docs" / "ddgan.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python3.*--image_size 256.*$", PAGE, re.MULTILINE)
 NAMES = ("num_timesteps", "batch_size", "num_epoch", "ema_decay", "r1_gamma", "lr_g")
 RECIPES = {"lsun": (4, 8, 500, 0.999, 1.0, 1.6e-4), "celeba_256": (2, 4, 800, 0.9999, 2.0, 2e-4)}
 CPU = ["--device", "cpu", "--precision", "float32", "--threads", "1"]

@@ -41,8 +41,9 @@ def tiny_sr_flags(**changes):
 
 
 def documented_flags(name, defaults):
-    """Return the flags of a published file from the table of README.md, as the scripts read them."""
-    row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
+    """Return the flags of a published file from the table of its page, as the scripts read them."""
+    page = (FOLDER.parent / "docs" / "improved-diffusion.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_dict_to_argparser(parser, defaults)
     return vars(parser.parse_args(row.split("| `")[-1].rstrip("` |").split()))

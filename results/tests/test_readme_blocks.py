@@ -1,4 +1,4 @@
-"""results/readme.py: blocks of a README filled from committed reports; and what READMEs say of files."""
+"""results/readme.py: blocks of a README filled from committed reports; and the examples of docs/files.md."""
 
 import json
 import runpy
@@ -83,7 +83,7 @@ def test_script_fills_and_checks(reports, tmp_path, script):
     ("text", "says"),
     [
         ("<!-- report absent cost -->\n<!-- /report -->", "no such report"),
-        ("<!-- report made price -->\n<!-- /report -->", "must be quality, cost, sentences or picture:FILE"),
+        ("<!-- report made price -->\n<!-- /report -->", "must be summary, quality, cost, sentences or picture:FILE"),
         ("<!-- report made picture:none.png -->\n<!-- /report -->", "no such picture"),
         ("<!-- report made cost -->\n", "closed by"),
         ("<!-- report made cost -->\n<!-- report made quality -->\n<!-- /report -->", "closed by"),
@@ -95,8 +95,8 @@ def test_blocks_that_cannot_be_filled_are_one_sentence(reports, text, says):
         render(text, reports, LINK)
 
 
-def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
-    text = (RESULTS.parent / "README.md").read_text()
+def test_model_of_the_documentation_is_a_run_folder(tmp_path, monkeypatch):
+    text = (RESULTS.parent / "docs" / "files.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert len([line for line in code.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
@@ -106,6 +106,6 @@ def test_the_fourth_model_of_the_readme_is_a_run_folder(tmp_path, monkeypatch):
     assert load_npz(find_samples(run))[0].shape == (1000, 3, 32, 32)
 
 
-def test_examples_of_the_readme_are_valid_json():
-    examples = (RESULTS / "README.md").read_text().split("```json\n")[1:]
+def test_examples_of_the_documentation_are_valid_json():
+    examples = (RESULTS.parent / "docs" / "files.md").read_text().split("```json\n")[1:]
     assert [type(json.loads(part.split("```")[0])) for part in examples] == [dict] * 4
