@@ -26,14 +26,11 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
 
 
 def break_evens(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Compare the total cost, training seconds + n x seconds per image, of each pair of rows.
-
-    Args:
-        rows: one per training; those without either time are left out.
+    """Compare the total time, training seconds + n x seconds per image, of each pair of rows that have both times.
 
     Returns:
-        One dictionary per pair: `cheaper` costs less than `than` (labels) for more than `after` images (int). It is 0
-        where the faster sampler took no longer to train; trainings within 1% of each other count as equally long.
+        One dictionary per pair: `cheaper` takes less time than `than` (labels) for more than `after` images (int). It
+        is 0 if the faster sampler took no longer to train; training times within 1% of each other count as equal.
     """
     known = [row for row in rows if row["training_seconds"] is not None and row["seconds_per_image"]]
     pairs = []
@@ -50,7 +47,7 @@ def break_evens(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def training_points(row: Row) -> list[tuple[float, Mapping[str, Any]]]:
-    """Return (training seconds, Frechet distance) of each scored checkpoint whose time is known, the newest last."""
+    """Return (training seconds, Frechet distance) of each scored checkpoint with a known time, the newest last."""
     last = (row.get("trained") or {}).get("wall_seconds") or row["training_seconds"]
     points = [*((point["wall_seconds"], point["metrics"]) for point in row["history"]), (last, row["metrics"])]
     return [(seconds, metrics[QUALITY]) for seconds, metrics in points if seconds is not None and QUALITY in metrics]
