@@ -22,8 +22,8 @@ KINDS = {  # kind -> question, caption of the picture, note
     "collapse": (
         "How much of the data does a GAN leave out?",
         "Modes, recall and coverage, with a dot for each training",
-        "Modes are counted by fitting every mode to each image, with a reject class. The floor is the number of modes "
-        "that as many real images show.",
+        "Modes are counted by fitting every mode to each image, with a reject class. The floor shows how many modes as "
+        "many real images cover.",
     ),
     "modes": (
         "How many modes does a GAN cover as their number grows, compared with two models that take many small steps, "
