@@ -114,21 +114,21 @@ def main(args: argparse.Namespace) -> None:
         sample(plan, model, folder, ["--interpolation"])
         benchmark(plan, model, folder)
         for steps in args.sweep if model.any_steps else ():
-            setting, words = with_steps(plan.flags(model.sample_flags), steps)
+            setting, flags = with_steps(plan.flags(model.sample_flags), steps)
             announce(f"{model.name}: sample in {steps} steps")
-            sample(plan, model, folder / "settings" / setting, words)
-            benchmark(plan, model, folder / "settings" / setting, words)
+            sample(plan, model, folder / "settings" / setting, flags)
+            benchmark(plan, model, folder / "settings" / setting, flags)
     folders = [plan.run_folder(model) for model in args.models]
     anchors = cli.repo_root() / "results" / "reports" / plan.name / "anchors.json"
     announce("evaluate")
-    words = ["--image_size", str(args.image_size), "--num_images", str(args.num_samples)]
-    words += ["--features", args.features, *plan.common]
+    flags = ["--image_size", str(args.image_size), "--num_images", str(args.num_samples)]
+    flags += ["--features", args.features, *plan.common]
     if args.inception_weights:
-        words += ["--inception_weights", os.path.abspath(args.inception_weights)]
-    jobs.evaluate(folders, plan.data, anchors, words)
+        flags += ["--inception_weights", os.path.abspath(args.inception_weights)]
+    jobs.evaluate(folders, plan.data, anchors, flags)
     announce("report")
-    words = ["--name", plan.name, "--anchors", jobs.relative(anchors), "--budget", args.budget]
-    jobs.run(["results/report.py", *words, f"--data_note={args.data_note}", *map(jobs.relative, folders)])
+    flags = ["--name", plan.name, "--anchors", jobs.relative(anchors), "--budget", args.budget]
+    jobs.run(["results/report.py", *flags, f"--data_note={args.data_note}", *map(jobs.relative, folders)])
 
 
 def announce(stage: str) -> None:
@@ -204,11 +204,11 @@ def limit_of(budget: str, model: str, preset: str) -> tuple[str, int]:
         if preset != "paper":
             raise UserError("--budget recipe: only the preset paper defines how long each model trains")
         return "", 0
-    if not (found := re.fullmatch("(seconds|images)=([0-9]+)", parts[0])):
+    if not (match := re.fullmatch("(seconds|images)=([0-9]+)", parts[0])):
         raise UserError(f"--budget {budget}: must be seconds=N, images=N, recipe or MODEL:images=N,MODEL:...")
-    if not int(found[2]):
+    if not int(match[2]):
         raise UserError(f"--budget {budget}: must be above 0")
-    return found[1], int(found[2])
+    return match[1], int(match[2])
 
 
 def batch_of(data: str) -> list[str]:
@@ -225,15 +225,15 @@ def batch_of(data: str) -> list[str]:
 def train_in_parts(plan: Plan, model: Model, unit: str, limit: int) -> None:
     """Train a model; pause to sample the checkpoints of --history."""
     args, folder, parts = plan.args, plan.run_folder(model), plan.args.history + 1
-    words = [*plan.flags(model.train_flags), "--image_size", str(args.image_size), *model.fixed, *plan.common]
-    words += [*plan.batch, *(model.compile if args.compile == "true" else ())]
+    flags = [*plan.flags(model.train_flags), "--image_size", str(args.image_size), *model.fixed, *plan.common]
+    flags += [*plan.batch, *(model.compile if args.compile == "true" else ())]
     if unit:
-        words += ["--max_steps", "0", f"--max_{unit}", str(limit)]  # replaces the preset's own length
+        flags += ["--max_steps", "0", f"--max_{unit}", str(limit)]  # replaces the preset's own length
     fresh = args.fresh
     for part in range(1, parts):
         until, percent = limit * part // parts, (200 * part + parts) // (2 * parts)
         announce(f"{model.name}: train, {unit} {until} of {limit}")
-        jobs.train(model, folder, plan.data, [*words, "--stop_after", str(until)], fresh=fresh)
+        jobs.train(model, folder, plan.data, [*flags, "--stop_after", str(until)], fresh=fresh)
         fresh = False
         # a later call finds the run, and its newest checkpoint, past this part
         if read_config(folder / "config.json")["finished"]["reason"] == f"max_{unit} {until}":
@@ -242,20 +242,20 @@ def train_in_parts(plan: Plan, model: Model, unit: str, limit: int) -> None:
         elif not (folder / "history" / str(percent) / "sampling.json").is_file():
             print(f"{folder}: already trained past {percent}%, which was not sampled", flush=True)
     announce(f"{model.name}: train, {f'{unit} {limit}' if unit else 'its recipe'}")
-    jobs.train(model, folder, plan.data, words, fresh=fresh)
+    jobs.train(model, folder, plan.data, flags, fresh=fresh)
 
 
-def sample(plan: Plan, model: Model, folder: Path, words: Sequence[str] = (), *, benchmark: bool = False) -> None:
+def sample(plan: Plan, model: Model, folder: Path, extra: Sequence[str] = (), *, benchmark: bool = False) -> None:
     """Sample a model's newest checkpoint into a folder, or measure its speed."""
-    flags = [*plan.flags(model.sample_flags), "--num_samples", str(plan.args.num_samples), *plan.common, *words]
+    flags = [*plan.flags(model.sample_flags), "--num_samples", str(plan.args.num_samples), *plan.common, *extra]
     jobs.sample(model, plan.run_folder(model), folder, flags, benchmark=benchmark)
 
 
-def benchmark(plan: Plan, model: Model, folder: Path, words: Sequence[str] = ()) -> None:
+def benchmark(plan: Plan, model: Model, folder: Path, extra: Sequence[str] = ()) -> None:
     """Measure a sampler's speed and memory, unless --benchmark is false."""
     if plan.args.benchmark == "true":
-        announce(f"{model.name}: benchmark" + (f", {folder.name}" if words else ""))
-        sample(plan, model, folder, [*words, "--benchmark_seconds", f"{plan.args.benchmark_seconds:g}"], benchmark=True)
+        announce(f"{model.name}: benchmark" + (f", {folder.name}" if extra else ""))
+        sample(plan, model, folder, [*extra, "--benchmark_seconds", f"{plan.args.benchmark_seconds:g}"], benchmark=True)
 
 
 if __name__ == "__main__":

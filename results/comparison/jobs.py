@@ -89,7 +89,7 @@ def relative(path: Path | str) -> str:
 
 
 def train(
-    model: Model, folder: Path, data: str, words: Sequence[str], *, fresh: bool = False, console: Path | None = None
+    model: Model, folder: Path, data: str, flags: Sequence[str], *, fresh: bool = False, console: Path | None = None
 ) -> dict[str, Any]:
     """Train a model in a run folder, resume or reuse what it holds; return config.json with its entry `finished`.
 
@@ -97,11 +97,11 @@ def train(
         model: row of the table.
         folder: run folder.
         data: data source; a path is relative to the repository's root.
-        words: flags of the training script.
+        flags: flags of the script.
         fresh: True to start over.
         console: see `run`.
     """
-    command = [model.train, "--data", data, "--run_dir", relative(folder), *words, *(["--fresh"] if fresh else [])]
+    command = [model.train, "--data", data, "--run_dir", relative(folder), *flags, *(["--fresh"] if fresh else [])]
     run(command, console)
     config = read_config(folder / "config.json")
     if "finished" not in config:
@@ -110,7 +110,7 @@ def train(
 
 
 def sample(
-    model: Model, trained: Path, out: Path, words: Sequence[str], benchmark: bool = False, console: Path | None = None
+    model: Model, trained: Path, out: Path, flags: Sequence[str], benchmark: bool = False, console: Path | None = None
 ) -> dict[str, Any]:
     """Sample the newest checkpoint of the run `trained` into the folder `out`, unless that is done.
 
@@ -118,13 +118,13 @@ def sample(
         sampling.json; timing.json for `benchmark`, which measures the speed instead.
     """
     checkpoint = newest_checkpoint(model, trained)
-    command = [model.sample, "--checkpoint", relative(checkpoint), "--out", relative(out / model.samples), *words]
+    command = [model.sample, "--checkpoint", relative(checkpoint), "--out", relative(out / model.samples), *flags]
     run([*command, "--benchmark"] if benchmark else command, console)
     return read_json(out / ("timing.json" if benchmark else "sampling.json"))
 
 
 def evaluate(
-    folders: Sequence[Path], reference: str, anchors: Path, words: Sequence[str], console: Path | None = None
+    folders: Sequence[Path], reference: str, anchors: Path, flags: Sequence[str], console: Path | None = None
 ) -> dict[str, Any]:
     """Score the samples in each folder into its metrics.json; return the controls' file.
 
@@ -132,10 +132,10 @@ def evaluate(
         folders: folders with samples*.npz.
         reference: data source of the real images.
         anchors: controls' file.
-        words: further flags of evaluate.py.
+        flags: further flags of evaluate.py.
         console: see `run`.
     """
     anchors.parent.mkdir(parents=True, exist_ok=True)
     command = ["results/evaluate.py", *map(relative, folders), "--reference", reference, "--anchors", relative(anchors)]
-    run([*command, *words], console)
+    run([*command, *flags], console)
     return read_json(anchors)

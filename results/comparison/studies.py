@@ -135,7 +135,7 @@ class Study:
         """Return the run folder of a cell."""
         return self.runs / model.name / f"study-{self.name}-{cell}"
 
-    def train(self, model: Model, folder: Path, seed: int, words: Iterable[str], data: str = "") -> dict[str, Any]:
+    def train(self, model: Model, folder: Path, seed: int, extra: Iterable[str], data: str = "") -> dict[str, Any]:
         """Train a model in a folder by flags after those of the preset and the study; return its config.json.
 
         --fresh starts each folder over once per call.
@@ -147,7 +147,7 @@ class Study:
         self._started.add(folder)
         budget = ["--max_seconds", f"{self.args.seconds:g}"] if "seconds" in self.args else []
         flags = [*self._flags(model, model.train_flags), *model.fixed, *model.quiet, *self._common(seed), *budget]
-        flags += [*words, *self._device]
+        flags += [*extra, *self._device]
         config = jobs.train(model, folder, data or self.data, flags, fresh=fresh, console=folder / "console.txt")
         seconds, limit = config["finished"]["wall_seconds"], float(dict(pairwise(flags)).get("--max_seconds", 0))
         if limit and seconds > 1.1 * limit + 30:
@@ -155,19 +155,19 @@ class Study:
         return config
 
     def sample(
-        self, model: Model, run: Path, folder: Path, seed: int, words: Iterable[str] = (), benchmark: bool = False
+        self, model: Model, run: Path, folder: Path, seed: int, extra: Iterable[str] = (), benchmark: bool = False
     ) -> dict[str, Any]:
         """Sample a run's newest checkpoint into a folder, by flags after those of the preset; see `jobs.sample`."""
         count = ["--num_samples", str(self.args.num_samples)] if "num_samples" in self.args else []
-        flags = [*self._flags(model, model.sample_flags), *self._common(seed), *count, *words, *self._device]
+        flags = [*self._flags(model, model.sample_flags), *self._common(seed), *count, *extra, *self._device]
         return jobs.sample(model, run, folder, flags, benchmark=benchmark, console=folder / "console.txt")
 
     def train_and_sample(
-        self, model: Model, name: str, seed: int, words: Iterable[str], data: str = "", sampling: Iterable[str] = ()
+        self, model: Model, name: str, seed: int, extra: Iterable[str], data: str = "", sampling: Iterable[str] = ()
     ) -> Cell:
         """Train and sample a cell by further flags; return its entry of study.json, with the `folder` of samples."""
         run = self.folder(model, f"{name}-s{seed}")
-        config = self.train(model, run, seed, words, data)
+        config = self.train(model, run, seed, extra, data)
         samples = run / "settings" / "default"
         sampling_json = self.sample(model, run, samples, seed, sampling)
         cell = {"name": name, "model": model.name, "label": model.label, "seed": seed, "folder": samples}
@@ -187,9 +187,9 @@ class Study:
     def score(self, cells: Sequence[Cell], image_size: int, data: str | None = None, part: str = "") -> dict[str, Any]:
         """Score the samples in the cells' `folder` into their `metrics`; return the controls' file of this `part`."""
         anchors = self.runs / "studies" / self.name / f"anchors{part and '-'}{part}.json"
-        words = ["--image_size", str(image_size), "--num_images", str(self.args.num_samples), *self._device]
+        flags = ["--image_size", str(image_size), "--num_images", str(self.args.num_samples), *self._device]
         folders = [cell["folder"] for cell in cells]
-        controls = jobs.evaluate(folders, data or self.data, anchors, words, console=anchors.parent / "console.txt")
+        controls = jobs.evaluate(folders, data or self.data, anchors, flags, console=anchors.parent / "console.txt")
         for cell in cells:
             cell["metrics"] = read_json(cell["folder"] / "metrics.json")["metrics"]
         return controls

@@ -127,11 +127,11 @@ def train_cell(study: Study, cell: Cell, turn: int, data: str) -> dict[str, Any]
     """Train a cell for one more than the measured updates; the first is a warm-up."""
     updates, model = study.args.updates, MODELS[SHORT[cell.model]]
     folder = study.folder(model, f"{cell.name}-r{turn}")
-    words = [part for flag in WIDTH_FLAGS[cell.model] for part in (flag, str(cell.width))]
-    words += ["--image_size", str(IMAGE_SIZE), "--batch_size", str(cell.batch), "--precision", cell.precision]
-    words += ["--log_interval", "1", "--max_steps", str(updates + 1)]
-    words += ["--lazy_reg", str(updates)] if cell.model == "ddgan" else []
-    config = study.train(model, folder, turn, words, data)
+    flags = [part for flag in WIDTH_FLAGS[cell.model] for part in (flag, str(cell.width))]
+    flags += ["--image_size", str(IMAGE_SIZE), "--batch_size", str(cell.batch), "--precision", cell.precision]
+    flags += ["--log_interval", "1", "--max_steps", str(updates + 1)]
+    flags += ["--lazy_reg", str(updates)] if cell.model == "ddgan" else []
+    config = study.train(model, folder, turn, flags, data)
     first, *_, last = read_progress(folder / "progress.csv")
     seconds, images = (last[key] - first[key] for key in ("wall_seconds", "images_seen"))
     memory = config["finished"].get("peak_memory_bytes")
@@ -145,9 +145,9 @@ def gather(study: Study, cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, 
     model, timing = MODELS[SHORT[cell.model]], None
     memory = [entry["peak_memory_bytes"] for entry in rounds if entry["peak_memory_bytes"]]
     if cell.benchmarked:
-        words = [*SAMPLER.get(cell.model, []), "--precision", cell.precision]
-        words += ["--benchmark_seconds", f"{study.args.benchmark_seconds:g}"]
-        measured = study.sample(model, folders[0], folders[0], 0, words, benchmark=True)
+        flags = [*SAMPLER.get(cell.model, []), "--precision", cell.precision]
+        flags += ["--benchmark_seconds", f"{study.args.benchmark_seconds:g}"]
+        measured = study.sample(model, folders[0], folders[0], 0, flags, benchmark=True)
         timing = {name: measured[name] for name in TIMING}
         print(f"{cell.name}: sampling measured", flush=True)
     return {
@@ -247,12 +247,12 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
             if precision == "bf16":
                 points = [(c["width"], {"value": c["timing"]["gflop_per_evaluation"]}) for c in timed]
                 gflop.append(Line(label, points, model.colour, **look))
-    words = {
+    axes = {
         "seconds per 1,000 training images (log)": training,
         "ms per network evaluation of an image,\nbest batch (log)": latency,
         "GFLOP per network evaluation (log)": gflop,
     }
-    panels = [Lines("width, channels (log)", y, lines, log="xy", ticks=WIDTHS) for y, lines in words.items()]
+    panels = [Lines("width, channels (log)", y, lines, log="xy", ticks=WIDTHS) for y, lines in axes.items()]
     draw(panels[:1], out / "training.png")
     draw(panels[1:], out / "sampling.png")
 

@@ -113,9 +113,9 @@ def enlarge_by_network(study: Study, seed: int, sources: Sources) -> Row:
     The cell's seconds, images seen and costs are those of both networks together.
     """
     base = run_cell(study, BASE, seed, sources)
-    words = ["--small_size", str(SMALL), "--large_size", str(LARGE)]
+    flags = ["--small_size", str(SMALL), "--large_size", str(LARGE)]
     sampling = ["--base_samples", str(base["folder"] / read_json(base["folder"] / "sampling.json")["file"])]
-    cell = study.train_and_sample(SUPER_RESOLUTION, RESOLVED, seed, words, sampling=sampling)
+    cell = study.train_and_sample(SUPER_RESOLUTION, RESOLVED, seed, flags, sampling=sampling)
     for key in ("seconds", "images_seen", "steps"):
         cell["training"][key] += base["training"][key]
     cell |= {key: base[key] + cell[key] for key in ("nfe", "seconds_per_image")}

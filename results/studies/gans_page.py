@@ -1,6 +1,6 @@
 """The pages and pictures of gans.py, from study.json alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,9 @@ def draw_pictures(study: Row, out: Path) -> None:
     from comparison.report.study_plots import draw
 
     kind, rows = study["study"].removeprefix("gan-"), read_rows(study)
-    panels = {"stability": courses, "collapse": bars, "modes": modes, "overfitting": overfitting}[kind](study, rows)
+    panels_of: dict[str, Callable[[Row, list[Row]], Sequence[Lines | Bars]]]
+    panels_of = {"stability": courses, "collapse": bars, "modes": modes, "overfitting": overfitting}
+    panels = panels_of[kind](study, rows)
     draw(panels, out / f"{kind}.png", columns={"stability": len(panels) // 2, "overfitting": 2}.get(kind, 0))
 
 

@@ -150,10 +150,10 @@ def effects(rows: dict[str, Row], cells: list[Row]) -> list[str]:
     hybrids = [row for name, row in rows.items() if name != ALONE]
     if ALONE in rows and hybrids:
         best = min(hybrids, key=lambda row: row["metrics"][QUALITY]["value"])
-        score, other = (formatting.metric(QUALITY, row["metrics"][QUALITY]) for row in (best, rows[ALONE]))
+        score, baseline = (formatting.metric(QUALITY, row["metrics"][QUALITY]) for row in (best, rows[ALONE]))
         verdict = compare(best, rows[ALONE], QUALITY)
         verdict += " from" if verdict == SAME else " than"
-        sentences.append(f"The best hybrid ({best['label']}; {score}) is {verdict} the {label_of(ALONE)} ({other}).")
+        sentences.append(f"The best hybrid ({best['label']}; {score}) is {verdict} the {label_of(ALONE)} ({baseline}).")
     return sentences
 
 

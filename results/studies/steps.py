@@ -106,8 +106,8 @@ def run_cell(study: Study, name: str, seed: int, given: Path | None) -> list[Row
         folder, config = study.folder(model, f"{name}-given-{given.name}"), read_config(given / "config.json")
     else:
         folder = study.folder(model, f"{name}-s{seed}")
-        words = ["--num_timesteps", name.removeprefix("ddgan-T")] if model.name == DDGAN else []
-        config = study.train(model, folder, seed, ["--image_size", str(IMAGE_SIZE), *words])
+        training_flags = ["--num_timesteps", name.removeprefix("ddgan-T")] if model.name == DDGAN else []
+        config = study.train(model, folder, seed, ["--image_size", str(IMAGE_SIZE), *training_flags])
     settings = {"default": (model.label, "")}
     if model.name == DDPM:
         settings = {f"{key}{n}": (text, flags.format(n=n)) for key, (text, flags) in SAMPLERS.items() for n in STEPS}

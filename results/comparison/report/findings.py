@@ -76,8 +76,8 @@ def _speed(rows: Sequence[Row]) -> str | None:
 
 
 def _front(rows: Sequence[Row]) -> str | None:
-    known, front = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]], pareto_front(rows)
-    if len(known) < 2:
+    scored, front = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]], pareto_front(rows)
+    if len(scored) < 2:
         return None
     cells = [f"{_name(r)} ({seconds(r['seconds_per_image'])}, {metric(QUALITY, r['metrics'][QUALITY])})" for r in front]
     text = f"Pareto-optimal (time per image, Frechet distance): {listed(cells)}."
@@ -85,7 +85,7 @@ def _front(rows: Sequence[Row]) -> str | None:
         if not apart(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
             text += f" {_name(slow)} is not significantly better than the faster {_name(fast)}."
     for clear, reason in ((True, "faster and better"), (False, "faster and not significantly worse")):
-        names = [_name(r) for r in known if not any(r is f for f in front) and _beaten(r, front) == clear]
+        names = [_name(r) for r in scored if not any(r is f for f in front) and _beaten(r, front) == clear]
         text += f" Dominated, as another model or sampler is {reason}: {listed(names)}." if names else ""
     return text
 
@@ -115,11 +115,11 @@ def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
 
 
 def _memorised(rows: Sequence[Row], floor: Mapping[str, Any]) -> str | None:
-    known = [row for row in rows if "memorised" in row["metrics"]]
-    if not known or "memorised" not in floor:
+    scored = [row for row in rows if "memorised" in row["metrics"]]
+    if not scored or "memorised" not in floor:
         return None
-    flagged, real = [row for row in known if memorises(row["metrics"], floor)], metric("memorised", floor["memorised"])
+    flagged, real = [row for row in scored if memorises(row["metrics"], floor)], metric("memorised", floor["memorised"])
     if flagged:
         return f"Memorised samples: {_cells(flagged, 'memorised')}, significantly more than held-out images ({real})."
-    most = max((row["metrics"]["memorised"] for row in known), key=lambda entry: entry["value"])
+    most = max((row["metrics"]["memorised"] for row in scored), key=lambda entry: entry["value"])
     return f"Memorised samples: no sign of copies (at most {metric('memorised', most)}; held-out images {real})."

@@ -127,9 +127,9 @@ def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, pa
     positions = np.arange(len(bars))
     for i, (name, title) in enumerate(titles.items()):
         axes = figure.add_subplot(1, len(titles), i + 1)
-        known = [metrics.get(name) or {"value": float("nan")} for _, metrics, _ in bars]
-        values = np.array([entry["value"] for entry in known], float)
-        errors = np.array([half_width(entry) for entry in known])
+        entries = [metrics.get(name) or {"value": float("nan")} for _, metrics, _ in bars]
+        values = np.array([entry["value"] for entry in entries], float)
+        errors = np.array([half_width(entry) for entry in entries])
         if name == "frechet_distance":
             # copies are at 0 but for rounding, so the axis starts just below the floor
             low = max(np.nanmin(values[values > 0]), controls["floor"]["metrics"][name]["value"]) / 5

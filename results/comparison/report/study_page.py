@@ -76,8 +76,8 @@ def pooled(study: Study) -> list[dict[str, Any]]:
     """Return a row per cell: the first training with the metrics pooled over the seeds."""
     rows = []
     for name in dict.fromkeys(cell["name"] for cell in study["cells"]):
-        mine = [cell for cell in study["cells"] if cell["name"] == name]
-        rows.append({**mine[0], "metrics": pool_metrics(mine)})
+        cells = [cell for cell in study["cells"] if cell["name"] == name]
+        rows.append({**cells[0], "metrics": pool_metrics(cells)})
     return rows
 
 

@@ -17,9 +17,9 @@ def main_rows(rows: Sequence[Row]) -> list[Row]:
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that no other row beats in both time per image and Frechet distance, the fastest first."""
-    known = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]
+    scored = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]
     front: list[Row] = []
-    for row in sorted(known, key=lambda r: (r["seconds_per_image"], r["metrics"][QUALITY]["value"])):
+    for row in sorted(scored, key=lambda r: (r["seconds_per_image"], r["metrics"][QUALITY]["value"])):
         if not front or row["metrics"][QUALITY]["value"] < front[-1]["metrics"][QUALITY]["value"]:
             front.append(row)
     return front
@@ -32,9 +32,9 @@ def break_evens(rows: Sequence[Row]) -> list[dict[str, Any]]:
         One dictionary per pair: `cheaper` takes less time than `than` (labels) for more than `after` images (int). It
         is 0 if the faster sampler took no longer to train; training times within 1% of each other count as equal.
     """
-    known = [row for row in rows if row["training_seconds"] is not None and row["seconds_per_image"]]
+    timed = [row for row in rows if row["training_seconds"] is not None and row["seconds_per_image"]]
     pairs = []
-    for pair in combinations(known, 2):
+    for pair in combinations(timed, 2):
         fast, slow = sorted(pair, key=lambda row: row["seconds_per_image"])
         head_start = fast["training_seconds"] - slow["training_seconds"]
         longest = max(fast["training_seconds"], slow["training_seconds"])
