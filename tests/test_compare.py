@@ -30,7 +30,7 @@ def compare(*words):
     ("options", "message"),
     [
         ("--preset big", "--preset: invalid choice: 'big' (choose from"),
-        ("--budget hours=3", "must be seconds=N, images=N or recipe"),
+        ("--budget hours=3", "must be seconds=N, images=N, recipe or"),
         ("--budget recipe", "only the preset paper"),
         ("--budget seconds=0", "must be above 0"),
         ("--budget gans:images=5", "must name improved-diffusion once"),

@@ -13,11 +13,12 @@ from typing import Any
 
 from comparison import cli, formatting, jobs
 from comparison.cli import UserError
-from comparison.data.sources import KINDS, check_source, is_name
+from comparison.data.sources import KINDS, check_source, is_name, source_name
 from comparison.files import read_json
 from comparison.models import SUPER_RESOLUTION, Model, preset_flags, value_of
 from comparison.report import study_page
 from comparison.report.study_page import Page, Pictures
+from comparison.runs import read_config
 
 SHORT = {"dcgan": "gans", "ddpm": "improved-diffusion", "ddgan": "denoising-diffusion-gan"}  # in names of cells
 MIN_SAMPLES = 64
@@ -224,6 +225,17 @@ class Study:
         left_out = [{"name": name, "reason": study_page.NOT_ASKED} for name in self.left_out]
         content = {**content, "cells": cells, "left_out": content.get("left_out", left_out)}
         study_page.write(self.out, self.name, content, page, pictures)
+
+
+def given_config(run: Path, model: str, data: str, option: str) -> dict[str, Any]:
+    """Return the config.json of a run given by an option; raise UserError unless it finished, on the data."""
+    config = read_config(run / "config.json")
+    if config.get("model") != model or not config.get("finished"):
+        raise UserError(f"{option}: not a finished run of {model}")
+    trained_on = (config.get("data") or {}).get("name")
+    if trained_on != source_name(data):
+        raise UserError(f"{option}: trained on {trained_on}, but --data is {source_name(data)}")
+    return config
 
 
 def sampling_facts(sampling: Mapping[str, Any]) -> dict[str, Any]:

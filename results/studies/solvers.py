@@ -15,13 +15,11 @@ from typing import Any
 
 from comparison import cli, formatting
 from comparison.cli import UserError
-from comparison.data.sources import source_name
 from comparison.models import DDPM, MODELS
 from comparison.report import study_page
 from comparison.report.panels import Bar, Bars
 from comparison.report.tradeoffs import QUALITY
-from comparison.runs import read_config
-from comparison.studies import Job, Study, add_options, sampling_seconds, training_facts
+from comparison.studies import Job, Study, add_options, given_config, sampling_seconds, training_facts
 
 MODEL = MODELS[DDPM]
 BASELINE = "ancestral-uniform"
@@ -59,7 +57,9 @@ def main(args: argparse.Namespace) -> None:
     study = Study("solvers", args, sampler=False)
     if args.page:
         return study.rewrite(page, draw_pictures)
-    config = given_run(args.run, args.data)
+    if args.run is None:
+        raise UserError("--run: name a trained run folder of improved-diffusion")
+    config = given_config(args.run, DDPM, args.data, f"--run {args.run}")
     if args.baseline > (steps := config["options"].get("diffusion_steps", args.baseline)):
         raise UserError(f"--baseline {args.baseline}: the run has {steps} diffusion steps")
     if args.evaluations >= args.baseline:
@@ -77,18 +77,6 @@ def main(args: argparse.Namespace) -> None:
     options = study.options("evaluations", "baseline", "num_samples", "precision")
     content = {"options": options, "scoring": scoring, "training": training_facts(config), "cells": cells}
     return study.write(content, page, draw_pictures)
-
-
-def given_run(run: Path | None, data: str) -> dict[str, Any]:
-    """Return the config.json of the run; raise UserError unless it is a finished run of improved DDPM on the data."""
-    if run is None:
-        raise UserError("--run: name a trained run folder of improved-diffusion")
-    config = read_config(run / "config.json")
-    if config.get("model") != DDPM or not config.get("finished"):
-        raise UserError(f"--run {run}: not a finished run of {DDPM}")
-    if config["data"]["name"] != source_name(data):
-        raise UserError(f"--run {run}: trained on {config['data']['name']}, --data is {source_name(data)}")
-    return config
 
 
 def plan(args: argparse.Namespace, image_size: int) -> list[Job]:

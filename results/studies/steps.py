@@ -17,13 +17,21 @@ from typing import Any
 
 from comparison import cli, formatting
 from comparison.cli import UserError
-from comparison.data.sources import source_name
 from comparison.models import DDGAN, DDPM, GAN, MODELS
 from comparison.report import study_page
 from comparison.report.panels import STYLES, Line, Lines
 from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_config
-from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_facts, sampling_seconds, training_facts
+from comparison.studies import (
+    START_SECONDS,
+    Job,
+    Study,
+    add_options,
+    given_config,
+    sampling_facts,
+    sampling_seconds,
+    training_facts,
+)
 
 IMAGE_SIZE = 32
 STEPS = (5, 10, 20, 50)
@@ -85,13 +93,9 @@ def find_runs(text: str, data: str) -> dict[str, Path]:
         model, _, path = part.partition("=")
         if model not in MODELS or not path:
             raise UserError(f"--runs {part}: must be MODEL=RUN with a MODEL among {', '.join(MODELS)}")
-        config = read_config(Path(path) / "config.json")
-        if config.get("model") != model or not config.get("finished"):
-            raise UserError(f"--runs {part}: not a finished run of {model}")
-        trained_on = config.get("data") or {}
-        if trained_on.get("name") != source_name(data) or trained_on.get("image_size") != IMAGE_SIZE:
-            source = f"{trained_on.get('name')} at {trained_on.get('image_size')} pixels"
-            raise UserError(f"--runs {part}: trained on {source}; --data is {source_name(data)}, at {IMAGE_SIZE}")
+        config = given_config(Path(path), model, data, f"--runs {part}")
+        if (pixels := config["data"].get("image_size")) != IMAGE_SIZE:
+            raise UserError(f"--runs {part}: trained at {pixels} pixels, not {IMAGE_SIZE}")
         name = {DDPM: "ddpm", GAN: "dcgan"}.get(model) or f"ddgan-T{config['options'].get('num_timesteps')}"
         if name not in CELLS:
             raise UserError(f"--runs {part}: {name} is not a cell of this study")
