@@ -26,6 +26,8 @@ from comparison.cli import UserError, make_parser, non_negative_int, positive_in
 from comparison.data.sources import KINDS, check_source
 from comparison.files import write_json
 from comparison.places import find_place
+from comparison.scores.inception import check_weights, find_weights, require  # torch only when they compute
+from comparison.scores.statistics import read_statistics
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,10 +76,11 @@ def main(args: argparse.Namespace) -> None:
         path = getattr(args, flag)
         if path is not None and not path.is_file():
             raise UserError(f"--{flag} {path}: no such file")
+    standard = find_standard(args) if args.standard else None
 
     from comparison.scores import scoring  # torch
 
-    scores = scoring.score_all(args, place)
+    scores = scoring.score_all(args, standard, place)
     if scores is None:  # not rank 0
         return
     print_table(*scores)
@@ -99,6 +102,14 @@ def check_run(name: str) -> None:
         if (path / "config.json").is_file():
             raise UserError(f"{name}: a run without samples*.npz; generate samples first")
         check_source(name, "RUN")
+
+
+def find_standard(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the checked weights of the standard metrics, their hash, and the statistics or None."""
+    require()
+    statistics = None if args.fid_stats is None else read_statistics(args.fid_stats)
+    weights = find_weights(args.inception_weights)
+    return {"weights": weights, "digest": check_weights(weights), "statistics": statistics}
 
 
 def print_table(anchors: dict[str, Any] | None, results: dict[str, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from comparison import cli
 from comparison.data.sources import KINDS, check_source
+from comparison.scores import inception  # torch only when it computes
 from comparison.scores.statistics import DIMENSIONS, is_statistics, write_statistics
 
 
@@ -44,19 +45,16 @@ def main(args: argparse.Namespace) -> None:
     """Validate, embed the images, write."""
     if args.out.exists() and not args.overwrite:
         raise cli.UserError(f"--out {args.out}: exists; name another file, or add --overwrite")
-    if args.inception_weights and not args.inception_weights.is_file():
-        raise cli.UserError(f"--inception_weights {args.inception_weights}: no such file")
     if is_statistics(args.source):
         raise cli.UserError(f"{args.source}: holds statistics, not images")
     check_source(args.source, "SOURCE")
-
-    from comparison.data.images import load_images
-    from comparison.device import pick_device, set_threads
-    from comparison.scores import inception
-
     inception.require(args.library)
     weights = inception.find_weights(args.inception_weights)
     inception.check_weights(weights)
+
+    from comparison.data.images import load_images  # torch
+    from comparison.device import pick_device, set_threads
+
     set_threads(args.threads)
     device = pick_device(args.device)
     data = load_images(args.source, args.image_size, limit=args.num_images)

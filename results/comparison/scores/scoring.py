@@ -10,20 +10,19 @@ from comparison import distributed
 from comparison.device import set_threads
 from comparison.places import Place
 from comparison.scores import evaluation, sharding
-from comparison.scores.inception import check_weights, find_weights, require
 from comparison.scores.reference import Reference
-from comparison.scores.statistics import read_statistics
 
 Scores = tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]  # controls, if asked for; samples by name
 
 
-def score_all(args: argparse.Namespace, place: Place) -> Scores | None:
+def score_all(args: argparse.Namespace, standard: dict[str, Any] | None, place: Place) -> Scores | None:
     """Return the scores on rank 0, None on the others, which extract features for it.
 
-    Raises:
-        UserError: standard weights or statistics are missing or damaged, or samples cannot be scored.
+    Args:
+        args: options of evaluate.py.
+        standard: weights, their hash and statistics for the standard metrics, or None.
+        place: this process's rank.
     """
-    standard = _find_standard(args) if args.standard else None
     set_threads(args.threads, place.local_world_size)
     device = distributed.device_of(place, args.device)
     with distributed.group(place, device):
@@ -33,14 +32,6 @@ def score_all(args: argparse.Namespace, place: Place) -> Scores | None:
         scores = _score(args, standard, device)
         sharding.dismiss()
     return scores
-
-
-def _find_standard(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the checked weights of the standard metrics, their hash, and the statistics or None."""
-    require()
-    statistics = None if args.fid_stats is None else read_statistics(args.fid_stats)
-    weights = find_weights(args.inception_weights)
-    return {"weights": weights, "digest": check_weights(weights), "statistics": statistics}
 
 
 def _score(args: argparse.Namespace, standard: dict[str, Any] | None, device: torch.device) -> Scores:
