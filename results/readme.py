@@ -1,11 +1,11 @@
-"""Update the blocks of README.md from committed reports, or check that they are current.
+"""Fill the blocks of README.md from committed reports, or check that they are up to date.
 
   python results/readme.py
   python results/readme.py --check
 
-A block starts with `<!-- report NAME PART -->` and ends with `<!-- /report -->`. PART is a table (`quality`, `cost`),
-`sentences` (the findings) or `picture:FILE` of results/reports/NAME. --check lists stale blocks and exits with status 1
-if there are any.
+A block begins with `<!-- report NAME PART -->` and ends with `<!-- /report -->`. PART is a table (`quality`, `cost`),
+`sentences` (the findings) or `picture:FILE` of results/reports/NAME. --check only names stale blocks; the exit status
+is 1 if there are any.
 """
 
 import argparse
@@ -26,26 +26,25 @@ END = "<!-- /report -->"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--check", action="store_true", help="list stale blocks and write nothing")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="file to update; README.md unless given")
-    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder to read; results/reports unless given")
+    parser.add_argument("--check", action="store_true", help="write nothing, name stale blocks")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="file to fill instead of the repository's README.md"
+    )
+    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder to read instead of results/reports")
     return parser.parse_args(argv)
 
 
 def render(text: str, reports: Path, link: str) -> tuple[str, list[str]]:
-    """Return the text with every block updated, and the stale blocks, `NAME PART`.
+    """Return the text of a README with every block filled, and the blocks, `NAME PART`, that were stale.
 
-    Args:
-        text: text of a README.
-        reports: folder with NAME/report.json.
-        link: that folder, relative to the README, for pictures.
+    `reports` holds NAME/report.json, `link` is that folder as seen from the README, for pictures.
 
     Raises:
         UserError: a block is not closed, or names a report, part or picture that does not exist.
     """
     bodies = [block["body"] for block in BLOCK.finditer(text)]
     if any(map(START.search, bodies)) or not len(bodies) == len(START.findall(text)) == text.count(END):
-        raise UserError(f"every <!-- report NAME PART --> must be on a line of its own and be closed by {END}")
+        raise UserError(f"every <!-- report NAME PART --> must stand on a line of its own and be closed by {END}")
     stale = []
 
     def fill(block: re.Match[str]) -> str:
@@ -78,7 +77,7 @@ def _content(name: str, part: str, reports: Path, link: str) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Update or check the blocks; return the exit status."""
+    """Fill or check the blocks; return the exit status."""
     path = args.readme or repo_root() / "README.md"
     reports = args.reports or repo_root() / "results" / "reports"
     if not path.is_file():
