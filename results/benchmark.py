@@ -1,12 +1,12 @@
-"""Measure how fast a model trains and samples on this machine, by its own scripts as users run them.
+"""Measure how fast a model trains and samples on this machine, by its own scripts.
 
   python results/benchmark.py gans
   python results/benchmark.py improved-diffusion --preset gpu --rounds 5
 
-Each round trains with the default precision and with --precision float32, in turn, on images drawn by code, and times
-the sampler of each. Prints a table and writes benchmark.json: seconds of an update (between the first and the last row
-of progress.csv, so without warm-up), latency of one image, throughput, and which fraction of the machine's convolution
-speed, measured in the same process as the sampler, the throughput is. Medians and ranges over the rounds.
+Each round trains once with the default precision and once with --precision float32, on images drawn by code, and times
+the sampler of each. Prints a table and writes benchmark.json: medians and ranges over the rounds of the seconds per
+update (between the first and the last row of progress.csv, so without warm-up), the latency of one image, the
+throughput, and the throughput as a fraction of the machine's convolution speed, measured in the same process.
 """
 
 import argparse
@@ -29,10 +29,10 @@ PROTOCOL = (
     "the model's own scripts on `shapes` at 32 pixels, default precision and float32 in turn, the order changing from "
     "round to round; seconds of an update between the first and last row of progress.csv; sampling as timing.json"
 )
-MEASURES = {  # seconds of what -> words
+MEASURES = {  # key of the seconds -> label
     "update_seconds": "update",
-    "latency_seconds": "one image alone",
-    "seconds_per_image": "an image in large batches",
+    "latency_seconds": "one image, batch size 1",
+    "seconds_per_image": "one image, best batch size",
 }
 
 
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--preset", default="cpu", choices=["quick", "cpu", "gpu", "paper"], help="networks and settings, see flags.sh")
     add("--seconds", type=cli.positive_float, default=30.0, metavar="S", help="time of each training")
     add("--rounds", type=cli.positive_int, default=3, help="trainings with each precision")
-    add("--small", action="store_true", help="five updates of the quick preset: shows that everything works")
+    add("--small", action="store_true", help="five updates of the quick preset, as a test")
     add("--out", type=cli.local_path, metavar="FILE", help="results/runs/<model>/benchmark/benchmark.json unless given")
     add("--device", type=cli.device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=cli.thread_count, default=0, help="CPU threads, 0 for all cores")
@@ -78,20 +78,20 @@ def measure(model: Model, precision: str, args: argparse.Namespace) -> dict[str,
     """Train once from the start and time the sampler, in a folder that is deleted afterwards."""
     flags = preset_flags("quick" if args.small else args.preset)
     common = ["--seed", "0", "--precision", precision, "--device", args.device, "--threads", str(args.threads)]
-    words = [word for name in model.train_flags for word in flags[name]]
-    words += ["--image_size", "32", *model.fixed, *model.quiet, *common]
-    words += ["--max_steps", "5" if args.small else "0", "--log_interval", "1" if args.small else "10"]
-    words += [] if args.small else ["--max_seconds", f"{args.seconds:g}"]
-    drawing = [word for name in model.sample_flags for word in flags[name]] + common
+    training = [word for name in model.train_flags for word in flags[name]]
+    training += ["--image_size", "32", *model.fixed, *model.quiet, *common]
+    training += ["--max_steps", "5" if args.small else "0", "--log_interval", "1" if args.small else "10"]
+    training += [] if args.small else ["--max_seconds", f"{args.seconds:g}"]
+    sampling = [word for name in model.sample_flags for word in flags[name]] + common
     with tempfile.TemporaryDirectory() as folder:
         run, console = Path(folder) / "run", Path(folder) / "console.txt"
-        config = jobs.train(model, run, "shapes", words, console=console)
+        config = jobs.train(model, run, "shapes", training, console=console)
         rows = read_progress(run / "progress.csv")
         if len(rows) < 2:
-            raise UserError(f"--seconds {args.seconds:g}: fewer than 20 updates in this time; give it more")
+            raise UserError(f"--seconds {args.seconds:g}: fewer than 20 updates in this time; increase it")
         update = (rows[-1]["wall_seconds"] - rows[0]["wall_seconds"]) / (rows[-1]["step"] - rows[0]["step"])
-        drawing += ["--benchmark_seconds", "0.05" if args.small else "2"]
-        timing = jobs.sample(model, run, run, drawing, benchmark=True, console=console)
+        sampling += ["--benchmark_seconds", "0.05" if args.small else "2"]
+        timing = jobs.sample(model, run, run, sampling, benchmark=True, console=console)
     best = timing["best"]["images_per_second"]
     return {
         "precision": timing["precision"],
@@ -124,17 +124,17 @@ def summary(model: Model, rounds: Mapping[str, Sequence[dict[str, Any]]], args: 
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Lay out medians of both precisions, a row for each measure, and the fraction of the convolution speed."""
+    """Return a table of medians for both precisions, a row per measure."""
     default, slow = (result["rounds"][precision] for precision in PRECISIONS)
     rows = []
-    for name, words in MEASURES.items():
+    for name, label in MEASURES.items():
         medians = [statistics.median(entry[name] for entry in side) for side in (default, slow)]
         ratio = result["ratios"][name]
         low, high = (f"{bound:.2f}" for bound in ratio["range"])
-        rows.append([words, *map(formatting.seconds, medians), f"{ratio['median']:.2f} ({low} to {high})"])
-    shares = [f"{100 * statistics.median(e['convolution_fraction'] for e in side):.0f}%" for side in (default, slow)]
-    rows.append(["of the convolution speed", *shares, ""])
-    head = ["", f"default, {default[0]['precision']}", "float32", "times as fast (range)"]
+        rows.append([label, *map(formatting.seconds, medians), f"{ratio['median']:.2f} ({low} to {high})"])
+    fractions = [f"{100 * statistics.median(e['convolution_fraction'] for e in side):.0f}%" for side in (default, slow)]
+    rows.append(["fraction of convolution speed", *fractions, ""])
+    head = ["", f"default, {default[0]['precision']}", "float32", "speed-up (range)"]
     return f"{MODELS[result['model']].label} on {default[0]['device']}\n\n{formatting.console_table(head, rows)}"
 
 

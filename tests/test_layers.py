@@ -13,7 +13,7 @@ LAYERS = (
     ("training", "schedule", "places", "distributed", "models", "gpu"),
     ("sampling", "scores"),
     ("report",),
-    ("jobs", "studies"),
+    ("jobs", "studies", "study_images"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LONGEST = 350  # lines

@@ -1,6 +1,6 @@
-"""Running the models' own scripts: training, sampling, scoring. Used by compare.py, benchmark.py and the studies.
+"""Run the models' own scripts: training, sampling, scoring. Used by compare.py, benchmark.py and the studies.
 
-The scripts recognise what is finished, so a job may be called again. Standard library only.
+The scripts skip what is finished, so a job can be repeated. Standard library only.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 def run(command: Sequence[str], console: Path | None = None) -> None:
     """Run a script of the repository from its root to the end.
 
-    Ctrl-C, SIGTERM and SIGHUP are passed on to it, so that it saves before it ends.
+    Ctrl-C, SIGTERM and SIGHUP are forwarded, so that the script saves before it ends.
 
     Args:
         command: script, from the repository's root, and its arguments.
-        console: file for what the script prints; None for this process's own console.
+        console: file for the script's output; None for this process's own console.
 
     Raises:
-        UserError: it fails, and `console` is given; the sentence is the script's last line.
-        SystemExit: it fails, and has said why on the console; with its exit status.
-        KeyboardInterrupt: it was interrupted.
+        UserError: the script failed and `console` is given; the text is the script's last line.
+        SystemExit: the script failed without `console`; has its exit status.
+        KeyboardInterrupt: the script was interrupted.
     """
     if console:
         console.parent.mkdir(parents=True, exist_ok=True)
@@ -45,9 +45,9 @@ def run(command: Sequence[str], console: Path | None = None) -> None:
             env=os.environ | {"PYTHONPATH": search},
             stdout=output,
             stderr=subprocess.STDOUT if console else None,
-            start_new_session=True,  # or the terminal's Ctrl-C would reach it besides the one passed on
+            start_new_session=True,  # or the terminal's Ctrl-C would reach it twice
         )
-        with _pass_on(process):
+        with _forward_signals(process):
             status = process.wait()
     if status in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
@@ -60,8 +60,8 @@ def run(command: Sequence[str], console: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _pass_on(process: subprocess.Popen) -> Iterator[None]:
-    """Pass signals that end this process on to a child; its end decides what follows."""
+def _forward_signals(process: subprocess.Popen) -> Iterator[None]:
+    """Send the signals that would end this process to a child instead."""
 
     def send(number: int, frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -69,10 +69,10 @@ def _pass_on(process: subprocess.Popen) -> Iterator[None]:
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     try:
-        # one that is ignored, as under nohup, stays so
+        # an ignored signal, as under nohup, stays ignored
         numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, send) for number in numbers}
-    except ValueError:  # not the main thread, which alone receives signals
+    except ValueError:  # only the main thread receives signals
         before = {}
     try:
         yield
@@ -82,86 +82,60 @@ def _pass_on(process: subprocess.Popen) -> Iterator[None]:
 
 
 def relative(path: Path | str) -> str:
-    """Return a path as seen from the repository's root where it lies below it, else absolute."""
-    whole = Path(os.path.abspath(path))  # links stay: what a run's options name must not change with them
+    """Return a path relative to the repository's root if it lies below it, else absolute."""
+    whole = Path(os.path.abspath(path))  # links stay, or a run's recorded options would change
     root = cli.repo_root()
     return str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
 
 
 def train(
-    model: Model,
-    folder: Path,
-    data: str,
-    words: Sequence[str],
-    *,
-    fresh: bool = False,
-    console: Path | None = None,
+    model: Model, folder: Path, data: str, flags: Sequence[str], *, fresh: bool = False, console: Path | None = None
 ) -> dict[str, Any]:
-    """Train a model in a run folder; one that was cut short goes on, a finished one is left as it is.
+    """Train a model in a run folder, resume or reuse what it holds; return config.json with its entry `finished`.
 
     Args:
-        model: of the table.
-        folder: of the run.
-        data: a data source; a path as the scripts see it from the repository's root.
-        words: flags: of the preset, the budget, the device.
-        fresh: start over.
-        console: as for `run`.
-
-    Returns:
-        The run's config.json, with the entry `finished`.
+        model: row of the table.
+        folder: run folder.
+        data: data source; a path is relative to the repository's root.
+        flags: flags of the script.
+        fresh: True to start over.
+        console: see `run`.
     """
-    command = [model.train, "--data", data, "--run_dir", relative(folder), *words, *(["--fresh"] if fresh else [])]
+    command = [model.train, "--data", data, "--run_dir", relative(folder), *flags, *(["--fresh"] if fresh else [])]
     run(command, console)
     config = read_config(folder / "config.json")
     if "finished" not in config:
-        raise UserError(f"{folder}: the training did not reach its end; see {console or 'its output'}")
+        raise UserError(f"{folder}: the training did not finish; see {console or 'its output'}")
     return config
 
 
 def sample(
-    model: Model,
-    run_folder: Path,
-    folder: Path,
-    words: Sequence[str],
-    *,
-    benchmark: bool = False,
-    console: Path | None = None,
+    model: Model, trained: Path, out: Path, flags: Sequence[str], benchmark: bool = False, console: Path | None = None
 ) -> dict[str, Any]:
-    """Sample a run's newest checkpoint into a folder, or measure the time that takes, unless that is done.
-
-    Args:
-        model: of the table.
-        run_folder: of the training.
-        folder: of samples*.npz, sampling.json and timing.json.
-        words: flags: of the preset, numbers of images and steps, seed, device.
-        benchmark: measure instead of sampling.
-        console: as for `run`.
+    """Sample the newest checkpoint of the run `trained` into the folder `out`, unless that is done.
 
     Returns:
-        sampling.json, or timing.json.
+        sampling.json; timing.json for `benchmark`, which measures the speed instead.
     """
-    checkpoint = newest_checkpoint(model, run_folder)
-    command = [model.sample, "--checkpoint", relative(checkpoint), "--out", relative(folder / model.samples), *words]
+    checkpoint = newest_checkpoint(model, trained)
+    command = [model.sample, "--checkpoint", relative(checkpoint), "--out", relative(out / model.samples), *flags]
     run([*command, "--benchmark"] if benchmark else command, console)
-    return read_json(folder / ("timing.json" if benchmark else "sampling.json"))
+    return read_json(out / ("timing.json" if benchmark else "sampling.json"))
 
 
 def evaluate(
-    folders: Sequence[Path], reference: str, anchors: Path, words: Sequence[str], *, console: Path | None = None
+    folders: Sequence[Path], reference: str, anchors: Path, flags: Sequence[str], console: Path | None = None
 ) -> dict[str, Any]:
-    """Score sample sets into their metrics.json.
+    """Score the samples in each folder into its metrics.json; return the controls' file.
 
     Args:
-        folders: each with samples*.npz.
+        folders: folders with samples*.npz.
         reference: data source of the real images.
-        anchors: file of the controls.
-        words: further flags of evaluate.py.
-        console: as for `run`.
-
-    Returns:
-        The controls' file.
+        anchors: controls' file.
+        flags: further flags of evaluate.py.
+        console: see `run`.
     """
     anchors.parent.mkdir(parents=True, exist_ok=True)
     command = ["results/evaluate.py", *map(relative, folders), "--reference", reference, "--anchors", relative(anchors)]
-    run([*command, *words], console)
+    run([*command, *flags], console)
     return read_json(anchors)

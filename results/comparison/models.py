@@ -1,14 +1,14 @@
-"""The table of models: what they are called and by which commands they train and sample. Standard library only.
+"""The table of models: their names, and the commands that train and sample them. Standard library only.
 
 A new model is a folder with two scripts and one row here. Its training script takes `--data D --run_dir R`,
 `--image_size S`, `--seed N`, `--device D`, `--max_steps`, `--max_images` or `--max_seconds`, `--stop_after` and
 `--fresh`, and writes config.json, progress.csv and numbered checkpoints into R. Its sampling script takes
 `--checkpoint C --out F`, `--num_samples N`, `--seed N`, `--device D`, `--interpolation`, and `--benchmark` with
-`--benchmark_seconds S`, and writes samples*.npz, sampling.json and timing.json. Both recognise what is finished.
+`--benchmark_seconds S`, and writes samples*.npz, sampling.json and timing.json. Both skip what is finished.
 """
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparison import cli
@@ -18,41 +18,24 @@ from comparison.cli import UserError
 
 @dataclass(frozen=True)
 class Model:
-    """One model of the comparison.
+    """One row of the table; patterns are globs within the run folder."""
 
-    Attributes:
-        name: of the folder of its runs, and the tag in config.json and checkpoints.
-        label: in tables and plots.
-        colour: in plots.
-        train, sample: scripts, from the repository root.
-        checkpoints: glob pattern within a run folder; the file with the highest number in its name is sampled.
-        train_flags, sample_flags: variables of flags.sh.
-        fixed: flags of every training in a comparison.
-        quiet: flags that keep a training from drawing images, for studies, where seconds count.
-        compile: flags that switch torch.compile on in training; empty where there is nothing to compile.
-        best: glob pattern of checkpoints kept for their score; empty where there are none.
-        samples: name of the sample file that `--out` names; empty where `--out` is its folder.
-        evaluations: of the network for one image, by default.
-        any_steps: whether a trained network may be sampled in any number of steps.
-        evaluation_seconds: of two CPU cores for an image of 32 pixels in preset quick, for plans only.
-    """
-
-    name: str
-    label: str
+    name: str  # folder of its runs, and tag in config.json and checkpoints
+    label: str  # name in tables and plots
     colour: str
-    train: str
-    sample: str
-    checkpoints: str
-    train_flags: tuple[str, ...] = ()
+    train: str  # training script, from the repository root
+    sample: str  # sampling script
+    checkpoints: str  # pattern; the file with the highest number in its name is sampled
+    train_flags: tuple[str, ...] = ()  # variables of flags.sh
     sample_flags: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    quiet: tuple[str, ...] = ()
-    compile: tuple[str, ...] = ()
-    best: str = ""
-    samples: str = "samples.npz"
-    evaluations: int = 1
-    any_steps: bool = False
-    evaluation_seconds: float = 1e-3
+    fixed: tuple[str, ...] = ()  # flags of every training in a comparison
+    quiet: tuple[str, ...] = ()  # flags that save no sample grids during training, for studies
+    compile: tuple[str, ...] = ()  # flags that switch torch.compile on in training
+    best: str = ""  # pattern of checkpoints kept for their score
+    samples: str = "samples.npz"  # file that `--out` names; empty where `--out` is its folder
+    evaluations: int = 1  # network evaluations per image, by default
+    any_steps: bool = False  # True if a trained network can be sampled in any number of steps
+    evaluation_seconds: float = 1e-3  # per 32-pixel image on two CPU cores with preset quick, for plans
 
 
 GAN, DDPM, DDGAN = "gans", "improved-diffusion", "denoising-diffusion-gan"
@@ -87,59 +70,47 @@ _ROWS = (
     ),
 )
 MODELS = {model.name: model for model in _ROWS}  # in the order in which they are trained
-SUPER_RESOLUTION = Model(  # enlarges samples of another network; part of a study, not of the comparison
-    *("improved-diffusion-sr", "super-resolution", MODELS[DDPM].colour),
-    *("improved-diffusion/scripts/super_res_train.py", "improved-diffusion/scripts/super_res_sample.py", "ema_*.pt"),
-    train_flags=MODELS[DDPM].train_flags,
-    sample_flags=MODELS[DDPM].sample_flags,
-    quiet=MODELS[DDPM].quiet,
-    samples="",
-    evaluations=20,
-    any_steps=True,
-    evaluation_seconds=MODELS[DDPM].evaluation_seconds,
+SUPER_RESOLUTION = replace(  # enlarges samples of another network; part of a study, not of the comparison
+    MODELS[DDPM],
+    name="improved-diffusion-sr",
+    label="super-resolution",
+    train="improved-diffusion/scripts/super_res_train.py",
+    sample="improved-diffusion/scripts/super_res_sample.py",
 )
 
 
 def label_of(name: str) -> str:
-    """Return a model's label; a name that is not in the table, of somebody's own run, is its own label."""
+    """Return a model's label; a name that is not in the table is its own label."""
     return MODELS[name].label if name in MODELS else name
 
 
 def preset_flags(preset: str) -> dict[str, list[str]]:
-    """Return every variable of flags.sh that the table names, as a list of words.
-
-    Raises:
-        UserError: bash cannot read flags.sh, or it knows no such preset.
-    """
+    """Return every variable of flags.sh that the table names, as a list of words; raise UserError if bash fails."""
     names = sorted({name for model in MODELS.values() for name in (*model.train_flags, *model.sample_flags)})
     script = 'PRESET=$1; source "$2"; shift 2; for name; do printf "%s\\n" "${!name}"; done'
     command = ["bash", "-c", script, "bash", preset, str(cli.repo_root() / "flags.sh"), *names]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"flags.sh: cannot be read by bash ({error})") from None
+        raise UserError(f"flags.sh: bash cannot read it ({error})") from None
     return {name: line.split() for name, line in zip(names, lines, strict=True)}
 
 
 def value_of(words: list[str], flag: str, default: str = "") -> str:
-    """Return the value that stands behind a flag in a list of words."""
+    """Return the value that follows a flag in a list of words."""
     return words[words.index(flag) + 1] if flag in words else default
 
 
 def newest_checkpoint(model: Model, run: Path) -> Path:
-    """Return the checkpoint of a run that is sampled.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the checkpoint of a run to sample; raise UserError if there is none."""
     checkpoint = newest(run, model.checkpoints)
     if checkpoint is None:
-        raise UserError(f"{run}: holds no {model.checkpoints} to sample from")
+        raise UserError(f"{run}: no {model.checkpoints} found; train the model first")
     return checkpoint
 
 
 def with_steps(flags: list[str], steps: int) -> tuple[str, list[str]]:
-    """Return the name and the flags of a preset's sampler with another number of steps; DDIM where it names none."""
+    """Return name and flags of a preset's sampler with another number of steps; DDIM unless the preset names one."""
     if sampler := value_of(flags, "--sampler"):
         return f"{sampler}{steps}", ["--num_sampling_steps", str(steps)]
     return f"ddim{steps}", ["--use_ddim", "True", "--timestep_respacing", f"ddim{steps}"]

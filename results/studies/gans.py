@@ -1,20 +1,20 @@
-"""Studies: what GANs are said to be bad at, measured, and what changes it.
+"""Studies: the known weaknesses of GANs, and what changes them.
 
   python results/studies/gans.py --plan
   python results/studies/gans.py --data cifar10
   python results/studies/gans.py stability overfitting --data path/to/images --seconds 60
 
-  stability    the score along the training of both presets, over several seeds, and the score at its end
+  stability    scores along the training of both presets and at its end, over several seeds
   collapse     modes covered on shapes, recall and coverage on --data, both presets
   modes        10, 100 and 1,000 modes of shapes at an equal budget: both presets, improved DDPM and DDGAN
   overfitting  100, 20 and 10% of --data, with and without DiffAugment: held-out gap, nearest training images
 
-A training that several kinds need is done once. A call that was cut short goes on when it is repeated. Below three
-hours on two CPU cores with the defaults, see --plan. Writes README.md, study.json and a picture into
-results/studies/gan-<kind>/, and the page of a kind as soon as its last training is done.
+Trainings that several kinds share are done once. Repeat the command to resume. Takes less than three hours on two CPU
+cores with the defaults, see --plan. Writes README.md, study.json and a picture into results/studies/gan-<kind>/ as soon
+as the kind's last training is done.
 
 Radford et al. 2016 (DCGAN); Miyato et al. 2018 (spectral norm); Zhao et al. 2020 (DiffAugment); Yazici et al. 2019
-(moving average); Karras et al. 2020 (the gap to held-out images); Xiao et al. 2022 (one shot against many steps).
+(EMA); Karras et al. 2020 (the gap to held-out images); Xiao et al. 2022 (one network pass against many steps).
 """
 
 import argparse
@@ -31,46 +31,45 @@ from comparison.models import GAN, MODELS, Model
 from comparison.report import study_page
 from comparison.report.tradeoffs import QUALITY
 from comparison.runs import read_progress
-from comparison.studies import START_SECONDS, Job, Study, add_copies, add_options, sampling_seconds
+from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_seconds
 from gans_page import AUGMENTED, KINDS, LABELS, PERCENTS, PHOTOS, SHAPES, VARIANTS, Row, draw_pictures, page
 
 MODE_COUNTS, PRESETS = (10, 100, 1000), ("dcgan", "dcgan-plus")
-# Half of the documented widths and batch size: several times as many updates in the same minutes, and instability and
-# overfitting are matters of many updates.
+# Half of the documented widths and batch size, for more updates in the time: instability and overfitting need many.
 GAN_FLAGS = ("--ngf", "32", "--ndf", "32", "--batch_size", "64", "--num_epochs", "0", "--grid_every", "10")
-HELD_OUT = 1000  # real images kept from the training, for the gap
-SCORES, SCORE_IMAGES = 16, 1000  # scores along a training, about; images of each
-LEAST_IMAGES = 64  # of the smallest share: a batch
-LEAST_COVERAGE = 0.05  # a best coverage below it is not worth halving
-BLOCKS = 5  # stretches of the end of a training whose means give an interval
-# For plans, on two CPU cores: training images per second, a score along the way, scoring the sets of one source
+HELD_OUT = 1000  # real images that are not trained on, for the gap
+SCORES, SCORE_IMAGES = 16, 1000  # approximate number of scores along a training; samples of each
+MIN_IMAGES = 64  # of the smallest subset: a batch
+MIN_COVERAGE = 0.05  # best coverage from which on a fall below its half counts as a collapse
+BLOCKS = 5  # parts of the last half of a training, whose means give an interval
+# For plans, on two CPU cores: training images per second, seconds of a score along the way and of an evaluation
 RATE = {"dcgan": 3000, "dcgan-plus": 1800, "ddpm": 160, "ddgan": 90}
 SCORE_SECONDS, EVALUATE_SECONDS = 1.5, 60.0
 
 
 class Cell(NamedTuple):
-    """A training: of a variant, on PHOTOS or shapes:N, percent of them, DiffAugment kept, scored on the way."""
+    """A training of a variant on a percentage of PHOTOS or shapes:N."""
 
     variant: str
     source: str
     percent: int = 100
-    augment: bool = True
-    scored: bool = True
+    augment: bool = True  # DiffAugment as in the preset
+    scored: bool = True  # scored along the training
 
     @property
     def name(self) -> str:
-        """What --cells takes."""
+        """Return the name in --cells."""
         share = "" if self.percent == 100 else f"-{self.percent}"
         return f"{self.variant}-{self.source.replace(':', '')}{share}{'' if self.augment else '-noaug'}"
 
     @property
     def model(self) -> Model:
-        """Of the table."""
+        """Return the row of the table of models."""
         return MODELS[VARIANTS[self.variant]]
 
 
 BOTH = [Cell(preset, source) for source in (PHOTOS, SHAPES) for preset in PRESETS]
-CELLS = {  # kind -> its trainings; equal ones of two kinds are one and the same
+CELLS = {  # kind -> its trainings, shared if equal
     "stability": BOTH,
     "collapse": BOTH,
     "modes": [Cell(variant, f"shapes:{count}", scored=False) for count in MODE_COUNTS for variant in VARIANTS],
@@ -82,16 +81,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all unless given")
+    add("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)}; all unless given")
     add_options(parser, seconds=300, num_samples=2000)
-    add("--images", type=cli.positive_int, metavar="N", help="training images of each cell, instead of --seconds")
+    add("--images", type=cli.positive_int, metavar="N", help="training budget in images instead of --seconds")
     add("--image_size", type=cli.pixels, default=32, help="pixels of all images")
-    add("--data_note", metavar="TEXT", help="a sentence on the data for the pages, e.g. that it is JPEG CIFAR-10")
+    add("--data_note", metavar="TEXT", help="a sentence on the data for the pages")
     parser.set_defaults(data="cifar10", seeds=3)
     args = parser.parse_args(argv)
     for kind in args.kinds:
         if kind not in KINDS:
-            parser.error(f"argument KIND: {kind} is not among {', '.join(KINDS)}")
+            parser.error(f"argument KIND: must be among {', '.join(KINDS)}, not {kind}")
     if args.image_size < 16 or args.image_size & (args.image_size - 1):
         parser.error(f"argument --image_size: must be a power of two of at least 16, not {args.image_size}")
     args.kinds = [kind for kind in KINDS if kind in args.kinds or not args.kinds]
@@ -100,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Judge, train, sample, score, and write the page of each kind."""
+    """Validate, train, sample, score, and write the page of each kind."""
     study = Study("gan", args)
     study.preset["GAN_FLAGS"] = []  # the cells name both presets' flags themselves
     if args.page:
@@ -111,31 +110,45 @@ def main(args: argparse.Namespace) -> None:
     jobs = study.choose(plan(args), rest=EVALUATE_SECONDS * len({cell.source for cell in named.values()}))
     if not jobs:
         return
-    total = count_photos(study) if any(named[job.name].source == PHOTOS for job in jobs) else 0
-    found: dict[str, list[Row]] = {}
+    from comparison import study_images  # torch
+    from comparison.data.held_out import load_data
+
+    total = 0  # training images of --data
+    if any(named[job.name].source == PHOTOS for job in jobs):
+        total = len(load_data(study.data, args.image_size, 0, HELD_OUT)[0])
+        if total * min(PERCENTS) // 100 < MIN_IMAGES:
+            raise UserError(f"--data: {total} images; {min(PERCENTS)}% of them must be at least {MIN_IMAGES}")
+    done: dict[str, list[Row]] = {}
 
     def run_one(name: str, seed: int) -> list[Row]:
         parts = run_cell(study, named[name], seed, total)
-        found.setdefault(name, []).extend(parts)
+        done.setdefault(name, []).extend(parts)
         return parts
 
+    def images_of(percent: int, _: Any) -> Any:
+        data, unseen = load_data(study.data, args.image_size, limit_of(percent, total), HELD_OUT)
+        return data.images, unseen
+
     for kind in args.kinds:
-        mine = [cell.name for cell in CELLS[kind]]
-        study.run([job for job in jobs if job.name in mine and job.name not in found], run_one)
-        parts = [dict(part) for name in mine for part in found.get(name, []) if part["seed"] < seeds_of(kind, args)]
-        if parts:
-            write(study, kind, parts, total)
-        else:
+        names = [cell.name for cell in CELLS[kind]]
+        study.run([job for job in jobs if job.name in names and job.name not in done], run_one)
+        parts = [dict(part) for name in names for part in done.get(name, []) if part["seed"] < seeds_of(kind, args)]
+        if not parts:
             print(f"{kind}: none of its cells is among --cells")
+            continue
+        content = score(study, kind, parts, total)
+        if kind == "overfitting":
+            study_images.add_copies(study, content["cells"], args.image_size, images_of)
+        write(study, kind, content)
 
 
 def seeds_of(kind: str, args: argparse.Namespace) -> int:
-    """Return how often a kind trains each of its cells."""
+    """Return the number of seeds with which a kind trains each of its cells."""
     return args.seeds if CELLS[kind] is BOTH else 1
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
-    """Return the cells of the kinds with what they cost, in the order in which they run."""
+    """Return the cells of the kinds with their times, in the order in which they run."""
     jobs = []
     for cell in dict.fromkeys(cell for kind in args.kinds for cell in CELLS[kind]):
         kinds = [kind for kind in args.kinds if cell in CELLS[kind]]
@@ -147,69 +160,49 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def count_photos(study: Study) -> int:
-    """Return how many images of --data a training with held-out images sees.
-
-    Raises:
-        UserError: too few for the smallest share.
-    """
-    from comparison.data.held_out import load_data
-
-    total = len(load_data(study.data, study.args.image_size, 0, HELD_OUT)[0])
-    if total * min(PERCENTS) // 100 < LEAST_IMAGES:
-        raise UserError(f"--data: {total} images; {min(PERCENTS)}% of them must be at least {LEAST_IMAGES}")
-    return total
+def limit_of(percent: int, total: int) -> int:
+    """Return --limit for a percentage of the images, 0 for all."""
+    return 0 if percent == 100 else total * percent // 100
 
 
 def training_flags(cell: Cell, args: argparse.Namespace, total: int) -> list[str]:
-    """Return the flags of a cell's training, after those of its family.
-
-    Args:
-        cell: to train.
-        args: with image_size, images, seconds, num_samples.
-        total: images of --data that can be trained on.
-    """
+    """Return the flags of a cell's training, after those of its model; --data has `total` training images."""
     flags = ["--image_size", str(args.image_size)]
     flags += ["--max_seconds", "0", "--max_images", str(args.images)] if args.images else []
     if cell.model.name != GAN:
         return flags
     flags += ["--preset", cell.variant, *GAN_FLAGS, "--held_out", str(HELD_OUT)]
-    flags += ["--flip", "false"] if cell.source != PHOTOS else []  # mirrored shapes cast their shadow to the wrong side
+    flags += ["--flip", "false"] if cell.source != PHOTOS else []  # mirrored shapes are not in the data
     flags += [] if cell.augment else ["--diffaugment", "none"]
-    flags += ["--limit", str(total * cell.percent // 100)] if cell.percent != 100 else []
+    flags += ["--limit", str(limit_of(cell.percent, total))] if cell.percent != 100 else []
     if not cell.scored:
         return [*flags, "--score_every", "0", "--keep_best", "false"]
     images = (args.images or args.seconds * RATE["dcgan"]) / SCORES  # from one score to the next, for both presets
-    nearest = 10 ** max(len(str(int(images))) - 2, 0)  # two digits say enough
+    nearest = 10 ** max(len(str(int(images))) - 2, 0)  # two digits suffice
     every = max(int(images / nearest) * nearest, 1)
     return [*flags, "--score_every", str(every), "--score_images", str(min(SCORE_IMAGES, args.num_samples))]
 
 
 def run_cell(study: Study, cell: Cell, seed: int, total: int) -> list[Row]:
-    """Train and sample one cell; return its parts of study.json.
-
-    Where a training with the preset as it is kept its best checkpoint beside the last one, that is sampled too.
-    """
+    """Train and sample one cell; return its entry of study.json, and one for the best checkpoint of a whole preset."""
     model, flags = cell.model, training_flags(cell, study.args, total)
-    found = study.train_and_sample(model, cell.name, seed, flags, study.data if cell.source == PHOTOS else cell.source)
-    found |= {key: value for key, value in cell._asdict().items() if key != "scored"} | {"label": LABELS[cell.variant]}
+    entry = study.train_and_sample(model, cell.name, seed, flags, study.data if cell.source == PHOTOS else cell.source)
+    entry |= {key: value for key, value in cell._asdict().items() if key != "scored"} | {"label": LABELS[cell.variant]}
     folder = study.folder(model, f"{cell.name}-s{seed}")
     if model.name == GAN:
         curve = [[r["images_seen"], r[QUALITY], r["coverage"]] for r in rows_with(folder / "scores.csv", QUALITY)]
-        found |= {"curve": curve, "along": along(curve), "gap": held_out_gap(folder)}
+        entry |= {"curve": curve, "along": along(curve), "gap": held_out_gap(folder)}
     best = newest(folder, model.best) if model.best and cell.scored and cell.percent == 100 and cell.augment else None
     if best is None:
-        return [found]
-    place = folder / "settings" / "best"
-    study.sample(model, folder, place, seed, ["--checkpoint", str(best)])
-    kept = {name: f"{found[name]}-best" for name in ("name", "variant")} | {
-        "label": f"{found['label']}, best checkpoint"
-    }
-    return [found, {**found, **kept, "folder": place, "curve": [], "along": {}, "gap": None}]
+        return [entry]
+    samples = folder / "settings" / "best"
+    study.sample(model, folder, samples, seed, ["--checkpoint", str(best)])
+    names = {key: f"{entry[key]}-best" for key in ("name", "variant")} | {"label": f"{entry['label']}, best checkpoint"}
+    return [entry, {**entry, **names, "folder": samples, "curve": [], "along": {}, "gap": None}]
 
 
-def write(study: Study, kind: str, parts: list[Row], total: int) -> None:
-    """Score the parts of study.json, and write it with page and picture."""
+def score(study: Study, kind: str, parts: list[Row], total: int) -> Row:
+    """Score the entries of a kind; return the content of study.json."""
     size = study.args.image_size
     if kind == "overfitting":
         parts = [part for part in parts if not part["variant"].endswith("-best")]
@@ -219,40 +212,34 @@ def write(study: Study, kind: str, parts: list[Row], total: int) -> None:
     names = ("seconds", "images", "seeds", "num_samples", "preset", "precision", "image_size", "data_note")
     content: Row = {"options": study.options(*names), "floors": {}, "scoring": {}}
     for source in dict.fromkeys(part["source"] for part in parts):
-        mine = [part for part in parts if part["source"] == source]
-        controls = study.score(mine, size, None if source == PHOTOS else source, source.replace(":", ""))
+        of_source = [part for part in parts if part["source"] == source]
+        controls = study.score(of_source, size, None if source == PHOTOS else source, source.replace(":", ""))
         content["floors"][source] = controls["anchors"]["floor"]["metrics"]
         content["scoring"][source] = {name: controls[name] for name in ("reference", "extractor", "n")}
-    if kind == "overfitting":
-        from comparison.data.held_out import load_data
+    return {**content, "cells": parts}
 
-        def images_of(percent: int, _: Any) -> Any:
-            data, unseen = load_data(study.data, size, 0 if percent == 100 else total * percent // 100, HELD_OUT)
-            return data.images, unseen
 
-        add_copies(study, parts, size, images_of)
-    for part in parts:
-        del part["folder"]
-        part["metrics"] |= {name: value for name, value in part.get("along", {}).items() if isinstance(value, dict)}
-    content |= {"cells": parts, "left_out": [cell.name for cell in CELLS[kind] if cell.name in study.left_out]}
+def write(study: Study, kind: str, content: Row) -> None:
+    """Write study.json of a kind with its page and picture."""
+    for cell in content["cells"]:
+        del cell["folder"]
+        cell["metrics"] |= {name: value for name, value in cell.get("along", {}).items() if isinstance(value, dict)}
+    left_out = [cell.name for cell in CELLS[kind] if cell.name in study.left_out]
+    content = {**content, "left_out": left_out}
     study_page.write(study.out / f"gan-{kind}", f"gan-{kind}", content, page, draw_pictures)
 
 
 def rows_with(path: Path, column: str) -> list[dict[str, float]]:
-    """Return the rows of a table that have a column, none without the file."""
+    """Return the rows of a CSV file that have a column; none if the file is missing."""
     return [row for row in read_progress(path) if column in row] if path.is_file() else []
 
 
 def along(curve: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Measure how steadily a training went.
+    """Return measures of stability from the scores [images seen, distance, coverage] along a training.
 
-    Args:
-        curve: [images seen, distance, coverage] of each score on the way.
-
-    Returns:
-        worsened: the last distance over the best; swing: mean factor between neighbouring distances in the second
-        half; collapsed_at: images seen when coverage first fell below half of its best so far, None where it never
-        did. Empty for fewer than four scores.
+    worsened: last distance over the lowest; swing: mean factor between neighbouring distances in the second half;
+    collapsed_at: images seen when coverage first fell below half of its best, None if it never did. Empty for fewer
+    than four scores.
     """
     if len(curve) < 4:
         return {}
@@ -260,7 +247,7 @@ def along(curve: Sequence[Sequence[float]]) -> dict[str, Any]:
     steps = [abs(math.log(b / a)) for a, b in pairwise(distances[len(distances) // 2 :])]
     collapsed, best = None, 0.0
     for seen, _, coverage in curve:
-        if collapsed is None and best >= LEAST_COVERAGE and coverage < best / 2:
+        if collapsed is None and best >= MIN_COVERAGE and coverage < best / 2:
             collapsed = seen
         best = max(best, coverage)
     entries = {"worsened": distances[-1] / min(distances), "swing": math.exp(sum(steps) / len(steps))}
@@ -268,9 +255,9 @@ def along(curve: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 
 def held_out_gap(run: Path) -> dict[str, Any] | None:
-    """Return the mean logit of training images less that of held-out ones in the last half of a training.
+    """Return the mean logit of training images minus that of held-out ones over the last half of a training.
 
-    The interval is from the means of BLOCKS stretches; None where the training was too short for that.
+    The interval comes from the means of BLOCKS parts; None if the training is too short for them.
     """
     rows = rows_with(run / "progress.csv", "gap")
     late = [row["gap"] for row in rows if row["images_seen"] > rows[-1]["images_seen"] / 2]

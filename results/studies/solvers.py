@@ -1,27 +1,25 @@
-"""Study: which solver gives images as good as 250 ancestral steps do in far fewer evaluations, on a trained model.
+"""Study: how close solvers with few network evaluations come to 250 ancestral steps, on a trained improved DDPM.
 
   python results/studies/solvers.py --run results/runs/improved-diffusion/mine --data data/train --plan
   python results/studies/solvers.py --run results/runs/improved-diffusion/mine --data data/train
 
 Samples the same images, from the same starting noise, by 250 ancestral steps and by each solver of the table SOLVERS in
-this script with 20 network evaluations, and compares each solver's Frechet distance with the ancestral one: their
-ratio, with the interval of a paired bootstrap. A call that was cut short goes on when it is repeated. Writes README.md,
-study.json and solvers.png into results/studies/solvers/.
+this script with 20 network evaluations. Reports the ratio of each solver's Frechet distance to the ancestral one, with
+the interval of a paired bootstrap. Repeat the command to resume. Writes README.md, study.json and solvers.png into
+results/studies/solvers/.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from comparison import cli, formatting
 from comparison.cli import UserError
-from comparison.data.sources import source_name
 from comparison.models import DDPM, MODELS
 from comparison.report import study_page
+from comparison.report.panels import Bar, Bars
 from comparison.report.tradeoffs import QUALITY
-from comparison.runs import read_config
-from comparison.studies import Job, Study, add_options, sampling_seconds, training_facts
+from comparison.studies import Job, Study, add_options, given_config, sampling_seconds, training_facts
 
 MODEL = MODELS[DDPM]
 BASELINE = "ancestral-uniform"
@@ -40,6 +38,7 @@ SOLVERS = {  # name -> label, flags of image_sample.py
     "ddim-eta1-uniform": ("DDIM with eta 1, uniform", "--sampler ddim --eta 1 --spacing uniform"),
     "ancestral-uniform": ("ancestral, uniform", "--sampler ancestral --spacing uniform"),
 }
+Row = dict[str, Any]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,18 +46,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add_options(parser, seconds=None, num_samples=2000)
     parser.add_argument("--run", type=Path, help="trained run folder of improved-diffusion")
-    parser.add_argument("--evaluations", type=cli.positive_int, default=20, metavar="N", help="of each solver")
+    parser.add_argument("--evaluations", type=cli.positive_int, default=20, metavar="N", help="NFE of each solver")
     parser.add_argument("--baseline", type=cli.positive_int, default=250, metavar="N", help="ancestral steps")
     parser.add_argument("--features", default="auto", choices=["auto", "cifar", "random"], help="see evaluate.py")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Judge, sample, score, write."""
+    """Validate, sample, score, write."""
     study = Study("solvers", args, sampler=False)
     if args.page:
         return study.rewrite(page, draw_pictures)
-    config = given_run(args.run, args.data)
+    if args.run is None:
+        raise UserError("--run: name a trained run folder of improved-diffusion")
+    config = given_config(args.run, DDPM, args.data, f"--run {args.run}")
     if args.baseline > (steps := config["options"].get("diffusion_steps", args.baseline)):
         raise UserError(f"--baseline {args.baseline}: the run has {steps} diffusion steps")
     if args.evaluations >= args.baseline:
@@ -70,29 +71,12 @@ def main(args: argparse.Namespace) -> None:
     if not jobs:
         return None
     cells = study.run(jobs, lambda name, seed: [sample(study, name)])
-    content = {
-        "options": study.options("evaluations", "baseline", "num_samples", "precision"),
-        "scoring": score(args, cells),
-        "training": training_facts(config),
-        "cells": cells,
-    }
+    from comparison import study_images  # torch
+
+    scoring = study_images.score_ratios(cells, args.data, args.num_samples, args.features, args.device, args.threads)
+    options = study.options("evaluations", "baseline", "num_samples", "precision")
+    content = {"options": options, "scoring": scoring, "training": training_facts(config), "cells": cells}
     return study.write(content, page, draw_pictures)
-
-
-def given_run(run: Path | None, data: str) -> dict[str, Any]:
-    """Return the config.json of the run.
-
-    Raises:
-        UserError: not a finished run of improved DDPM on these data.
-    """
-    if run is None:
-        raise UserError("--run: name a trained run folder of improved-diffusion")
-    config = read_config(run / "config.json")
-    if config.get("model") != DDPM or not config.get("finished"):
-        raise UserError(f"--run {run}: not a finished run of {DDPM}")
-    if config["data"]["name"] != source_name(data):
-        raise UserError(f"--run {run}: trained on {config['data']['name']}, --data is {source_name(data)}")
-    return config
 
 
 def plan(args: argparse.Namespace, image_size: int) -> list[Job]:
@@ -105,51 +89,25 @@ def plan(args: argparse.Namespace, image_size: int) -> list[Job]:
     ]
 
 
-def sample(study: Study, name: str) -> dict[str, Any]:
+def sample(study: Study, name: str) -> Row:
     """Sample a set of the run, always from the same noise."""
     args, run = study.args, study.args.run.resolve()
     solver, _, count = name.rpartition("-")
     label, flags = SOLVERS[solver]
     folder = study.folder(MODEL, run.name) / "settings" / name
-    drawn = study.sample(MODEL, run, folder, 0, [*flags.split(), "--num_sampling_steps", count])
-    facts = {key: drawn[key] for key in ("nfe", "sampler", "batch_size", "device", "checkpoint")}
+    sampling = study.sample(MODEL, run, folder, 0, [*flags.split(), "--num_sampling_steps", count])
+    entries = {key: sampling[key] for key in ("nfe", "sampler", "batch_size", "device", "checkpoint")}
     baseline = name == f"{BASELINE}-{args.baseline}"
-    return {"name": name, "label": label, "solver": solver, "baseline": baseline, "folder": folder, **facts}
+    return {"name": name, "label": label, "solver": solver, "baseline": baseline, "folder": folder, **entries}
 
 
-def score(args: argparse.Namespace, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Put the distance into each cell, and its ratio to the baseline's, the first; return what they were scored by."""
-    from comparison import device as devices
-    from comparison.data.images import load_npz
-    from comparison.scores.bootstrap import METHOD, paired_ratio
-    from comparison.scores.evaluation import find_samples
-    from comparison.scores.features import embed
-    from comparison.scores.metrics import frechet_estimate, frechet_from, moments
-    from comparison.scores.reference import Reference
-
-    device = devices.pick_device(args.device)
-    devices.set_threads(args.threads)
-    images = [load_npz(find_samples(cell["folder"]))[0] for cell in cells]
-    reference = Reference.load(
-        args.data, images[0].shape[-1], args.num_samples, 0, args.features, device=device, whole=True
-    )
-    real = reference.scale(embed(reference.data.images[reference.chosen], reference.extractor))
-    distance = frechet_from(*moments(real))
-    features = [reference.scale(embed(part, reference.extractor)) for part in images]
-    for cell, mine in zip(cells, features, strict=True):
-        cell["metrics"] = {QUALITY: frechet_estimate(distance, mine).as_json()}
-        if not cell["baseline"]:
-            cell["ratio"] = paired_ratio(distance, mine, features[0])
-    return {**reference.describe(), "ratio": METHOD}
-
-
-def ranked(study: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the solvers, the best ratio first."""
+def ranked(study: Row) -> list[Row]:
+    """Return the solvers, the lowest ratio first."""
     return sorted(study["cells"][1:], key=lambda cell: cell["ratio"]["value"])
 
 
-def verdict(cell: dict[str, Any]) -> str:
-    """Say whether a solver is as good as the baseline."""
+def verdict(cell: Row) -> str:
+    """Return whether a solver is better than the baseline, as good, or worse."""
     if "ratio" not in cell:
         return formatting.MISSING
     low, high = cell["ratio"]["interval"]
@@ -158,38 +116,39 @@ def verdict(cell: dict[str, Any]) -> str:
     return "as good" if low <= BOUND else "worse"
 
 
-def ratio(cell: dict[str, Any]) -> str:
-    """Write the ratio to the baseline with its interval."""
+def ratio(cell: Row) -> str:
+    """Return the ratio to the baseline with its interval."""
     if "ratio" not in cell:
         return "1"
     low, high = cell["ratio"]["interval"]
     return f"{cell['ratio']['value']:.3f} ({low:.3f} to {high:.3f})"
 
 
-def page(study: dict[str, Any]) -> str:
+def page(study: Row) -> str:
     """Return README.md."""
     options, score, training, baseline = study["options"], study["scoring"], study["training"], study["cells"][0]
     network = training["options"]
     columns = {
         "": lambda cell: cell["label"],
-        "evaluations": lambda cell: f"{cell['nfe']:g}",
+        "NFE": lambda cell: f"{cell['nfe']:g}",
         "Frechet": lambda cell: formatting.metric(QUALITY, cell["metrics"][QUALITY]),
-        "ratio": ratio,
-        "beside the baseline": verdict,
+        "ratio to the baseline": ratio,
+        "verdict": verdict,
     }
     return study_page.page(
         study,
-        "solvers",
-        f"How good are {options['evaluations']} evaluations of a solver beside {options['baseline']} ancestral steps "
-        "of the same network, from the same starting noise?",
+        "solvers with few evaluations",
+        f"How do {options['evaluations']} network evaluations of a solver compare with {options['baseline']} ancestral "
+        "steps of the same network, from the same starting noise?",
         f"One run of improved DDPM: {network['num_channels']} channels, {network['num_res_blocks']} blocks per level, "
-        f"{formatting.count(training['images_seen'])} training images seen; {baseline['checkpoint']}. Steps are "
-        "uniform in log-SNR, from a noise of 80 times the signal down, unless the name says otherwise. Sampled on "
-        f"{baseline['device']}.",
+        f"{formatting.count(training['images_seen'])} training images seen; checkpoint {baseline['checkpoint']}. Steps "
+        "are uniform in log-SNR and start at a noise of 80 times the signal, unless the name says otherwise. Sampled "
+        f"on {baseline['device']}.",
         [
             "![Ratio of the Frechet distances](solvers.png)",
             study_page.table([baseline, *ranked(study)], columns),
-            f"`better`: the interval of the ratio lies below 1; `as good`: it reaches down to {BOUND}; else `worse`.",
+            f"Verdict by the interval of the ratio: `better` if it lies below 1, `as good` if it reaches down to "
+            f"{BOUND}, else `worse`.",
         ],
         cells=[{"training": training}],
         intervals=f"of distances: {score['intervals'].removeprefix('95%, ')}; of ratios: "
@@ -197,9 +156,9 @@ def page(study: dict[str, Any]) -> str:
     )
 
 
-def draw_pictures(study: dict[str, Any], out: Path) -> None:
+def draw_pictures(study: Row, out: Path) -> None:
     """Draw solvers.png: the ratio of each solver with its interval."""
-    from comparison.report.study_plots import Bar, Bars, draw
+    from comparison.report.study_plots import draw
 
     bars = [Bar(cell["label"], cell["ratio"], MODEL.colour) for cell in ranked(study)]
     axis = f"Frechet, ratio to {study['options']['baseline']} ancestral steps"

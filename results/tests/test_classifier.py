@@ -150,7 +150,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(ten_classes, script, m
     ("args", "says"),
     [
         (("--data", "nowhere", "--test", "x"), "--data nowhere"),
-        (("--data", "train"), "name its test images"),
+        (("--data", "train"), "--test is required"),
         (("--data", "train", "--test", "test", "--epochs", 0), "--epochs"),
     ],
 )

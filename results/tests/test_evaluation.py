@@ -138,7 +138,7 @@ def test_without_controls_the_reference_may_be_the_whole_set(place, evaluate):
     save_npz(place / "many.npz", pictures(250, "test"))
     done = evaluate("many.npz", *STANDARD[:-1], 240, "--json", "all.json")
     assert done.returncode == 0, done.stderr
-    assert "200 images per row instead of 240, all there are" in done.stdout
+    assert "200 images per row instead of 240: all images" in done.stdout
     assert json.loads((place / "all.json").read_text())["samples"]["many.npz"]["n"] == 200
 
 
@@ -285,8 +285,11 @@ def test_several_processes_give_the_same_numbers(place, launcher):
         (("runs/model/first", "--reference", "nowhere"), "--reference nowhere"),
         (("runs/model/first", *STANDARD, "--num_image", 3), "--num_image"),
         (("runs/model/first", *STANDARD[:4], "--num_images", 0), "--num_images"),
-        (("runs/model/first", *STANDARD[:4], "--num_images", 7), "--num_images 7: at least 8"),
-        (("runs/model/empty", *STANDARD), "draw samples first"),
+        (
+            ("runs/model/first", *STANDARD[:4], "--num_images", 7),
+            "--num_images 7: five nearest",
+        ),
+        (("runs/model/empty", *STANDARD), "generate samples first"),
         (STANDARD, "name at least one RUN"),
         (("real.txt", *STANDARD), "real.txt"),
     ],

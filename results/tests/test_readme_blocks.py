@@ -8,11 +8,11 @@ import pytest
 from comparison.cli import UserError
 from comparison.data.images import load_npz
 from comparison.report import page
-from comparison.report.rows import check_runs
 from comparison.scores.evaluation import find_samples
 
 RESULTS = Path(__file__).parents[1]
 render = runpy.run_path(str(RESULTS / "readme.py"))["render"]
+check_runs = runpy.run_path(str(RESULTS / "report.py"))["check_runs"]
 LINK = "results/reports"
 TEXT = """# A project
 

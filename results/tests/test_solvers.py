@@ -105,7 +105,7 @@ def test_second_call_samples_nothing_anew(study):
         (("--evaluations", 250), "--evaluations 250: must be fewer than --baseline 250"),
         (("--cells", "euler"), "--cells euler: must be among"),
         (("--run", "absent"), "absent"),
-        (("--data", "shapes"), "trained on shapes10, --data is shapes"),
+        (("--data", "shapes"), "trained on shapes10, but --data is shapes"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(study, flags, words):

@@ -329,7 +329,7 @@ def test_statistics_of_images_are_made_and_kept_from_overwriting(place, script, 
     args = ("images.npz", "--inception_weights", weights, "--device", "cpu", "--threads", 1, "--out", "new/real.npz")
     done = script(place, "make_stats.py", *args)
     assert done.returncode == 0, done.stderr
-    assert f"{N} images give no full covariance" in done.stdout
+    assert f"{N} images are too few for a full-rank covariance" in done.stdout
     found = read_statistics(place / "new" / "real.npz")
     assert (found.made_by, found.images) == ("torch-fidelity 0.4.0", N)
     mu, sigma = moments(scored[1]["torch-fidelity", fingerprint(sets[0])][0])
@@ -359,10 +359,10 @@ def test_made_statistics_give_the_fid_of_the_images(place, script, weights, sets
         (("nowhere", "--out", "a.npz"), "SOURCE nowhere: neither shapes, cifar10"),
         (("images.npz", "--out", "a.txt"), "--out a.txt: must end in .npz"),
         (("images.npz", "--out", "images.npz"), "--out images.npz: exists"),
-        (("images.npz", "--out", "a.npz", "--num_images", 1), "--num_images 1: at least 2"),
+        (("images.npz", "--out", "a.npz", "--num_images", 1), "--num_images 1: a covariance needs at least 2"),
         (("images.npz", "--out", "a.npz", "--inception_weights", "b.pth"), "--inception_weights b.pth: no such file"),
         (("images.npz", "--out", "a.npz", "--inception_weights", "images.npz"), "not the standard Inception weights"),
-        (("stats.npz", "--out", "a.npz"), "stats.npz: holds statistics already"),
+        (("stats.npz", "--out", "a.npz"), "stats.npz: holds statistics, not images"),
     ],
 )
 def test_wrong_paths_and_flags_of_make_stats_are_one_sentence_before_torch(tmp_path, args, says):

@@ -201,7 +201,7 @@ def test_page_of_a_damaged_study_is_refused_and_the_old_one_kept(tmp_path):
     (tmp_path / "README.md").write_text("old")
     with pytest.raises(UserError, match=r"study.json: damaged \(KeyError: 'cells'\)"):
         study_page.rewrite(tmp_path, "steps", lambda study: str(study["cells"]), lambda study, out: None)
-    with pytest.raises(UserError, match=r"study.json: not of the study cost, schema 1"):
+    with pytest.raises(UserError, match=r"study.json: not a study.json of the study cost, schema 1"):
         study_page.rewrite(tmp_path, "cost", lambda study: "", lambda study, out: None)
     assert (tmp_path / "README.md").read_text() == "old"
 
@@ -239,8 +239,8 @@ def test_given_run_is_sampled_but_not_trained(script, fake, pictures, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "gans/cifar_gan.py" not in [command[0] for command in fake.done]
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "taken from earlier runs: dcgan; settings of" in page
-    assert "Unequal training times" in page
+    assert "Runs trained earlier: dcgan. Settings:" in page
+    assert "Training times differ" in page
     result = run(script, tmp_path, "steps", "shapes", "--runs", f"gans={mine}")
     assert result.returncode == 2
     assert "--data is shapes" in result.stderr
@@ -250,7 +250,7 @@ def test_given_run_is_sampled_but_not_trained(script, fake, pictures, tmp_path):
     ("name", "flags", "sentence"),
     [
         ("steps", ("--cells", "ddpm-9"), "--cells ddpm-9: must be among ddpm, ddgan-T1"),
-        ("steps", ("--num_samples", 9), "--num_samples 9: at least 64"),
+        ("steps", ("--num_samples", 9), "--num_samples 9: a score needs at least 64"),
         ("steps", ("--data", "nowhere"), "--data nowhere: neither shapes"),
         ("steps", ("--runs", "gans"), "--runs gans: must be MODEL=RUN"),
         ("steps", ("--page",), "study.json: no such file"),
@@ -311,14 +311,14 @@ def test_sentences_follow_the_intervals():
     def rows(*entries):
         return [{"nfe": 5 * 2**i, "metrics": {"frechet_distance": found}} for i, found in enumerate(entries)]
 
-    enough, compare = load("steps")["enough"], load("hybrid")["compare"]
-    assert enough("DDIM", rows(entry(90, 2), entry(50, 2), entry(30, 2))) == "DDIM: 20 (30.0 ± 2.0), the best"
+    best, compare = load("steps")["best_value_sentence"], load("hybrid")["compare"]
+    assert best("DDIM", rows(entry(90, 2), entry(50, 2), entry(30, 2))) == "DDIM: 20 (30.0 ± 2.0), the best"
     blurred = rows(entry(90, 2), entry(32, 5), entry(30, 5))
-    assert enough("DDIM", blurred) == "DDIM: 10 (32 ± 5); the best: 20 (30 ± 5)"
+    assert best("DDIM", blurred) == "DDIM: 10 (32 ± 5); the best is 20 (30 ± 5)"
     high, low, wide = rows(entry(9, 1), entry(5, 1), entry(9, 5))
     told = [compare(low, high, "frechet_distance"), compare(high, low, "frechet_distance")]
     assert told == ["better", "worse"]
-    assert compare(wide, low, "frechet_distance") == "not distinguishable"
+    assert compare(wide, low, "frechet_distance") == "not significantly different"
 
 
 def test_gain_of_bf16_is_a_median_over_paired_rounds_with_its_range():
@@ -342,15 +342,17 @@ def test_cells_of_the_hybrid_differ_in_their_parts_alone_and_are_pooled_over_see
     assert alone == [False] * 6 + [True] * 2 + [False, True]
     page = (folder / "out" / "README.md").read_text()
     assert "| D sees x_0, denoiser first, Haar | 9 | 0.75 0.75 |" in page
-    assert "| its denoiser alone | 9 | - |" in page
-    verdict = "(better|worse|not distinguishable)"
-    assert re.search(r"input x_0 in place of x_t: (better|worse|no significant change), [\d.]+ times .*; 2 pairs", page)
-    assert re.search(r"- The best hybrid \(.*\) is (better than|worse than|not dist\w+ from) its denoiser alone", page)
-    assert "cover 2 trainings with different seeds (Student's t); of a single training, resampling" in page
+    assert "| denoiser alone | 9 | - |" in page
+    verdict = "(better|worse|not significantly different)"
+    assert re.search(r"input x_0 instead of x_t: (better|worse|no significant change), [\d.]+ times .*; 2 pairs", page)
+    assert re.search(
+        r"- The best hybrid \(.*\) is (better than|worse than|not sig\w+ different from) the denoiser alone", page
+    )
+    assert "cover 2 trainings with different seeds (Student's t); for a single training, resampling" in page
     assert "- Not among --cells: pixel-x_t-none" in page
     assert (folder / "out" / "time.png").is_file()
-    assert re.search(rf"- Frechet: the hybrid is {verdict} after 2 s and {verdict} after 6 s\.", page)
-    assert page.count("| its denoiser alone, 3 times as long | 9 | - |") == 1
+    assert re.search(rf"- Frechet, hybrid against denoiser alone: {verdict} after 2 s and {verdict} after 6 s\.", page)
+    assert page.count("| denoiser alone, 3 times as long | 9 | - |") == 1
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_pages_show_what_is_measured_along_a_training_and_against_the_floor(fini
     assert "| DCGAN plus, best checkpoint |" in stability
     assert "60 of 200" in collapse
     assert "cover 3 trainings with different seeds (Student's t)" in collapse
-    assert "not chance between trainings: one seed per row" in modes
+    assert "One seed per row, so seed-to-seed variance is not estimated" in modes
     assert "| improved DDPM | 128 | 20 | 30.0 ± 1.0% |" in modes
     assert "| 10% without DiffAugment | 128 | 115 |" in overfitting
 
@@ -226,7 +226,7 @@ def test_gap_is_of_the_last_half_of_a_training(gans, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("stabilty",), "argument KIND: stabilty is not among stability, collapse, modes, overfitting"),
+        (("stabilty",), "argument KIND: must be among stability, collapse, modes, overfitting, not stabilty"),
         (("modes", "--cells", "dcgan-9"), "--cells dcgan-9: must be among dcgan-shapes10"),
         (("--data", "nowhere"), "--data nowhere: neither"),
         (("--image_size", 24), "argument --image_size: must be a power of two of at least 16, not 24"),

@@ -17,7 +17,7 @@ MARKERS = "osD^v"
 
 
 def _series(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row]]]:
-    """Group rows by training: name, colour, marker, rows. Runs of one model share the colour, not the marker."""
+    """Return name, colour, marker and rows of each training; runs of one model share the colour."""
     groups: dict[str, tuple[str, str, str, list[Row]]] = {}
     seen: dict[str, int] = {}
     for row, colour in zip(rows, colours(rows), strict=True):
@@ -29,7 +29,7 @@ def _series(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row]]]:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Put the legend above the axes, where it covers no data."""
+    """Add the legend above the axes."""
     handles, labels = axes.get_legend_handles_labels()
     columns = len(labels) if sum(map(len, labels)) + 4 * len(labels) <= 56 else 2
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
@@ -45,7 +45,7 @@ def _draw_quality(axes: Axes, name: str, colour: str, marker: str, x: Sequence[f
 
 
 def _finish_quality(figure: Figure, axes: Axes, controls: Mapping[str, Any], frechet: str) -> None:
-    """Label the logarithmic axis of Frechet distances, draw two controls as dashed levels, and add the legend."""
+    """Label the logarithmic axis of Frechet distances, add dashed lines for two controls, and the legend."""
     for control in (controls[name] for name in ("floor", "blur") if name in controls):
         value = control["metrics"].get(QUALITY, {}).get("value", 0)
         if value > 0:
@@ -61,16 +61,16 @@ def _finish_quality(figure: Figure, axes: Axes, controls: Mapping[str, Any], fre
 
 
 def draw_speed(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
-    """Draw Frechet distance against seconds per image, both logarithmic, one connected line per training.
+    """Draw Frechet distance against time per image, both logarithmic, a line per training.
 
     Args:
-        rows: rows of the report; every sampler setting is a point.
-        controls: controls of the report; floor and blur become levels.
+        rows: rows of the report, a point each.
+        controls: controls of the report; floor and blur are dashed lines.
         frechet: name of the distance.
         path: the PNG to write.
 
     Returns:
-        Whether there was anything to draw.
+        False if there is nothing to draw.
     """
     shown = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]
     if not shown:
@@ -80,8 +80,8 @@ def draw_speed(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, p
     axes.set_xscale("log")
     times = [row["seconds_per_image"] for row in shown]
     axes.set_xlim(min(times) / 4, max(times) * 4)
-    for name, colour, marker, mine in _series(rows):
-        points = sorted((row for row in mine if row in shown), key=lambda row: row["seconds_per_image"])
+    for name, colour, marker, group in _series(rows):
+        points = sorted((row for row in group if row in shown), key=lambda row: row["seconds_per_image"])
         x, entries = [row["seconds_per_image"] for row in points], [row["metrics"][QUALITY] for row in points]
         if points:
             _draw_quality(axes, name, colour, marker, x, entries)
@@ -102,10 +102,7 @@ def draw_speed(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, p
 
 
 def draw_trilemma(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
-    """Draw quality, coverage and speed as three parallel axes, up is better on each; a line per sampler setting.
-
-    The floor is marked on the two axes that it has. Arguments and return value are those of `draw_speed`.
-    """
+    """Draw quality, coverage and speed as parallel axes on which up is better, a line per row; see `draw_speed`."""
     shown = [row for row in rows if row["seconds_per_image"] and {QUALITY, "coverage"} <= set(row["metrics"])]
     if not shown:
         return False
@@ -122,8 +119,8 @@ def draw_trilemma(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str
 
     figure = Figure(figsize=(5.6, 4.2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    for name, colour, marker, mine in _series(rows):
-        for row in (row for row in mine if row in shown):
+    for name, colour, marker, group in _series(rows):
+        for row in (row for row in group if row in shown):
             main = row["setting"] is None
             heights = [quality(row["metrics"][QUALITY]["value"]), min(row["metrics"]["coverage"]["value"], 1)]
             heights.append(speed(1 / row["seconds_per_image"]))
@@ -136,14 +133,14 @@ def draw_trilemma(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str
         [(value, plain(value)) for value in (0, 0.25, 0.5, 0.75, 1)],
         [(speed(value), f"{plain(value)}/s") for value in _steps(slow, fast)],
     )
-    for place, marks in enumerate(ticks):
-        axes.axvline(place, color=INK, linewidth=1, zorder=1)
-        side = 1 if place == 2 else -1  # the words of the outer axes stand outside
+    for axis, marks in enumerate(ticks):
+        axes.axvline(axis, color=INK, linewidth=1, zorder=1)
+        side = 1 if axis == 2 else -1  # the labels of the outer axes are outside
         for height, text in marks:
-            axes.plot([place, place + 0.03 * side], [height, height], color=INK, linewidth=1)
-            words = axes.text(place + 0.06 * side, height, text, ha="left" if side > 0 else "right", va="center")
-            words.set(fontsize=8.5, color="#444444", zorder=4)
-            words.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
+            axes.plot([axis, axis + 0.03 * side], [height, height], color=INK, linewidth=1)
+            label = axes.text(axis + 0.06 * side, height, text, ha="left" if side > 0 else "right", va="center")
+            label.set(fontsize=8.5, color="#444444", zorder=4)
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     names = [f"quality\n{frechet.replace(' Frechet', chr(10) + 'Frechet')},\nlog scale, reversed"]
     names += ["diversity\ncoverage,\nlinear scale", "speed\nimages per second,\nlog scale"]
     axes.set_xticks(range(3), names, fontsize=9)
@@ -169,11 +166,11 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def draw_training(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
-    """Draw Frechet distance (logarithmic) against training time, if a training has two scored checkpoints.
+    """Draw Frechet distance (logarithmic) against training time for main rows; see `draw_speed`.
 
-    Arguments and return value are those of `draw_speed`, the rows those of the main sample sets.
+    Nothing is drawn unless a training has two scored checkpoints.
     """
-    points = [(name, colour, marker, training_points(mine[0])) for name, colour, marker, mine in _series(rows)]
+    points = [(name, colour, marker, training_points(group[0])) for name, colour, marker, group in _series(rows)]
     if not any(len(scored) > 1 for *_, scored in points):
         return False
     longest = max(time for *_, scored in points for time, _ in scored)

@@ -1,4 +1,4 @@
-"""What a report says first: at most six findings, from its numbers and their intervals. Standard library only."""
+"""The findings of a report: at most six sentences, from its numbers and intervals. Standard library only."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,8 +9,8 @@ from comparison.report.tables import DEVICES_DIFFER, devices_differ, frechet_nam
 from comparison.report.tradeoffs import QUALITY, main_rows, pareto_front
 
 Row = Mapping[str, Any]
-SCALE = {"floor": "real images", "blur": "blurred images", "noise": "noise"}  # controls -> words
-UNITS = {  # of a budget -> words, key of a row, its text, how much one long update may add
+SCALE = {"floor": "real images", "blur": "blurred images", "noise": "noise"}  # control -> name in the text
+UNITS = {  # unit of a budget -> name, key of a row, formatter, the most that one long update may add
     "images": ("Images seen", "images_seen", count, 512),
     "seconds": ("Training time", "training_seconds", seconds, 10),
 }
@@ -20,15 +20,15 @@ def findings(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None
     """Return one Markdown list item each on quality, diversity, speed, Pareto front, budget and memorised samples.
 
     Args:
-        rows: of `comparison.report.rows.read_rows`.
+        rows: rows from `read_rows`.
         anchors: content of the controls' file.
-        budget: of training: `seconds=N`, `images=N`, `recipe`, `MODEL:seconds=N,...`, or None.
+        budget: training budget: `seconds=N`, `images=N`, `recipe`, `MODEL:seconds=N,...`, or None.
     """
     mains, controls = main_rows(rows), anchors["anchors"]
     topic = "Diversity (coverage, the fraction of real images with a sample nearby)"
     texts = [rank(mains, QUALITY, f"Quality ({frechet_name(anchors['extractor'])}, lower is better)", lowest=True)]
     if texts[0]:
-        scale = [f"{words} {metric(QUALITY, controls[name]['metrics'][QUALITY])}" for name, words in SCALE.items()]
+        scale = [f"{label} {metric(QUALITY, controls[name]['metrics'][QUALITY])}" for name, label in SCALE.items()]
         texts[0] += f" For scale: {listed(scale)}."
     counted = [row for row in mains if "modes_covered" in row["metrics"]]
     modes = f" Modes covered: {_cells(counted, 'modes_covered')}." if counted else ""
@@ -38,17 +38,17 @@ def findings(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None
 
 
 def rank(rows: Sequence[Row], name: str, topic: str, *, lowest: bool) -> str | None:
-    """Say which row is best in a metric, which are not significantly different from it, and which follow."""
-    known = [row for row in rows if name in row["metrics"]]
-    known.sort(key=lambda row: row["metrics"][name]["value"], reverse=not lowest)
-    if len(known) < 2:
+    """Return which row is best in a metric, which do not differ significantly from it, and which follow."""
+    ranked = [row for row in rows if name in row["metrics"]]
+    ranked.sort(key=lambda row: row["metrics"][name]["value"], reverse=not lowest)
+    if len(ranked) < 2:
         return None
-    best = known[0]["metrics"][name]
-    tied = [row for row in known if row is known[0] or not apart(best, row["metrics"][name])]
-    rest = [row for row in known if row is not known[0] and apart(best, row["metrics"][name])]
+    best = ranked[0]["metrics"][name]
+    rest = [row for row in ranked[1:] if apart(best, row["metrics"][name])]
+    tied = [row for row in ranked if not any(row is other for other in rest)]
     text = f"no significant difference between {_cells(tied, name)}"
     if len(tied) == 1:
-        text = f"**{known[0]['label']}** is best ({metric(name, best)})"
+        text = f"**{ranked[0]['label']}** is best ({metric(name, best)})"
     return f"{topic}: {text}{f', followed by {_cells(rest, name)}' if rest else ''}."
 
 
@@ -57,39 +57,36 @@ def _cells(rows: Sequence[Row], name: str) -> str:
 
 
 def _name(row: Row) -> str:
-    """Return the label without its comma, which would read as one between the items of a list."""
+    """Return the label without its comma, which would look like the end of a list item."""
     return f"{row['series']} with {row['setting']}" if row.get("setting") else row["label"]
 
 
 def _speed(rows: Sequence[Row]) -> str | None:
-    known = sorted((row for row in rows if row["seconds_per_image"]), key=lambda row: row["seconds_per_image"])
-    if len(known) < 2:
+    timed = sorted((row for row in rows if row["seconds_per_image"]), key=lambda row: row["seconds_per_image"])
+    if len(timed) < 2:
         return None
     cells = []
-    for row in known:
+    for row in timed:
         steps = "" if row["nfe"] is None else f", {row['nfe']:g} network evaluation{'' if row['nfe'] == 1 else 's'}"
         cells.append(f"{seconds(row['seconds_per_image'])}{steps}")
-    times = [f"{plain(row['seconds_per_image'] / known[0]['seconds_per_image'], 2)}x" for row in known]
-    slower = [f"{row['label']} takes {t} as long ({c})" for row, t, c in zip(known, times, cells, strict=True)][1:]
-    text = (
-        f"Speed (time per image in a large batch): **{known[0]['label']}** is fastest ({cells[0]}). {listed(slower)}."
-    )
-    return f"{text} {DEVICES_DIFFER}" if devices_differ(known) else text
+    ratios = [f"{plain(row['seconds_per_image'] / timed[0]['seconds_per_image'], 2)}x" for row in timed]
+    slower = [f"{row['label']} takes {x} as long ({c})" for row, x, c in zip(timed, ratios, cells, strict=True)][1:]
+    text = f"Speed (time per image at full throughput): **{timed[0]['label']}** is fastest ({cells[0]})."
+    return f"{text} {listed(slower)}.{f' {DEVICES_DIFFER}' if devices_differ(timed) else ''}"
 
 
 def _front(rows: Sequence[Row]) -> str | None:
-    known, front = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]], pareto_front(rows)
-    if len(known) < 2:
+    scored, front = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]], pareto_front(rows)
+    if len(scored) < 2:
         return None
     cells = [f"{_name(r)} ({seconds(r['seconds_per_image'])}, {metric(QUALITY, r['metrics'][QUALITY])})" for r in front]
-    text = f"Pareto front (time per image, Frechet distance): {listed(cells)}."
+    text = f"Pareto-optimal (time per image, Frechet distance): {listed(cells)}."
     for fast, slow in pairwise(front):
         if not apart(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
             text += f" {_name(slow)} is not significantly better than the faster {_name(fast)}."
-    words = {True: "faster and better", False: "faster and not significantly worse"}
-    for clear, better in words.items():
-        names = [_name(r) for r in known if not any(r is f for f in front) and _beaten(r, front) == clear]
-        text += f" For {listed(names)}, another model or sampler is {better}." if names else ""
+    for clear, reason in ((True, "faster and better"), (False, "faster and not significantly worse")):
+        names = [_name(r) for r in scored if not any(r is f for f in front) and _beaten(r, front) == clear]
+        text += f" Dominated, as another model or sampler is {reason}: {listed(names)}." if names else ""
     return text
 
 
@@ -100,29 +97,29 @@ def _beaten(row: Row, front: Sequence[Row]) -> bool:
 
 
 def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
-    told = {}
-    for unit, (words, key, write, _) in UNITS.items():
+    sentences = {}
+    for unit, (name, key, write, _) in UNITS.items():
         used = [f"{row['label']} {write(row[key])}" for row in rows if row[key] is not None]
         if not used:
             return None
-        told[unit] = f"{words}: {listed(used)}."
+        sentences[unit] = f"{name}: {listed(used)}."
     unit, _, amount = (budget or "").partition("=")
-    text = {"": "not stated", "recipe": "each model's own recipe"}.get(unit, "different for each model")
+    text = {"": "not given", "recipe": "each model's own recipe"}.get(unit, "different for each model")
     if unit in UNITS:
         _, key, write, update = UNITS[unit]
-        text = f"not every model kept to the requested {budget}"
+        text = f"{budget}, but not every model kept to it"
         if all(float(amount) <= row[key] <= 1.05 * float(amount) + update for row in rows if row[key] is not None):
-            told.pop(unit)
+            sentences.pop(unit)
             text = f"{write(float(amount))}{' images' if unit == 'images' else ''} per model"
-    return f"Training budget: {text}. {' '.join(told.values())}"
+    return f"Training budget: {text}. {' '.join(sentences.values())}"
 
 
 def _memorised(rows: Sequence[Row], floor: Mapping[str, Any]) -> str | None:
-    known = [row for row in rows if "memorised" in row["metrics"]]
-    if not known or "memorised" not in floor:
+    scored = [row for row in rows if "memorised" in row["metrics"]]
+    if not scored or "memorised" not in floor:
         return None
-    flagged, real = [row for row in known if memorises(row["metrics"], floor)], metric("memorised", floor["memorised"])
+    flagged, real = [row for row in scored if memorises(row["metrics"], floor)], metric("memorised", floor["memorised"])
     if flagged:
-        return f"Memorised samples: more than among held-out real images ({real}) for {_cells(flagged, 'memorised')}."
-    most = max((row["metrics"]["memorised"] for row in known), key=lambda entry: entry["value"])
-    return f"Memorised samples: no sign of copies (at most {metric('memorised', most)}; held-out real images {real})."
+        return f"Memorised samples: {_cells(flagged, 'memorised')}, significantly more than held-out images ({real})."
+    most = max((row["metrics"]["memorised"] for row in scored), key=lambda entry: entry["value"])
+    return f"Memorised samples: no sign of copies (at most {metric('memorised', most)}; held-out images {real})."

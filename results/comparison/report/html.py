@@ -1,4 +1,4 @@
-"""REPORT.html: the report as one file that needs no other, pictures included."""
+"""REPORT.html: the report as one self-contained file."""
 
 import base64
 import html
@@ -36,11 +36,7 @@ PAGE = """\
 
 
 def write_html(text: str, title: str, path: Path) -> bool:
-    """Write Markdown with tables as a page that holds the PNGs next to `path`, which the text names.
-
-    Returns:
-        False if the package markdown is not installed; nothing is then left at `path`.
-    """
+    """Write Markdown as a page with the PNGs of its folder embedded; return False without the package markdown."""
     try:
         import markdown
     except ImportError:
@@ -48,10 +44,10 @@ def write_html(text: str, title: str, path: Path) -> bool:
         return False
     body = markdown.markdown(text, extensions=["tables"], tab_length=2)
 
-    def embed(found: re.Match[str]) -> str:
-        picture = path.parent / html.unescape(found[1])
+    def embed(source: re.Match[str]) -> str:
+        picture = path.parent / html.unescape(source[1])
         if not picture.is_file():
-            return found[0]
+            return source[0]
         return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
 
     body = re.sub(r'src="([^":]+\.png)"', embed, body)

@@ -1,4 +1,4 @@
-"""The pictures of a report: its plots, and sheets of images as they lie in run folders, under titles."""
+"""The pictures of a report: its plots, and titled sheets of images from the run folders."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,32 +18,31 @@ from comparison.report.tradeoffs import main_rows
 from comparison.runs import read_progress
 
 PICTURES = {  # file -> title, caption
-    "samples.png": ("Samples", "Real images, and the first 64 samples of each model, uncurated."),
+    "samples.png": ("Samples", "Real images and the first 64 samples of each model, uncurated."),
     "bars.png": ("Models and controls", "Models in colour, controls in grey, with 95% intervals."),
     "speed.png": (
         "Quality against time per image",
-        "Lower left is better. A line joins the sampler settings of one training. No setting is both faster and better "
-        "than one on the dotted Pareto front.",
+        "Lower left is better. A line connects the sampler settings of one training. Dotted: the Pareto front.",
     ),
     "trilemma.png": (
         "Quality, diversity and speed",
-        "Up is better on each axis. Thick lines are the default samplers, thin lines the other settings.",
+        "Up is better on each axis. Thick lines are default samplers, thin lines other settings.",
     ),
-    "training.png": ("Quality against training time", "The default sampler on earlier checkpoints, 95% intervals."),
-    "loss.png": ("Training loss", "Each model has its own losses; they are not comparable between models."),
+    "training.png": ("Quality against training time", "Default sampler on earlier checkpoints, with 95% intervals."),
+    "loss.png": ("Training loss", "The losses of different models are not comparable."),
     "neighbours.png": (
         "Nearest training images",
-        "The samples closest to a training image, relative to how isolated that image is, the closest first.",
+        "The samples closest to a training image, relative to its distance from the nearest other one, closest first.",
     ),
-    "interpolation.png": ("Interpolation", "Each row goes from one latent to another along the sphere."),
+    "interpolation.png": ("Interpolation", "Each row is a spherical interpolation between two latents."),
     "controls.png": ("Controls", "The first images of each control."),
 }
-WIDTH = 620  # pixels of a sheet, about: smaller ones are enlarged, larger ones reduced, by whole factors
+WIDTH = 620  # approximate pixels of a sheet, which is scaled by a whole factor
 TITLE, GAP, LETTER = 24, 14, 7  # pixels: height of a title, space between panels, width of a letter
 
 
 class Sheet(NamedTuple):
-    """A panel: title and its colour, image (H, W, 3) uint8, and labels of its rows, which are equally high."""
+    """A panel: title and its colour, (H, W, 3) uint8 image, and labels of its equally high rows."""
 
     title: str
     colour: str
@@ -52,12 +51,12 @@ class Sheet(NamedTuple):
 
 
 def draw_pictures(report: Mapping[str, Any], folders: Sequence[Path], anchors_path: Path, out: Path) -> list[str]:
-    """Draw the pictures that the files suffice for, delete the others, and return the names of those drawn.
+    """Draw the pictures whose files exist, delete the others, and return the names of those drawn.
 
     Args:
-        report: content of report.json, but for the pictures.
-        folders: run folders, in the order of the report's main rows.
-        anchors_path: the controls' file, its pictures in the same folder.
+        report: content of report.json, without the pictures.
+        folders: run folders, in the order of the main rows.
+        anchors_path: controls' file, with its pictures in the same folder.
         out: folder of the report.
     """
     rows, controls, mains = report["models"], report["controls"], main_rows(report["models"])
@@ -83,7 +82,7 @@ def draw_pictures(report: Mapping[str, Any], folders: Sequence[Path], anchors_pa
         "interpolation.png": draw_sheets(sheets("interpolation.png"), out / "interpolation.png"),
         "controls.png": draw_sheets(_controls(report, anchors_path), out / "controls.png"),
     }
-    for name in ["total_cost.png", *(name for name in drawn if not drawn[name])]:  # the first is of older reports
+    for name in ["total_cost.png", *(name for name in drawn if not drawn[name])]:  # the first: of older reports
         (out / name).unlink(missing_ok=True)
     return [name for name in PICTURES if drawn[name]]
 
@@ -93,7 +92,7 @@ def _read(path: Path) -> np.ndarray | None:
 
 
 def _samples(folder: Path) -> np.ndarray | None:
-    """Return the sheet of the first 64 samples, from the .npz or else from samples.png; None without either."""
+    """Return a sheet of the first 64 samples, from the .npz or samples.png; None without either."""
     named = optional_json(folder / "sampling.json").get("file")
     files = sorted(folder.glob("samples*.npz"), key=lambda p: (p.name == named, p.stat().st_mtime_ns, p.name))
     return png.grid(next(NpzSamples(files[-1]).batches(64))) if files else _read(folder / "samples.png")
@@ -103,12 +102,12 @@ def _controls(report: Mapping[str, Any], anchors_path: Path) -> list[Sheet]:
     image = _read(anchors_path.with_name(f"{anchors_path.stem}-controls.png"))
     labels = [control["label"] for control in report["controls"].values()]
     if image is None or (image.shape[0] - 2) * min(10, report["n"]) != (image.shape[1] - 2) * len(labels):
-        return []  # none, or of other controls
+        return []  # missing, or of other controls
     return [Sheet("", plots.INK, image, labels)]
 
 
 def draw_sheets(sheets: Sequence[Sheet], path: Path, columns: int = 1) -> bool:
-    """Draw sheets whole, so many next to each other; return False where there are none."""
+    """Draw sheets, `columns` in a row; return False if there are none."""
     if not sheets:
         return False
     images = [_scaled(sheet.image) for sheet in sheets]

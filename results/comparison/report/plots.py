@@ -1,4 +1,4 @@
-"""What the plots of a report share, and two of them: loss curves, and bars next to the controls."""
+"""Colours and helpers of the plots of a report, and two plots: loss curves, and bars of models and controls."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 
 def colours(rows: Sequence[Row]) -> list[str]:
-    """Return a colour per row: fixed for the three models, the spare ones in turn for others."""
+    """Return a colour per row: the models' own, spare ones for others."""
     others = list(dict.fromkeys(row["model"] for row in rows if row["model"] not in COLOURS))
     table = COLOURS | {model: SPARE[i % len(SPARE)] for i, model in enumerate(others)}
     return [table[row["model"]] for row in rows]
@@ -45,15 +45,15 @@ def tidy(axes: Axes, grid: str = "both") -> None:
 
 
 def draw_loss(rows: Sequence[Row], curves: Sequence[Sequence[Mapping[str, float]]], path: Path) -> bool:
-    """Draw each model's losses against images seen, one panel per model; they are different quantities.
+    """Draw each model's losses against images seen, one panel per model.
 
     Args:
-        rows: of the report.
-        curves: rows of progress.csv for each of them.
-        path: of the picture.
+        rows: rows of the report.
+        curves: rows of progress.csv of each.
+        path: the PNG to write.
 
     Returns:
-        Whether there was anything to draw.
+        False if there is nothing to draw.
     """
     shown = [(row, c, colour) for row, c, colour in zip(rows, curves, colours(rows), strict=True) if loss_names(c)]
     if not shown:
@@ -79,13 +79,13 @@ def draw_loss(rows: Sequence[Row], curves: Sequence[Sequence[Mapping[str, float]
         axes.legend(frameon=False, fontsize=8)
         tidy(axes)
         if i == 0:
-            axes.set_ylabel("training loss (each model's own)", fontsize=9)
+            axes.set_ylabel("training loss", fontsize=9)
     save(figure, path)
     return True
 
 
 def _bound(axes: Axes, curve: Sequence[Mapping[str, float]]) -> None:
-    """Keep the first steps, which may be far off, from flattening the rest."""
+    """Limit the y axis to most of the values: outliers of the first steps would flatten the rest."""
     values = np.array([entry[name] for entry in curve for name in loss_names(curve) if name in entry])
     values = values[np.isfinite(values)]
     if len(values) >= 40:
@@ -95,7 +95,7 @@ def _bound(axes: Axes, curve: Sequence[Mapping[str, float]]) -> None:
 
 
 def loss_names(curve: Sequence[Mapping[str, float]]) -> list[str]:
-    """Return the columns that are losses; parts of a loss (`loss_d_real`, `loss_q0`) give way to the whole."""
+    """Return at most four loss columns, without parts of another (`loss_d_real` of `loss_d`)."""
     names = sorted({name for entry in curve for name in entry if name.startswith("loss")})
     return [name for name in names if not any(name.startswith(f"{other}_") for other in names)][:4]
 
@@ -104,13 +104,13 @@ def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, pa
     """Draw Frechet distance (logarithmic), coverage and recall of models and controls, with intervals.
 
     Args:
-        rows: of the report's main sample sets.
-        controls: of the report.
+        rows: main rows of the report.
+        controls: controls of the report.
         frechet: name of the distance.
-        path: of the picture.
+        path: the PNG to write.
 
     Returns:
-        Whether there was anything to draw.
+        False if there is nothing to draw.
     """
     scored = [(row, colour) for row, colour in zip(rows, colours(rows), strict=True) if row["metrics"]]
     bars = [(row["label"], row["metrics"], colour) for row, colour in scored]
@@ -124,14 +124,14 @@ def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, pa
     if not titles:
         return False
     figure = Figure(figsize=(6.6, 0.3 * len(bars) + 1.2), dpi=DPI, layout="constrained")
-    places = np.arange(len(bars))
+    positions = np.arange(len(bars))
     for i, (name, title) in enumerate(titles.items()):
         axes = figure.add_subplot(1, len(titles), i + 1)
-        known = [metrics.get(name) or {"value": float("nan")} for _, metrics, _ in bars]
-        values = np.array([entry["value"] for entry in known], float)
-        errors = np.array([half_width(entry) for entry in known])
+        entries = [metrics.get(name) or {"value": float("nan")} for _, metrics, _ in bars]
+        values = np.array([entry["value"] for entry in entries], float)
+        errors = np.array([half_width(entry) for entry in entries])
         if name == "frechet_distance":
-            # copies are at 0 but for rounding: the axis begins below the floor, or nothing else could be told apart
+            # copies are at 0 but for rounding, so the axis starts just below the floor
             low = max(np.nanmin(values[values > 0]), controls["floor"]["metrics"][name]["value"]) / 5
             axes.set_xscale("log")
             axes.set_xlim(low, np.nanmax(values) * 3)
@@ -142,11 +142,11 @@ def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, pa
             axes.set_xlim(0, 1.05)
             axes.set_xticks([0, 0.5, 1])
         ends = np.maximum(values, low)
-        axes.barh(places, ends - low, left=low, color=[c for _, _, c in bars], height=0.68)
+        axes.barh(positions, ends - low, left=low, color=[c for _, _, c in bars], height=0.68)
         axes.errorbar(
-            ends, places, xerr=[np.minimum(errors, ends - low), errors], fmt="none", ecolor=INK, elinewidth=1.2
+            ends, positions, xerr=[np.minimum(errors, ends - low), errors], fmt="none", ecolor=INK, elinewidth=1.2
         )
-        axes.set_yticks(places, [label for label, _, _ in bars] if i == 0 else [""] * len(bars), fontsize=9.5)
+        axes.set_yticks(positions, [label for label, _, _ in bars] if i == 0 else [""] * len(bars), fontsize=9.5)
         for tick, (_, _, colour) in zip(axes.get_yticklabels(), bars, strict=True):
             tick.set_color("#555555" if colour == CONTROL else colour)
         axes.invert_yaxis()

@@ -1,13 +1,13 @@
-"""Published results on CIFAR-10, to show below a report's own: copied from the papers, not measured here."""
+"""Published results on CIFAR-10, copied from the papers, not measured here."""
 
 NOTE = """\
-Published results, not measured here and not comparable: other networks, days of training on GPUs, 50,000 images, and
-the standard Inception features. FID depends on the pixels, the resizing and the number of images. It says nothing about
-the distances in the tables above."""
+These results were published, not measured here, and are not comparable with the tables above. The networks differ, they
+were trained for days on GPUs, and FID is computed from 50,000 images in the features of the standard Inception network.
+FID also depends on the pixel values, the resizing and the number of images."""
 
 HEADER = ["model", "FID", "IS", "recall", "NFE", "sampling time", "source", "protocol"]
 
-PUBLISHED = [  # FID and IS of 50,000 samples, FID against the 50,000 training images; "-": not given
+PUBLISHED = [  # FID and IS of 50,000 samples, FID against the 50,000 training images; "-": not published
     ["DCGAN", "48.29", "-", "0.21", "1", "-", "Kang et al. 2023", "StudioGAN's benchmark"],
     ["StyleGAN2-ADA", "2.92", "-", "-", "1", "-", "Karras et al. 2020", "unconditional, tuned"],
     ["DDPM", "3.17", "9.46", "-", "1,000", "-", "Ho et al. 2020", "ancestral sampling"],
@@ -19,11 +19,11 @@ PUBLISHED = [  # FID and IS of 50,000 samples, FID against the 50,000 training i
 ]
 
 SEED_NOTE = """\
-The project that this one follows compared three sampling times that measure different quantities. Its GAN's "2175 s
-for 50,000 images" is training time. Its DDGAN took 332.65 s for 50,000 images, including writing them as JPEG files.
-Its DDPM took about 82 minutes for 1,024 images, with 4,000 steps and batches of 16."""
+The original project, which this one continues, compared three sampling times that measure different quantities. Its
+GAN's "2175 s for 50,000 images" is training time. Its DDGAN took 332.65 s for 50,000 images, including writing them as
+JPEG files. Its DDPM took about 82 minutes for 1,024 images, with 4,000 steps and batches of 16."""
 
 
 def matches(data_name: str) -> bool:
-    """Return True if the name of a data source says that it is CIFAR-10."""
+    """Return True if a data source's name contains CIFAR-10."""
     return "cifar10" in data_name.lower().replace("-", "").replace("_", "")

@@ -1,7 +1,7 @@
-"""The data of a report, read from run folders, whatever wrote them.
+"""The rows of a report, read from run folders.
 
-A run folder gives one row for its main sample set and one for each folder in `settings/`, another sampler setting of
-the same training. The folders in `history/`, earlier checkpoints of it, become points of the main row's `history`.
+A run folder has one row for its main samples and one for each folder in `settings/`, another sampler setting of the
+same training. The folders in `history/`, earlier checkpoints, become points of the main row's `history`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,31 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from comparison.cli import UserError
+from comparison.data.samples import NpzSamples, fingerprint
 from comparison.files import read_json
 from comparison.models import label_of
 from comparison.runs import read_progress
 
-FILES = ("config.json", "metrics.json", "sampling.json", "timing.json", "progress.csv")
 MANY = 50_000  # images whose sampling time a report states
 _COMPARABLE = ("reference", "extractor", "n", "image_size", "seed")  # must agree between metrics.json and the controls
 
 
-def check_runs(folders: Sequence[Path]) -> None:
-    """Raise UserError for a path that is no run folder: missing, a file, or without any file of the contract."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such run folder")
-        if not any((folder / name).is_file() for name in FILES) and not any(folder.glob("samples*.npz")):
-            raise UserError(f"{folder}: not a run folder; it holds none of {', '.join(FILES)}, samples*.npz")
-
-
 def read_rows(folders: Sequence[Path], anchors: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the rows of all run folders: each main set, then its settings; a value that no file holds is None.
+    """Return the rows of all run folders, main samples before settings; values that no file holds are None.
 
-    `series` names the training, `setting` the folder in settings/ (None for the main set), `label` both.
+    `series` names the training, `setting` the folder in settings/ (None for the main samples), `label` both.
 
     Raises:
-        UserError: a metrics.json belongs to other samples, or was not scored like the controls.
+        UserError: a metrics.json belongs to other samples, or is not comparable with the controls.
     """
     runs = [_read_run(folder, anchors) for folder in folders]
     names = [label_of(run[0]["model"]) for run in runs]
@@ -41,7 +32,7 @@ def read_rows(folders: Sequence[Path], anchors: Mapping[str, Any]) -> list[dict[
         f"{name}, {run[0]['run']}" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)
     ]
     if len(set(series)) < len(runs):
-        raise UserError("two of the runs have the same model and run name; give each once")
+        raise UserError("two runs have the same model and name; give each once")
     rows = [
         {"label": name if row["setting"] is None else f"{name}, {row['setting']}", "series": name, **row}
         for name, run in zip(series, runs, strict=True)
@@ -67,7 +58,7 @@ def _read_run(folder: Path, anchors: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sub_folders(folder: Path) -> list[Path]:
-    """Return the folders in it that hold results, ddim5 before ddim10."""
+    """Return the folders inside that hold results, ddim5 before ddim10."""
     holding = [p for p in folder.glob("*/") if any(p.glob("*.json")) or any(p.glob("samples*.npz"))]
     return sorted(holding, key=lambda p: (len(p.name), p.name))
 
@@ -130,7 +121,7 @@ def _scores(folder: Path, anchors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _speed(sampling: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the times of timing.json, or those of sampling.json where no benchmark was run."""
+    """Return the times of timing.json, or those of sampling.json if no benchmark was run."""
     batches = {entry["batch_size"]: entry for entry in timing.get("batches") or []}
     best = timing.get("best") or {}
     benchmarked = bool(best.get("images_per_second"))
@@ -161,22 +152,22 @@ def _trained(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, an empty one where the file is missing."""
+    """Return the content of a JSON file, {} if it is missing."""
     return read_json(path) if path.is_file() else {}
 
 
 def _check_standard(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Reject standard metrics of different weights or references in one table."""
-    known = [row for row in rows if row["standard"]]
-    for row in known[1:]:
+    """Raise UserError if the standard metrics have different weights or references."""
+    scored = [row for row in rows if row["standard"]]
+    for row in scored[1:]:
         for name in ("weights", "reference", "protocol"):
-            if row["standard"].get(name) != known[0]["standard"].get(name):
-                pair = f"{known[0]['label']} and {row['label']}"
+            if row["standard"].get(name) != scored[0]["standard"].get(name):
+                pair = f"{scored[0]['label']} and {row['label']}"
                 raise UserError(f"the standard metrics of {pair} have different {name}; run evaluate.py again")
 
 
 def _check_scores(folder: Path, metrics: Mapping[str, Any], anchors: Mapping[str, Any]) -> None:
-    """Reject a metrics.json that was not scored like the controls, or not on the samples in its folder."""
+    """Raise UserError if a metrics.json is not comparable with the controls, or not of the samples in its folder."""
     again = "run evaluate.py again"
 
     def short(value: object) -> object:
@@ -194,8 +185,5 @@ def _check_scores(folder: Path, metrics: Mapping[str, Any], anchors: Mapping[str
     if sampled and sampled != scored.get("file"):
         raise UserError(f"{folder}/metrics.json scores {scored.get('file')}, not {sampled}; {again}")
     path = folder / str(scored.get("file"))
-    if path.is_file():
-        from comparison.data.samples import NpzSamples, fingerprint  # torch, only where there is something to hash
-
-        if fingerprint(NpzSamples(path)) != scored.get("fingerprint"):
-            raise UserError(f"{path}: not the samples that {folder}/metrics.json scores; {again}")
+    if path.is_file() and fingerprint(NpzSamples(path)) != scored.get("fingerprint"):
+        raise UserError(f"{path}: not the samples that {folder}/metrics.json scores; {again}")

@@ -1,7 +1,8 @@
-"""The page of a study: README.md from study.json and from nothing else. Standard library only."""
+"""The page of a study: README.md made from study.json alone. Standard library only."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +23,36 @@ SHOWN = (
     *(QUALITY, "kernel_distance", "precision", "recall", "coverage"),
     *("modes_covered", "modes_matched", "memorised", "sharpness"),
 )
-SHARES = ("precision", "recall", "coverage", "memorised", "modes_matched")  # metrics that lie in [0, 1]
+FRACTIONS = ("precision", "recall", "coverage", "memorised", "modes_matched")  # metrics that lie in [0, 1]
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% quantile at 1 to 9 degrees
 NOT_ASKED = "not among --cells"  # why a cell was left out
-EQUAL = 0.1  # relative difference of training times up to which they are called equal
+EQUAL = 0.1  # relative difference of training times up to which they count as equal
 
 
 def write(out: Path, name: str, content: Study, page: Page, pictures: Pictures) -> None:
-    """Write study.json, README.md and the pictures of a study into a folder."""
+    """Write study.json, README.md and the pictures of a study."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "study.json", {"schema": SCHEMA, "study": name, **content})
     rewrite(out, name, page, pictures)
 
 
 def rewrite(out: Path, name: str, page: Page, pictures: Pictures) -> None:
-    """Write README.md and the pictures of the study.json in a folder.
-
-    Raises:
-        UserError: it is missing, damaged, or of another study or schema.
-    """
+    """Write README.md and the pictures from study.json; raise UserError if it is unusable."""
     path = out / "study.json"
     study = read_json(path)
     if study.get("study") != name or study.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not of the study {name}, schema {SCHEMA}; run it anew")
+        raise UserError(f"{path}: not a study.json of the study {name}, schema {SCHEMA}; run the study again")
     try:
         text = page(study)
         pictures(study, out)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); run the study anew") from None
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); run the study again") from None
     write_text(out / "README.md", text)
     print(out / "README.md", flush=True)
 
 
 def pool(entries: Sequence[Entry]) -> Entry:
-    """Return the entry of several trainings' numbers: their mean, with a 95% interval of Student's t.
-
-    One entry is returned as it is: its interval covers resampling from the same checkpoint.
-    """
+    """Return the mean over trainings with a 95% interval by Student's t; a single entry keeps its own interval."""
     if len(entries) == 1:
         return dict(entries[0])
     values = [entry["value"] for entry in entries]
@@ -70,20 +64,20 @@ def pool(entries: Sequence[Entry]) -> Entry:
 
 
 def pool_metrics(cells: Sequence[Row]) -> dict[str, Entry]:
-    """Return metric -> pooled entry of the trainings of one cell; intervals of shares end at 0 and 1."""
+    """Return metric -> pooled entry of one cell's trainings; intervals of fractions are clipped to [0, 1]."""
     shared = set.intersection(*(set(cell["metrics"]) for cell in cells))
     pooled = {name: pool([cell["metrics"][name] for cell in cells]) for name in cells[0]["metrics"] if name in shared}
-    for entry in (pooled[name] for name in SHARES if name in pooled):
+    for entry in (pooled[name] for name in FRACTIONS if name in pooled):
         entry["interval"] = [min(1.0, max(0.0, bound)) for bound in entry["interval"]]
     return pooled
 
 
 def pooled(study: Study) -> list[dict[str, Any]]:
-    """Return a row per cell of a study, its trainings with different seeds taken together."""
+    """Return a row per cell: the first training with the metrics pooled over the seeds."""
     rows = []
     for name in dict.fromkeys(cell["name"] for cell in study["cells"]):
-        mine = [cell for cell in study["cells"] if cell["name"] == name]
-        rows.append({**mine[0], "metrics": pool_metrics(mine)})
+        cells = [cell for cell in study["cells"] if cell["name"] == name]
+        rows.append({**cells[0], "metrics": pool_metrics(cells)})
     return rows
 
 
@@ -94,7 +88,7 @@ def scaled(entry: Row, factor: float) -> Entry:
 
 
 def join(*parts: str | Sequence[str] | None) -> str:
-    """Join the parts of a page with an empty line between them; lists become items, what is empty is left out."""
+    """Join the parts of a page with empty lines; lists become items, empty parts are dropped."""
     blocks = [part if isinstance(part, str) else "\n".join(f"- {line}" for line in part) for part in parts if part]
     return "\n\n".join(blocks) + "\n"
 
@@ -112,14 +106,13 @@ def page(
     """Return README.md of a study.
 
     Args:
-        study: its study.json.
-        title: of the page.
-        question: that the study answers.
-        setup: what was trained, and for how long; the environment of the trainings follows it.
+        study: content of study.json.
+        title, question: heading, and the question that the study answers.
+        setup: what was trained and for how long; the environment is appended.
         body: pictures, sentences and tables.
-        notes: what a reader should know before relying on the numbers.
-        cells: whose `training` says what it ran on, those of the study unless given.
-        intervals: what they are, where resampling and seeds are not the answer.
+        notes: limitations.
+        cells: rows whose `training` gives the environment; those of the study unless given.
+        intervals: what they cover, if not resampling and seeds.
     """
     left: dict[str, list[str]] = {}
     for item in study.get("left_out", ()):
@@ -139,78 +132,73 @@ def page(
 
 
 def machine(cells: Sequence[Row]) -> str:
-    """Return the environment line: devices, precisions, versions and commits, as far as they are known."""
+    """Return the environment line: the devices, precisions, versions and commits of the trainings."""
     training = [cell["training"] for cell in cells]
     values = {
-        "Trained on {}": [facts.get("device") for facts in training],
-        "precision {}": [facts.get("precision") for facts in training],
-        "torch {}": [(facts.get("versions") or {}).get("torch") for facts in training],
-        "commit {} (`+`: with local changes)": [facts.get("git_commit") for facts in training],
+        "Trained on {}": [entry.get("device") for entry in training],
+        "precision {}": [entry.get("precision") for entry in training],
+        "torch {}": [(entry.get("versions") or {}).get("torch") for entry in training],
+        "commit {} (`+`: with local changes)": [entry.get("git_commit") for entry in training],
     }
-    known = {text: [value for value in dict.fromkeys(every) if value] for text, every in values.items()}
-    return "; ".join(text.format(listed(every)) for text, every in known.items() if every) + "."
+    distinct = {text: [value for value in dict.fromkeys(every) if value] for text, every in values.items()}
+    return "; ".join(text.format(listed(every)) for text, every in distinct.items() if every) + "."
 
 
 def protocol(study: Study, intervals: str = "") -> str:
-    """Return the protocol line: what the samples are scored against, and what the intervals cover."""
+    """Return the protocol line: the reference of the scores, and what the intervals cover."""
     parts = [study["scoring"]] if "reference" in study["scoring"] else list(study["scoring"].values())
     sources: dict[str, list[str]] = {}
     for part in parts:
         source = f"{part['reference']['name']} ({part['reference']['fingerprint']})"
         sources.setdefault(part["extractor"]["name"], []).append(source)
-    against = "; ".join(f"{listed(mine)}, features of the {extractor}" for extractor, mine in sources.items())
-    names = [cell["name"] for cell in study["cells"]]
-    trainings = {names.count(name) for name in names}
+    against = "; ".join(f"{listed(names)}, in features of the {extractor}" for extractor, names in sources.items())
+    cells = [cell["name"] for cell in study["cells"]]
+    trainings = {cells.count(name) for name in cells}
     if not intervals and trainings == {1}:
-        intervals = "cover resampling from the same checkpoint, not chance between trainings: one seed per row."
+        intervals = "cover resampling from the same checkpoint. One seed per row, so seed-to-seed variance is not "
+        intervals += "estimated."
     elif not intervals:
         intervals = f"cover {max(trainings)} trainings with different seeds (Student's t)"
-        intervals += "." if len(trainings) == 1 else "; of a single training, resampling from its checkpoint."
+        intervals += "." if len(trainings) == 1 else "; for a single training, resampling from its checkpoint."
+    lenient = any(map(partial(_counted_leniently, study), study["cells"]))
+    modes = " Modes were counted with an earlier threshold (0.35 instead of 0.10), which accepts blurred figures."
     return (
-        f"Scores: {parts[0]['n']:,} images of each row against as many training images of {against}. Distances compare "
-        f"the rows of one table, nothing else. 95% intervals {intervals}{_counted_leniently(study)}"
+        f"Scores: {parts[0]['n']:,} samples per row against as many training images of {against}. Distances are "
+        f"comparable within one table only. 95% intervals {intervals}{modes if lenient else ''}"
     )
 
 
-def _counted_leniently(study: Study) -> str:
-    """Return a caveat where modes of `shapes` were counted by an earlier threshold."""
-    for cell in study["cells"]:
-        source = cell.get("source") or study["scoring"]["reference"]["name"]
-        if source.startswith("shapes") and "modes_matched" in cell["metrics"] and "sharpness" not in cell["metrics"]:
-            return " Modes were counted by an earlier threshold (0.35, today 0.10), which accepts soft blobs."
-    return ""
+def _counted_leniently(study: Study, cell: Row) -> bool:
+    source = cell.get("source") or study["scoring"]["reference"]["name"]
+    return source.startswith("shapes") and "modes_matched" in cell["metrics"] and "sharpness" not in cell["metrics"]
 
 
 def table(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> str:
-    """Return a table of rows; `columns` gives each heading's cell of a row."""
+    """Return a table of rows; `columns` maps a heading to the function that makes its cells."""
     return formatting.markdown_table(list(columns), [[column(row) for column in columns.values()] for row in rows])
 
 
 def score_table(rows: Sequence[Row], floor: Row | None, extra: Mapping[str, Callable[[Row], str]]) -> str:
-    """Return the table of rows with `label` and `metrics`, below the floor.
-
-    Args:
-        rows: of the table.
-        floor: metrics of real images, None for no such row.
-        extra: as the columns of `table`, before those of the metrics.
-    """
-
-    def before(column: Callable[[Row], str]) -> Callable[[Row], str]:
-        return lambda row: column(row) if "model" in row else formatting.MISSING
+    """Return the table of metrics: the row of the `floor`, if given, then `rows`; `extra` columns come first."""
 
     def score(name: str) -> Callable[[Row], str]:
         return lambda row: formatting.metric(name, row["metrics"].get(name))
 
     names = [name for name in SHOWN if any(name in row["metrics"] for row in rows)]
-    columns = {"": lambda row: row["label"], **{heading: before(column) for heading, column in extra.items()}}
+    columns: dict[str, Callable[[Row], str]] = {name: partial(_of_models, extra[name]) for name in extra}
     columns |= {formatting.METRICS[name][0]: score(name) for name in names}
-    return table([*([{"label": "real images (floor)", "metrics": floor}] if floor else []), *rows], columns)
+    first = [{"label": "real images (floor)", "metrics": floor}] if floor else []
+    return table([*first, *rows], {"": lambda row: row["label"], **columns})
 
 
-def unequal(rows: Sequence[Row]) -> str | None:
-    """Return a caveat where the trainings took different times."""
+def _of_models(column: Callable[[Row], str], row: Row) -> str:
+    return column(row) if "model" in row else formatting.MISSING
+
+
+def unequal_time_note(rows: Sequence[Row]) -> str | None:
+    """Return a note if the trainings took different times."""
     times = {row["label"]: row["training"]["seconds"] for row in rows}
     if not times or max(times.values()) <= (1 + EQUAL) * min(times.values()):
         return None
-    named = listed([f"{label} {formatting.seconds(value)}" for label, value in times.items()])
-    return f"Unequal training times, so differences are not of the models alone: {named}."
+    text = listed([f"{label} {formatting.seconds(value)}" for label, value in times.items()])
+    return f"Training times differ, so the rows are not compared at equal time: {text}."

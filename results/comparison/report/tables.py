@@ -1,4 +1,4 @@
-"""The tables of a report and the notes beneath them, from report.json's rows and controls. Standard library only."""
+"""The tables of a report and their notes, from the rows and controls of report.json. Standard library only."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,28 +10,28 @@ from comparison.report.tradeoffs import break_evens, main_rows
 Row = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]  # heading, rows of cells
 
-FLAG = "flag"  # a fraction of memorised samples above the floor's
+FLAG = "flag"  # marks a fraction of memorised samples above the floor's
 EXTRAPOLATED = "~ "
 WHILE_SAMPLING = " *"
-DEVICES_DIFFER = "Devices or precisions differ, so times do not compare the models alone."
+DEVICES_DIFFER = "Times are not directly comparable: devices or precisions differ."
 
 ARROWS = {"lower": "\N{DOWNWARDS ARROW}", "higher": "\N{UPWARDS ARROW}"}  # which is better
 
 _NOTES = {
-    "frechet_distance": "**Frechet**: {frechet}; above 0 for finitely many images, so compare it with the floor.",
-    "frechet_infinite": "**Frechet, N = inf**: the same, extrapolated to infinitely many images.",
+    "frechet_distance": "**Frechet**: {frechet}. It is above 0 for finitely many images, so compare it with the floor.",
+    "frechet_infinite": "**Frechet, N = inf**: the same distance, extrapolated to infinitely many images.",
     "kernel_distance": "**kernel x1000**: squared MMD in the same features, unbiased, so it can be negative.",
-    "sliced_wasserstein": "**sliced W2**: sliced Wasserstein distance; compare it with the floor.",
-    "precision": "**precision**, **density**: how close samples are to real images; density is 1 at equality.",
-    "recall": "**recall**, **coverage**: how many real images are near samples; coverage is 0.97 at equality.",
-    "class_entropy": "**classes, bits**: entropy of the predicted classes; the target is the floor's.",
+    "sliced_wasserstein": "**sliced W2**: sliced Wasserstein distance. Compare it with the floor.",
+    "precision": "**precision**, **density**: how close samples are to real images. Density is 1 for real images.",
+    "recall": "**recall**, **coverage**: how many real images are close to samples. Coverage is 0.97 for real images.",
+    "class_entropy": "**classes, bits**: entropy of the predicted classes. The target is the floor's.",
     "memorised": "**memorised**: fraction of samples less than half as far from a training image as that image is from "
-    "its nearest other training image; `flag` marks a fraction significantly above the floor's.",
-    "modes_covered": "**modes**: modes that at least one sample shows.",
-    "modes_kl": "**modes KL**: KL divergence in nats of the mode frequencies from uniform; compare it with the floor.",
+    "its nearest other training image. `flag` marks a fraction significantly above the floor's.",
+    "modes_covered": "**modes**: number of modes that at least one sample shows.",
+    "modes_kl": "**modes KL**: KL divergence in nats of the mode frequencies from uniform. Compare it with the floor.",
     "modes_matched": "**show a mode**: fraction of samples that show any mode.",
     "sharpness": "**residual**: median squared error of the best-fitting figure, relative to the difference between "
-    "that figure and an empty image; 0 is a perfect figure, 1 is none, and a sample below 0.10 shows a mode.",
+    "that figure and an empty image. 0 is a perfect figure, 1 is none; a sample below 0.10 shows a mode.",
 }
 
 
@@ -43,19 +43,18 @@ def frechet_name(extractor: Mapping[str, Any]) -> str:
 
 def memorises(metrics: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
     """Return True if the fraction of memorised samples is significantly above the floor's."""
-    mine, held_out = metrics.get("memorised"), floor.get("memorised")
-    return bool(mine and held_out and mine["value"] > held_out["value"] and formatting.apart(mine, held_out))
+    entry, real = metrics.get("memorised"), floor.get("memorised")
+    return bool(entry and real and entry["value"] > real["value"] and formatting.apart(entry, real))
 
 
 def devices_differ(rows: Sequence[Row]) -> bool:
-    """Return True if the times of some rows were taken on different devices or in different precisions."""
-    return (
-        len({(row["device"], row["precision"], row["training_device"]) for row in rows if row["seconds_per_image"]}) > 1
-    )
+    """Return True if the rows were timed on different devices or in different precisions."""
+    timed = [row for row in rows if row["seconds_per_image"]]
+    return len({(row["device"], row["precision"], row["training_device"]) for row in timed}) > 1
 
 
 def quality_table(controls: Mapping[str, Any], rows: Sequence[Row]) -> Table:
-    """Return the controls first, then the rows; a column per metric that any of them has."""
+    """Return the table of metrics, the controls first."""
     entries = [*controls.values(), *rows]
     names = formatting.metrics_columns([entry["metrics"] for entry in entries])
     floor = controls["floor"]["metrics"]
@@ -70,7 +69,7 @@ def quality_table(controls: Mapping[str, Any], rows: Sequence[Row]) -> Table:
 
 
 def numbers_sentence(anchors: Mapping[str, Any]) -> str:
-    """Return how many images stand behind a row of the quality table."""
+    """Return the number of images behind each row of the quality table."""
     floor = anchors["controls"]["floor"]["metrics"]
     fewer: dict[int, list[str]] = {}
     for name in formatting.metrics_columns([floor]):
@@ -81,16 +80,16 @@ def numbers_sentence(anchors: Mapping[str, Any]) -> str:
 
 
 def quality_notes(controls: Mapping[str, Any], rows: Sequence[Row], extractor: Mapping[str, Any]) -> str:
-    """Return a list item per column of the quality table, and one on intervals and features."""
+    """Return a list item per metric, and one on intervals and features."""
     names = formatting.metrics_columns([entry["metrics"] for entry in (*controls.values(), *rows)])
     notes = [_NOTES[name].format(frechet=frechet_name(extractor)) for name in names if name in _NOTES]
     accuracy = extractor.get("accuracy")
-    features = "The random embedding sees colours, textures, sharpness, noise and coarse layout, but not objects."
+    features = "The random embedding responds to colours, textures, sharpness, noise and coarse layout, not to objects."
     if extractor.get("key") == "cifar":
-        known = f", test accuracy {100 * accuracy:.1f}%" if accuracy else ""
-        features = f"The features are those of a small CIFAR-10 classifier{known}."
-    intervals = "Intervals are 95% and cover resampling from the same checkpoint, not another training."
-    notes.append(f"{intervals} {features} Scores are relative within this report.")
+        suffix = f" (test accuracy {100 * accuracy:.1f}%)" if accuracy else ""
+        features = f"The features come from a small CIFAR-10 classifier{suffix}."
+    intervals = "95% intervals cover resampling from the same checkpoint, not seed-to-seed variance."
+    notes.append(f"{intervals} {features} Scores are comparable within this report only.")
     return "\n".join(f"- {note}" for note in notes)
 
 
@@ -122,7 +121,7 @@ COST: dict[str, Callable[[Row], str]] = {
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Return what sampling and training of each row cost, and from how many images on it costs less than others."""
+    """Return the costs of sampling and training of each row, and its break-even points with others."""
     after: dict[str, dict[int, list[str]]] = {}
     for pair in break_evens(main_rows(rows)):
         after.setdefault(pair["cheaper"], {}).setdefault(pair["after"], []).append(pair["than"])
@@ -135,48 +134,48 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
 
 def timing_protocol(rows: Sequence[Row]) -> str | None:
-    """Return how the times of the cost table were taken, and for which rows where protocols differ."""
-    of: dict[str, list[str]] = {}
+    """Return the timing protocols of the cost table, with the rows of each if there are several."""
+    labels: dict[str, list[str]] = {}
     for row in rows:
         if row["timing_protocol"]:
-            of.setdefault(row["timing_protocol"].strip().rstrip("."), []).append(row["label"])
-    texts = [f"Timing protocol{f' of {listed(names)}' if len(of) > 1 else ''}: {text}." for text, names in of.items()]
-    return " ".join(texts) or None
+            labels.setdefault(row["timing_protocol"].strip().rstrip("."), []).append(row["label"])
+    of = {text: f" of {listed(names)}" if len(labels) > 1 else "" for text, names in labels.items()}
+    return " ".join(f"Timing protocol{of[text]}: {text}." for text in labels) or None
 
 
 def cost_notes(rows: Sequence[Row]) -> str:
-    """Explain the columns and marks of the cost table, and name the sampler of each row."""
+    """Return the explanation of the cost table, and the sampler and device of each row."""
     text = (
-        "Parameters are those of the networks used in sampling. NFE is network evaluations per image, counted by a "
-        "hook. A GFLOP is 10^9 operations; a multiply-add counts as two. Latency is the time of one image at batch "
-        "size 1, throughput that of the best batch size. Break-even is the number of images from which training and "
-        "sampling together take less time than for the model in brackets (0: always)."
+        "Parameters are those of the networks used in sampling. NFE is the number of network evaluations per image, "
+        "counted by a hook. A GFLOP is 10^9 operations; a multiply-add counts as two. Latency is the time of one image "
+        "at batch size 1, throughput that of the best batch size. From the break-even number of images on, training "
+        "plus sampling takes less time than for the model in brackets (0: always)."
     )
     if any(row["seconds_50k"] is not None and not row["seconds_50k_measured"] for row in rows):
         text += f" `{EXTRAPOLATED.strip()}`: extrapolated from the throughput."
     if any(row["seconds_per_image"] and not row["benchmarked"] for row in rows):
-        text += " `*`: measured while the samples were generated, at one batch size, as no benchmark was run."
+        text += " `*`: measured while sampling at one batch size, because no benchmark was run."
     if devices_differ(rows):
         text += f" {DEVICES_DIFFER}"
-    facts = []
+    items = []
     for row in rows:
-        known = [row["sampler"]]
+        parts = [row["sampler"]]
         if row["setting"] is None:
             threads = f"{row['threads']} threads" if row["threads"] and "thread" not in str(row["device"]) else None
-            known += [row["precision"], row["device"], threads]
+            parts += [row["precision"], row["device"], threads]
             trained, largest = count(row["parameters_trained"]), row["largest_batch"] or {}
             if row["parameters_trained"] and trained != count(row["parameters"]):
-                known.append(f"{trained} parameters while training")
+                parts.append(f"{trained} parameters in training")
             if largest.get("batch_size"):
                 reason = f" ({largest['reason']})" if largest.get("reason") else ""
-                known.append(f"batches tried up to {largest['batch_size']:,}{reason}")
-        if any(known):
-            facts.append(f"- {row['label']}: {', '.join(str(fact) for fact in known if fact)}")
-    return "\n\n".join([text, "\n".join(facts)] if facts else [text])
+                parts.append(f"batch sizes up to {largest['batch_size']:,} tried{reason}")
+        if any(parts):
+            items.append(f"- {row['label']}: {', '.join(str(part) for part in parts if part)}")
+    return "\n\n".join([text, "\n".join(items)] if items else [text])
 
 
 def corruption_table(checks: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> Table:
-    """Return a row per metric, a column per control, and the verdict against the floor in each cell."""
+    """Return the verdict of each metric (row) on each control (column), compared with the floor."""
     against_floor = {(c["metric"], c["anchor"]): c for c in checks if c["against"] == "floor"}
     columns = [name for name in controls if any(anchor == name for _, anchor in against_floor)]
     cells = []
@@ -190,40 +189,40 @@ def corruption_table(checks: Sequence[Mapping[str, Any]], controls: Mapping[str,
 
 
 def corruption_notes(checks: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> str:
-    """Explain the table, and count the cells that are as they should be."""
-    judged, wrong = sum(bool(check["expected"]) for check in checks), sum(not check["ok"] for check in checks)
+    """Return the explanation of the table, and the number of cells that are as expected."""
+    expected, wrong = sum(bool(check["expected"]) for check in checks), sum(not check["ok"] for check in checks)
     floor = controls["floor"]["label"]
-    text = f"Each cell: does the metric rate this control significantly worse or better than '{floor}'?"
+    text = f"Each cell tells if the metric rates the control significantly worse or better than '{floor}'."
     if not wrong:
-        return f"{text} All {judged} expectations hold."
-    return f"{text} {judged - wrong} of {judged} expectations hold. `(!)` marks the others, listed under Caveats."
+        return f"{text} All {expected} verdicts are as expected."
+    return f"{text} {expected - wrong} of {expected} verdicts are as expected. `(!)` marks the others; see Caveats."
 
 
 def standard_table(rows: Sequence[Row]) -> Table:
     """Return the standard metrics of the rows that have them."""
-    known = [row for row in rows if row["standard"]]
-    names = [name for name in STANDARD if any(name in row["standard"]["metrics"] for row in known)]
+    scored = [row for row in rows if row["standard"]]
+    names = [name for name in STANDARD if any(name in row["standard"]["metrics"] for row in scored)]
     cells = []
-    for row in known:
+    for row in scored:
         metrics, n = row["standard"]["metrics"], row["standard"]["n"]
         cells.append([row["label"], f"{n:,}", *(formatting.metric(name, metrics.get(name)) for name in names)])
     return ["", "images", *(STANDARD[name] for name in names)], cells
 
 
 def standard_notes(rows: Sequence[Row]) -> str:
-    """Return weights and reference of the standard metrics, and which of them used fewer images."""
-    known = [row["standard"] for row in rows if row["standard"]]
-    weights, reference = known[0]["weights"], known[0].get("reference") or {}
+    """Return weights and reference of the standard metrics, and the metrics that use fewer images."""
+    scores = [row["standard"] for row in rows if row["standard"]]
+    weights, reference = scores[0]["weights"], scores[0].get("reference") or {}
     against = f"the statistics {reference['name']}" if reference.get("name") else "the reference's images"
     images = f" ({reference['n']:,})" if reference.get("n") else ""
     fewer = {
         f"{STANDARD[name]} on {entry['n']:,} images"
-        for standard in known
-        for name, entry in standard["metrics"].items()
-        if name in STANDARD and entry.get("n") not in (None, standard["n"])
+        for score in scores
+        for name, entry in score["metrics"].items()
+        if name in STANDARD and entry.get("n") not in (None, score["n"])
     }
     return (
         f"Features of the standard Inception network (`{weights['file']}`, SHA-256 `{str(weights['sha256'])[:16]}`), "
-        f"against {against}{images}; precision and recall with k = 3. FID falls with the number of images, so compare "
-        f"it only at the same number.{f' {listed(sorted(fewer))}.' if fewer else ''}"
+        f"against {against}{images}. Precision and recall use k = 3. FID falls with the number of images, so compare "
+        f"it only at equal numbers.{f' {listed(sorted(fewer))}.' if fewer else ''}"
     )

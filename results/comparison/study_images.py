@@ -1,0 +1,96 @@
+"""The steps of the studies that compute on images: subsets, enlarged samples, copies, ratios of distances."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from comparison.data.images import load_images, load_npz, resize, save_npz
+from comparison.device import pick_device, set_threads
+from comparison.png import save_grid
+from comparison.scores.bootstrap import METHOD, paired_ratio
+from comparison.scores.evaluation import find_samples
+from comparison.scores.features import embed
+from comparison.scores.metrics import frechet_estimate, frechet_from, moments
+from comparison.scores.neighbours import memorised, nearest_training, squared_distances
+from comparison.scores.reference import Reference
+from comparison.studies import Cell, Study
+
+
+def write_subset(study: Study, name: str, count: int, image_size: int) -> str:
+    """Write `count` evenly spaced training images as .npz unless it exists; return its path."""
+    path = study.runs / "studies" / study.name / f"{name}.npz"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_npz(path, load_images(study.data, image_size, limit=count).images.permute(0, 2, 3, 1).numpy())
+    return str(path)
+
+
+def enlarge(folder: Path, size: int) -> Path:
+    """Write the samples of a folder at another size, bicubic, into its neighbour `enlarged`, which is returned."""
+    target = folder.with_name("enlarged")
+    target.mkdir(parents=True, exist_ok=True)
+    images = resize(load_npz(find_samples(folder))[0], size)
+    save_npz(target / "samples.npz", images.permute(0, 2, 3, 1).numpy())
+    save_grid(images[:64], target / "samples.png")
+    return target
+
+
+def add_copies(
+    study: Study,
+    cells: Sequence[Cell],
+    image_size: int,
+    images_of: Callable[[int, Reference], tuple[Tensor, Tensor]],
+) -> None:
+    """Compute `memorised` of cells against the images that each training saw, and `held_out`, the same of real images.
+
+    Args:
+        study: study of the cells.
+        cells: scored cells with their `percent` of the images.
+        image_size: pixels.
+        images_of: (percent, reference) -> images that a training saw, and real images for the floor, which are
+            skipped where the training saw them; both (N, 3, S, S) uint8.
+    """
+    reference = Reference.load(study.data, image_size, study.args.num_samples, 0, "auto")
+
+    def features(images: Tensor) -> Tensor:
+        return reference.scale(embed(images, reference.extractor, desc=f"embed {len(images)} images"))
+
+    done: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+    for cell in cells:
+        if cell["percent"] not in done:
+            seen, real = map(features, images_of(cell["percent"], reference))
+            nearest = squared_distances(real, seen).min(1).indices
+            same = nearest[(real - seen[nearest]).norm(dim=1) < 1e-4].unique()
+            done[cell["percent"]] = seen, memorised(nearest_training(real, seen, same)).as_json()
+        seen, cell["held_out"] = done[cell["percent"]]
+        x = features(load_npz(find_samples(cell["folder"]))[0])
+        cell["metrics"]["memorised"] = memorised(nearest_training(x, seen)).as_json()
+
+
+def score_ratios(cells: Sequence[Cell], data: str, count: int, key: str, device: str, threads: int) -> dict[str, Any]:
+    """Add the Frechet distance of each cell's samples, and its `ratio` to that of the first cell.
+
+    Args:
+        cells: cells with their `folder`.
+        data: data source of the reference.
+        count: images per set.
+        key: feature extractor, --features.
+        device, threads: options of that name.
+
+    Returns:
+        Description of reference, extractor and intervals.
+    """
+    chosen = pick_device(device)
+    set_threads(threads)
+    images = [load_npz(find_samples(cell["folder"]))[0] for cell in cells]
+    reference = Reference.load(data, images[0].shape[-1], count, 0, key, device=chosen, whole=True)
+    real = reference.scale(embed(reference.data.images[reference.chosen], reference.extractor))
+    distance = frechet_from(*moments(real))
+    features = [reference.scale(embed(part, reference.extractor)) for part in images]
+    for cell, x in zip(cells, features, strict=True):
+        cell["metrics"] = {"frechet_distance": frechet_estimate(distance, x).as_json()}
+        if x is not features[0]:
+            cell["ratio"] = paired_ratio(distance, x, features[0])
+    return {**reference.describe(), "ratio": METHOD}
