@@ -27,17 +27,17 @@ def scored(request, tmp_path_factory):
     patch.setitem(shapes.COUNTS, "train", 4000)
     reference = Reference.load("shapes:100", 32, 1000, 0, request.param)
     evaluator = Evaluator(reference, extrapolate=True)
-    made = controls.make_anchors(
+    made = controls.make_controls(
         reference.data.images, reference.data.labels, reference.training, reference.chosen, reference.others, 0
     )
-    made |= controls.figure_anchors(made["floor"], 0)
+    made |= controls.figure_controls(made["floor"], 0)
     patch.undo()
     scores = {name: evaluator(anchor.images, anchor.made_from) for name, anchor in made.items()}
     return Scored(request.param, scores)
 
 
 def test_every_expectation_on_the_controls_holds(scored):
-    checks = controls.check_anchors(scored)
+    checks = controls.check_controls(scored)
     metrics = [name for name in controls.EXPECTED if name in scored["floor"]]
     assert len(checks) == 7 * len(metrics) + len(controls.FURTHER)
     assert [c for c in checks if not c["ok"]] == []
@@ -79,7 +79,7 @@ VERDICTS = {
 
 
 def test_every_cell_of_metric_by_corruption_is_as_known(scored):
-    assert letters(controls.check_anchors(scored)) == VERDICTS[scored.key]
+    assert letters(controls.check_controls(scored)) == VERDICTS[scored.key]
 
 
 def letters(checks):
@@ -111,7 +111,7 @@ def test_every_cell_of_the_committed_cifar_report_is_as_known():
     assert letters(content["checks"]) == CIFAR_VERDICTS
     wrong = {(c["metric"], c["anchor"]) for c in content["checks"] if not c["ok"]}
     assert wrong == {("precision", "jpeg"), ("density", "jpeg")}
-    recomputed = controls.check_anchors({name: row["metrics"] for name, row in content["anchors"].items()})
+    recomputed = controls.check_controls({name: row["metrics"] for name, row in content["anchors"].items()})
     assert recomputed == content["checks"]
 
 
@@ -142,10 +142,10 @@ def test_a_control_that_does_not_behave_is_flagged():
         return {"value": value, "interval": [value - 1, value + 1], "n": 100}
 
     metrics = {name: {"frechet_distance": entry(v)} for name, v in {"floor": 5.0, "half": 5.5, "noise": 3.0}.items()}
-    checks = {(c["anchor"], c["against"]): c["ok"] for c in controls.check_anchors(metrics)}
+    checks = {(c["anchor"], c["against"]): c["ok"] for c in controls.check_controls(metrics)}
     assert checks == {("half", "floor"): False, ("noise", "floor"): False}
     metrics["blur"] = {"frechet_distance": entry(50.0)}
-    checks = {(c["anchor"], c["against"]): c["ok"] for c in controls.check_anchors(metrics)}
+    checks = {(c["anchor"], c["against"]): c["ok"] for c in controls.check_controls(metrics)}
     assert checks[("noise", "blur")] is False
     assert checks[("blur", "floor")] is True
 

@@ -19,7 +19,7 @@ from comparison.cli import UserError
 from comparison.data import shapes
 from comparison.data.images import fingerprint, save_npz
 from comparison.scores import inception, standard
-from comparison.scores.kernel import kernel_estimate, kernel_self
+from comparison.scores.distances import kernel_estimate, kernel_self
 from comparison.scores.metrics import frechet, moments
 from comparison.scores.statistics import Statistics, read_statistics, write_statistics
 
@@ -236,7 +236,7 @@ def test_other_weights_never_give_a_score(sets, weights, tmp_path):
     with pytest.raises(UserError, match="not the standard Inception weights, or damaged: its SHA-256 begins"):
         standard.score(*sets, weights=weights)
     with pytest.raises(UserError, match=r"nothing\.pth: not readable"):
-        standard.check_weights(tmp_path / "nothing.pth")
+        inception.check_weights(tmp_path / "nothing.pth")
 
 
 def test_unfit_images_are_refused(sets, weights, expected):
@@ -283,15 +283,15 @@ def test_weights_are_found_under_either_librarys_name(tmp_path, monkeypatch, nam
     path = tmp_path / "hub" / "checkpoints" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
-    assert standard.find_weights(None) == path
+    assert inception.find_weights(None) == path
     assert Path(torch.hub.get_dir()) == tmp_path / "hub"
     monkeypatch.delenv("TORCH_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache" / "torch").mkdir(parents=True)
     (tmp_path / "hub").rename(tmp_path / "cache" / "torch" / "hub")
-    assert standard.find_weights(None).parents[2] == tmp_path / "cache" / "torch"
+    assert inception.find_weights(None).parents[2] == tmp_path / "cache" / "torch"
     with pytest.raises(UserError, match=r"--inception_weights .*x\.pth: no such file"):
-        standard.find_weights(tmp_path / "x.pth")
+        inception.find_weights(tmp_path / "x.pth")
 
 
 def test_missing_weights_are_downloaded_or_the_error_says_which_file_goes_where(
@@ -301,16 +301,16 @@ def test_missing_weights_are_downloaded_or_the_error_says_which_file_goes_where(
     monkeypatch.setattr(inception, "WEIGHTS_URL", "file:///no/such/file")
     folder = tmp_path / "hub" / "checkpoints"
     with pytest.raises(UserError, match=f"put {inception.WEIGHTS} from .* into {folder}") as error:
-        standard.find_weights(None)
+        inception.find_weights(None)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(inception, "WEIGHTS_URL", weights.as_uri())
     with pytest.raises(UserError, match="invalid hash"):
-        standard.find_weights(None)
+        inception.find_weights(None)
     assert list(folder.iterdir()) == []
     monkeypatch.setattr(inception, "SHA256_PREFIX", expected)
-    found = standard.find_weights(None)
+    found = inception.find_weights(None)
     assert found == folder / inception.WEIGHTS
-    assert standard.check_weights(found).startswith(expected)
+    assert inception.check_weights(found).startswith(expected)
 
 
 # make_stats.py
