@@ -145,7 +145,7 @@ def test_corrupt_file_is_named_with_its_batch_and_the_workers_end(num_workers, t
     with stream:
         for step in range(bad):
             stream.batch(step)
-        with pytest.raises(UserError, match=r"3\.png: not readable as an image .*; mend or remove it$"):
+        with pytest.raises(UserError, match=r"3\.png: not readable as an image .*; fix or delete it$"):
             stream.batch(bad)
     assert not workers()
     Image.new("L", (SIZE, SIZE), 3).save(tmp_path / "3.png")

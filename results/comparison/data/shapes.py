@@ -181,7 +181,7 @@ def dataset(count: int, image_size: int, *, split: str = "train", limit: int | N
 
 
 class _Fit:
-    """Least-squares fit of every mode to images over the free part: a grid of shifts and sizes, the rest in closed form."""
+    """Least-squares fit of every mode to images: a grid of shifts and sizes, colour and brightness in closed form."""
 
     SIZE = 32  # pixels; images of other sizes are resized by area
 
