@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import json
 import math
 import os
@@ -19,11 +20,6 @@ from tqdm import tqdm
 
 from comparison.cli import UserError, repo_root
 from comparison.files import atomic, read_json, write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 # Options that may differ when a run is resumed: they affect where and how long it runs, not what it computes.
 MAY_CHANGE = frozenset(
@@ -137,12 +133,8 @@ class Run:
     def finished_reason(self, budget: Any = None) -> str | None:
         """Return the reason why the run ended, None if it has not ended or `budget` (a Budget) now allows more."""
         done = self.config.get("finished")
-        if not done:
-            return None
-        if budget is None:
-            return done["reason"]
-        if not done["reason"].startswith("max_"):
-            return done["reason"]
+        if not done or budget is None or not done["reason"].startswith("max_"):
+            return done["reason"] if done else None
         return budget.exhausted(done["steps"], done["images_seen"], done["wall_seconds"])
 
     def start(self, step: int = 0) -> None:
@@ -164,7 +156,7 @@ class Run:
             if path.is_file() and re.search(r"\.\d+(\.(png|json|csv|txt|pt|pth|npz))?$", path.name):
                 path.unlink(missing_ok=True)
         self.config.pop("finished", None)
-        self._write_config()
+        self.describe()
         path = self.folder / "progress.csv"
         if path.is_file():
             _write_rows(path, [row for row in read_progress(path) if row["step"] <= step])
@@ -172,7 +164,7 @@ class Run:
     def describe(self, **facts: Any) -> None:
         """Add facts to config.json: parameters, data, device, precision."""
         self.config.update(facts)
-        self._write_config()
+        write_json(self.folder / "config.json", self.config)
 
     def log(self, message: str) -> None:
         """Print a line and append it to log.txt."""
@@ -196,20 +188,11 @@ class Run:
             _write_rows(path, rows)
 
     def finish(self, reason: str, *, steps: int, images_seen: int, wall_seconds: float, **facts: Any) -> None:
-        """Mark the run as ended in config.json."""
-        self.config["finished"] = {
-            "reason": reason,
-            "steps": steps,
-            "images_seen": images_seen,
-            "wall_seconds": round(wall_seconds, 3),
-            **facts,
-        }
-        self._write_config()
+        """Mark the run as finished in config.json and release its lock."""
+        counts = {"steps": steps, "images_seen": images_seen, "wall_seconds": round(wall_seconds, 3)}
+        self.describe(finished={"reason": reason, **counts, **facts})
         if (handle := _held.pop(_identity(self.folder), None)) is not None:
             os.close(handle)
-
-    def _write_config(self) -> None:
-        write_json(self.folder / "config.json", self.config)
 
 
 _held: dict[tuple[int, int], int] = {}  # device and inode of the folders that this process has locked -> handle
@@ -221,7 +204,7 @@ def _lock_run_dir(folder: Path, *, keep: bool) -> None:
     The lock is the operating system's, on the folder itself, so a killed process leaves none. Without `keep` it is
     shared, so that all ranks of a job can check at the same time.
     """
-    if fcntl is None or not folder.is_dir():
+    if not folder.is_dir():
         return
     handle = os.open(folder, os.O_RDONLY)
     key = _identity(folder)
@@ -247,8 +230,7 @@ def _drop_locks_after_fork() -> None:
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_locks_after_fork)
+os.register_at_fork(after_in_child=_drop_locks_after_fork)
 
 
 def _identity(folder: Path) -> tuple[int, int]:

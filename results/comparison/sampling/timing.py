@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -200,32 +201,32 @@ def sweep_batch_sizes(
         last = entry
 
 
+@dataclass
 class _Stopwatch:
-    """Measures one batch size after another, in ascending order.
+    """Measures batch sizes in ascending order; arguments as in `benchmark`.
 
     Attributes:
         nfe: evaluations per image, counted by hooks during the first call.
+        expected: estimated seconds of the next call.
+        measured: last measured batch size, 0 for none.
     """
 
-    def __init__(
-        self,
-        draw: Callable[[range], Tensor],
-        networks: Sequence[nn.Module],
-        evaluate: Callable[[int], object],
-        device: torch.device,
-        min_seconds: float,
-        limit_seconds: float,
-    ):
-        self._draw, self._networks, self._evaluate, self._device = draw, networks, evaluate, device
-        self._min_seconds, self._limit_seconds = min_seconds, limit_seconds
-        self._memory_at_start = peak_memory_bytes(device)
-        self._size = 0  # last measured batch size
-        self._expected = 0.0  # estimated seconds of the next call
-        self.nfe = 0.0
+    draw: Callable[[range], Tensor]
+    networks: Sequence[nn.Module]
+    evaluate: Callable[[int], object]
+    device: torch.device
+    min_seconds: float
+    limit_seconds: float
+    nfe: float = 0.0
+    expected: float = 0.0
+    measured: int = 0
+
+    def __post_init__(self) -> None:
+        self._memory_at_start = peak_memory_bytes(self.device)
 
     def attempt(self, size: int) -> Attempt:
         """Return the entry of a batch size and "", or None and the reason."""
-        reset_peak_memory(self._device)  # before the evaluations: a graph replay allocates nothing later
+        reset_peak_memory(self.device)  # before the evaluations: a graph replay allocates nothing later
         try:
             if reason := self._skip_reason(size):
                 return None, reason
@@ -234,36 +235,36 @@ class _Stopwatch:
             out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
             if not out_of_memory and "can't allocate memory" not in str(error):
                 raise
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             return None, "memory ran out"
-        self._size = size
+        self.measured = size
         return entry, ""
 
     def _skip_reason(self, size: int) -> str:
         """Return why a batch size should be skipped, "" if it should not; the first one is never skipped."""
-        if not self._size:
+        if not self.measured:
             return ""
-        free = available_memory_bytes() if self._device.type == "cpu" else None
-        used = peak_memory_bytes(self._device) - self._memory_at_start
-        if free is not None and used * size / self._size > free:
+        free = available_memory_bytes() if self.device.type == "cpu" else None
+        used = peak_memory_bytes(self.device) - self._memory_at_start
+        if free is not None and used * size / self.measured > free:
             return "memory would run out"
         self._estimate_seconds(size)
-        if self._expected > self._limit_seconds:
-            return f"one call would take about {self._expected:.2g} s, more than {self._limit_seconds:g} s"
+        if self.expected > self.limit_seconds:
+            return f"one call would take about {self.expected:.2g} s, more than {self.limit_seconds:g} s"
         return ""
 
     def _estimate_seconds(self, size: int) -> None:
         """Estimate the seconds of a call from the fastest of three evaluations."""
-        for _ in range(Replay.WARM_UP + 1 if self._device.type == "cuda" else 1):
-            self._evaluate(size)
-        self._expected = self.nfe * min(self._time(lambda: self._evaluate(size)) for _ in range(3))
+        for _ in range(Replay.WARM_UP + 1 if self.device.type == "cuda" else 1):
+            self.evaluate(size)
+        self.expected = self.nfe * min(self._time(lambda: self.evaluate(size)) for _ in range(3))
 
     def _measure(self, size: int) -> dict[str, Any]:
         def call() -> Tensor:
-            return self._draw(range(size))
+            return self.draw(range(size))
 
-        counter = EvaluationCounter(self._networks)
+        counter = EvaluationCounter(self.networks)
         try:
             seconds = self._time(call)  # the warm-up, and the only run if it exceeds the limit
         finally:
@@ -272,12 +273,12 @@ class _Stopwatch:
             self.nfe = counter.images / size
             self._estimate_seconds(size)
         runs, spread = 1, None
-        if self._expected <= self._min_seconds:
-            timing = _repeat(call, self._device, self._min_seconds)
+        if self.expected <= self.min_seconds:
+            timing = _repeat(call, self.device, self.min_seconds)
             blocks = len(timing.raw_times)
             seconds, runs = timing.median, blocks * timing.number_per_run
             spread = timing.iqr if blocks > 1 else None
-        elif self._expected <= self._limit_seconds:
+        elif self.expected <= self.limit_seconds:
             seconds = self._time(call)
         return {
             "batch_size": size,
@@ -285,14 +286,14 @@ class _Stopwatch:
             "interquartile_range": None if spread is None else _digits(spread),
             "runs": runs,
             "images_per_second": _digits(size / seconds),
-            "peak_memory_bytes": peak_memory_bytes(self._device),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
         }
 
     def _time(self, call: Callable[[], object]) -> float:
-        synchronize(self._device)
+        synchronize(self.device)
         start = time.perf_counter()
         call()
-        synchronize(self._device)
+        synchronize(self.device)
         return time.perf_counter() - start
 
 
