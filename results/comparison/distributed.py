@@ -66,9 +66,7 @@ def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
         try:
             # A terminal sends Ctrl-C to all its processes: workers ignore it until they have left the terminal.
             with _handled(signal.SIG_IGN, signal.SIGINT):
-                context = mp.start_processes(
-                    _worker_main, (worker, place, arguments), place.local_world_size, join=False
-                )
+                context = mp.start_processes(_worker, (worker, place, arguments), place.local_world_size, join=False)
             team += context.processes
             for number in stops[:1]:
                 forward(number, None)
@@ -89,7 +87,7 @@ def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
     return 0
 
 
-def _worker_main(local_rank: int, worker: Callable[..., int], place: Place, arguments: tuple[Any, ...]) -> NoReturn:
+def _worker(local_rank: int, worker: Callable[..., int], place: Place, arguments: tuple[Any, ...]) -> NoReturn:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # torch sends it when the parent dies
     multiprocessing.set_start_method(None, force=True)  # else data workers would be spawned instead of forked
@@ -196,8 +194,8 @@ def group(place: Place, device: "torch.device") -> Iterator[None]:
         gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
         store.set(f"gpu/{place.rank}", gpu)
         gpus = {store.get(f"gpu/{rank}") for rank in range(place.world_size)}
-        own = len(gpus - {b""}) == place.world_size and dist.is_nccl_available()
-        backend = "cpu:gloo,cuda:nccl" if own else "gloo"
+        separate = len(gpus - {b""}) == place.world_size and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if separate else "gloo"
         dist.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world_size, timeout=MESSAGE_TIMEOUT
         )

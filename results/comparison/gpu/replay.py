@@ -68,7 +68,7 @@ class Replay:
             self._outputs, self._replay = self._record(lambda: self._work(self._inputs))
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"CUDA graph capture failed, which costs speed only: {reason}", stacklevel=3)
+            warnings.warn(f"not recorded as a CUDA graph, which costs speed only: {reason}", stacklevel=3)
             return
         self._gradients = [parameter.grad for parameter in self._parameters]
 

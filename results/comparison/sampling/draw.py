@@ -143,9 +143,8 @@ def _draw_rest(
                 synchronize(device)
                 took = time.perf_counter() - start
                 finite = x is None or bool(torch.isfinite(x).all())
-                counts, times, evaluated, all_finite = zip(
-                    *gather((len(indices), took, counter.images, finite)), strict=True
-                )
+                results = gather((len(indices), took, counter.images, finite))
+                counts, times, evaluated, all_finite = zip(*results, strict=True)
                 if not all(all_finite):
                     raise UserError("the network gives values that are not finite: the training has diverged")
                 seconds += max(times)
