@@ -37,7 +37,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_threads(threads: int, local_world_size: int = 1, *, keep_memory: bool = True) -> None:
+def set_threads(threads: int, local_world_size: int = 1) -> None:
     """Set the number of CPU threads, 0 for this process's share of the cores, and keep freed memory.
 
     Raises:
@@ -50,8 +50,7 @@ def set_threads(threads: int, local_world_size: int = 1, *, keep_memory: bool = 
         raise UserError(f"OMP_NUM_THREADS must be a number of threads, not {text!r}")
     limit = int(first[:9])
     torch.set_num_threads(threads or max(1, min(limit, usable // local_world_size)))
-    if keep_memory:
-        keep_freed_memory()
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,6 @@
 """Training batches as a pure function of (seed, step), from a data set in memory; `streaming` reads from disk."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -84,6 +84,9 @@ class Stream:
         self.rows, self.steps_per_epoch = self.order.rows, self.order.steps_per_epoch
         self.flip, self.device = flip, torch.device(device)
 
+    def __enter__(self) -> Self:
+        return self
+
 
 class BatchStream(Stream):
     """Batches of an `ImageSet`, whose uint8 images move to the device once; arguments of `Stream`."""
@@ -98,9 +101,6 @@ class BatchStream(Stream):
         numbers = self.order.numbers(step).to(self.device, non_blocking=True)
         x = self.order.normalise(self.images.index_select(0, numbers), step, flip=self.flip)
         return x, None if self.labels is None else self.labels[numbers]
-
-    def __enter__(self) -> "BatchStream":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         """Do nothing; a stream from disk ends its processes."""

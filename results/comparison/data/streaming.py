@@ -27,29 +27,21 @@ def open_stream(
     batch_size: int,
     seed: int,
     *,
-    flip: bool = True,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
     num_workers: int | None = None,
     local_processes: int = 1,
+    **options: Any,
 ) -> "BatchStream | FileStream":
     """Return the batches of a set from `comparison.data.images.open_images`, in memory or on disk.
 
     Args:
-        images: the data.
-        batch_size, seed, flip, device, rank, world_size: see `Stream`.
+        images, batch_size, seed, options: see `Stream`.
         num_workers: processes that decode files; None for `default_workers`.
         local_processes: training processes on this machine.
-
-    Raises:
-        UserError: see `BatchOrder`.
     """
-    ranks = {"rank": rank, "world_size": world_size}
     if isinstance(images, ImageSet):
-        return BatchStream(images, batch_size, seed, flip=flip, device=device, **ranks)
+        return BatchStream(images, batch_size, seed, **options)
     workers = default_workers(local_processes) if num_workers is None else num_workers
-    return FileStream(images, batch_size, seed, flip=flip, device=device, num_workers=workers, **ranks)
+    return FileStream(images, batch_size, seed, num_workers=workers, **options)
 
 
 def default_workers(local_processes: int = 1) -> int:
@@ -114,9 +106,6 @@ class FileStream(Stream):
                     worker.kill()
             self._loader._iterator = None
             self._batches = None
-
-    def __enter__(self) -> "FileStream":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """End the workers; raise UserError instead of torch's error if one of them was killed."""
