@@ -1,6 +1,6 @@
-"""Command lines: one-sentence errors, types with ranges, the options that every training script shares.
+"""Command lines: one-line errors, types with ranges, options that all training and sampling scripts share.
 
-Standard library only, so that a wrong flag is answered before torch is imported.
+Standard library only, so that wrong flags are reported before torch is imported.
 """
 
 import argparse
@@ -17,11 +17,11 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend, told in one sentence; `run` turns it into exit status 2."""
+    """A user-fixable error, reported in one line; `run` turns it into exit status 2."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The docstring as it stands, and the default behind each option."""
+    """Keeps the line breaks of the docstring and shows the default of each option."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,50 +32,47 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser described by a script's docstring, strict about names and brief about errors."""
+    """Return a parser with a script's docstring as description, without abbreviations, with one-line errors."""
     return Parser(description=(doc or "").strip(), allow_abbrev=False, formatter_class=Formatter)
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Call `main` and leave with its status: 2 and one sentence after a UserError, a file that cannot be used or memory
-    that does not suffice, 130 after Ctrl-C.
-    """
+    """Call `main` and exit with its status: 130 after Ctrl-C, 2 with one line after user, file and memory errors."""
+    script, message = Path(sys.argv[0]).name, None
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are not text in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that the terminal's encoding lacks
     try:
         status = main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        status = 2
+        message = str(error)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        print(f"{script}: interrupted", file=sys.stderr)
         status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror or error}", file=sys.stderr)
-        status = 2
+        message = (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
     except (MemoryError, RuntimeError) as error:
-        if not (words := memory_words(error)):
+        if not (message := memory_message(error)):
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {words}", file=sys.stderr)
+    if message is not None:
+        print(f"{script}: error: {message}", file=sys.stderr)
         status = 2
     sys.exit(status or 0)
 
 
-def memory_words(error: BaseException) -> str:
-    """Return a sentence for an error of Python or torch which means that memory is used up, '' for any other."""
+def memory_message(error: BaseException) -> str:
+    """Return the message for an out-of-memory error of Python or torch, '' for any other error."""
     text = " ".join(str(error).split())
     of_torch = ("can't allocate memory", "Storage size calculation overflowed", "CUDA out of memory")
-    if not isinstance(error, MemoryError) and not any(words in text for words in of_torch):
+    if not isinstance(error, MemoryError) and not any(part in text for part in of_torch):
         return ""
     return f"out of memory ({text[:200] or 'of the machine'}); smaller batches, images or networks need less"
 
 
 def str2bool(text: str | bool) -> bool:
-    """Read a published flag value such as `True`, `true`, `yes` or `0`."""
+    """Parse a published flag value such as `True`, `true`, `yes` or `0`."""
     if isinstance(text, bool):
         return text
     if text.lower() in ("yes", "true", "t", "y", "1"):
@@ -85,16 +82,16 @@ def str2bool(text: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
 
 
-def _number(kind: type, accepts: Callable[[Any], bool], words: str) -> Callable[[str], Any]:
+def _number(kind: type, accepts: Callable[[Any], bool], accepted: str) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {words}, not {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be {accepted}, not {text!r}") from None
         if kind is int and abs(value) >= 2**63:
-            raise argparse.ArgumentTypeError(f"must be {words}, and below 2^63")
+            raise argparse.ArgumentTypeError(f"must be {accepted}, and below 2^63")
         if not math.isfinite(value) or not accepts(value):
-            raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be {accepted}, not {text}")
         return value
 
     return read
@@ -110,7 +107,7 @@ thread_count = _number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 
 
 
 def local_path(text: str) -> Path:
-    """Read a path on this machine; gs:// and the like would become folders of that name, '' the working folder."""
+    """Parse a path on this machine; reject '' and URLs such as gs://, which would become folder names."""
     if not text:
         raise argparse.ArgumentTypeError("must be a path, not empty")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
@@ -119,94 +116,57 @@ def local_path(text: str) -> Path:
 
 
 def device_name(text: str) -> str:
-    """Read --device; whether this machine has it is for `comparison.device.pick_device` to say."""
+    """Parse --device; `comparison.device.pick_device` checks whether this machine has it."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
         raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:N or mps, not {text!r}")
     return text
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Refuse an output folder that cannot be made or written into.
-
-    Raises:
-        UserError: one sentence that names `flag`.
-    """
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise UserError(f"{flag} {folder}: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{flag} {folder}: {there} is not writable")
+    """Raise UserError, with the name of `flag`, if an output folder cannot be created or written."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{flag} {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {folder}: {existing} is not writable")
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Add --device, --precision and --threads."""
-    group = parser.add_argument_group("device")
-    group.add_argument(
-        "--device",
-        type=device_name,
-        default="auto",
-        help="auto (CUDA, MPS, CPU in this order), cpu, cuda, cuda:N or mps",
-    )
-    group.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "float32", "bf16"],
-        help="of the network passes; auto is bf16 where the hardware computes in it",
-    )
-    group.add_argument(
-        "--threads", type=thread_count, default=0, help="CPU threads, 0 divides the cores among local processes"
-    )
+    add = parser.add_argument_group("device").add_argument
+    device_help = "auto (CUDA, MPS, CPU in this order), cpu, cuda, cuda:N or mps"
+    add("--device", type=device_name, default="auto", help=device_help)
+    precision_help = "precision of the network passes; auto is bf16 if the hardware is fast at it"
+    add("--precision", default="auto", choices=["auto", "float32", "bf16"], help=precision_help)
+    add("--threads", type=thread_count, default=0, help="CPU threads, 0 divides the cores among local processes")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every training script takes: seed, budget, checkpoints, device."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, data order and noise")
-    group.add_argument(
-        "--max_steps", type=non_negative_int, default=0, help="stop after so many updates, 0 for no bound"
-    )
-    group.add_argument(
-        "--max_images", type=non_negative_int, default=0, help="stop after so many training images, 0 for no bound"
-    )
-    group.add_argument(
-        "--max_seconds",
-        type=non_negative_float,
-        default=0,
-        help="stop after so many seconds of training, restarts included; 0 for no bound",
-    )
-    group.add_argument(
-        "--stop_after",
-        type=non_negative_float,
-        default=0,
-        help="stop early, after so many updates, images or seconds, the unit of the only --max_... given; schedules "
-        "still span the whole budget; 0 for its end",
-    )
-    group.add_argument(
-        "--save_minutes", type=positive_float, default=5, help="minutes after which a checkpoint is written anyway"
-    )
-    group.add_argument("--keep", type=non_negative_int, default=3, help="checkpoints kept, the newest; 0 keeps all")
-    group.add_argument(
-        "--fresh", action="store_true", help="start over, deleting what the run folder holds of this model"
-    )
+    """Add the options of all training scripts: seed, budget, checkpoints, device."""
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=non_negative_int, default=0, help="seed of weights, data order and noise")
+    add("--max_steps", type=non_negative_int, default=0, help="maximum number of updates, 0 for no bound")
+    add("--max_images", type=non_negative_int, default=0, help="maximum number of training images, 0 for no bound")
+    seconds_help = "maximum seconds of training, restarts included; 0 for no bound"
+    add("--max_seconds", type=non_negative_float, default=0, help=seconds_help)
+    stop_help = "updates, images or seconds after which to stop early, in the unit of the only --max_... given; "
+    stop_help += "schedules still span the whole budget; 0 for its end"
+    add("--stop_after", type=non_negative_float, default=0, help=stop_help)
+    add("--save_minutes", type=positive_float, default=5, help="maximum minutes between checkpoints")
+    add("--keep", type=non_negative_int, default=3, help="number of newest checkpoints to keep, 0 for all")
+    add("--fresh", action="store_true", help="start over, deleting this model's files in the run folder")
     add_device_options(parser)
 
 
 def add_sampling_extras(parser: argparse.ArgumentParser) -> None:
-    """Add what every sampling script also does: --benchmark, --benchmark_seconds and --interpolation."""
+    """Add --benchmark, --benchmark_seconds and --interpolation of all sampling scripts."""
     group = parser.add_argument_group("benchmark and interpolation")
-    either = group.add_mutually_exclusive_group()
-    either.add_argument(
-        "--benchmark", action="store_true", help="measure speed and memory into timing.json instead of drawing"
-    )
-    either.add_argument(
-        "--interpolation", action="store_true", help="also write interpolation.png: 4 walks between pairs of samples"
-    )
-    group.add_argument(
-        "--benchmark_seconds",
-        type=positive_float,
-        default=2.0,
-        help="least seconds per batch size; a call that would take 15 times as long is left out",
-    )
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--benchmark", action="store_true", help="measure speed and memory into timing.json instead of sampling")
+    walks_help = "also write interpolation.png: 4 walks between pairs of samples"
+    add("--interpolation", action="store_true", help=walks_help)
+    seconds_help = "minimum seconds per batch size; a batch size is skipped if one call takes 15 times as long"
+    group.add_argument("--benchmark_seconds", type=positive_float, default=2.0, help=seconds_help)
 
 
 def repo_root() -> Path:
@@ -215,7 +175,7 @@ def repo_root() -> Path:
 
 
 def data_root() -> Path:
-    """Return the one data root: the environment variable DATA_ROOT, or `data/` in the repository."""
+    """Return the data root: the environment variable DATA_ROOT, or `data/` in the repository."""
     return Path(os.environ.get("DATA_ROOT") or repo_root() / "data")
 
 

@@ -1,4 +1,4 @@
-"""The loss curve of one run, drawn from its progress.csv."""
+"""The loss plot of a run, from its progress.csv."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,20 +8,19 @@ from comparison.files import atomic
 from comparison.runs import read_progress
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
-SIDES = {"real": "real", "fake": "generated"}  # part of a column's name -> words
+SIDES = {"real": "real", "fake": "generated"}  # part of a column's name -> label
 
 
 def draw_run_loss(folder: Path) -> None:
-    """Draw <folder>/loss.png: the reconstruction and every column whose name begins with `loss`.
+    """Plot `reconstruction` and all columns `loss...` except quartiles (`loss_q0`, ...) into <folder>/loss.png.
 
-    Quartiles and other parts of a loss (`loss_q0`, ...) are left out when the whole is there. Columns
-    `accuracy_real_t0`, `accuracy_fake_t0` and so on, a discriminator's, get two panels beside the losses. Nothing is
-    drawn for an empty progress.csv.
+    Discriminator accuracies (`accuracy_real_t0`, `accuracy_fake_t0`, ...) get two panels beside the losses. Without
+    losses, nothing is plotted.
     """
     rows = read_progress(folder / "progress.csv") if (folder / "progress.csv").is_file() else []
-    found = {name for row in rows for name in row}
-    names = sorted(name for name in found if (name.startswith("loss") and "_q" not in name) or name == "reconstruction")
-    accuracies = {side: sorted(name for name in found if name.startswith(f"accuracy_{side}_")) for side in SIDES}
+    columns = sorted({name for row in rows for name in row})
+    names = [name for name in columns if (name.startswith("loss") and "_q" not in name) or name == "reconstruction"]
+    accuracies = {side: [name for name in columns if name.startswith(f"accuracy_{side}_")] for side in SIDES}
     if not names:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,10 +34,10 @@ def draw_run_loss(folder: Path) -> None:
     axes.set_xlabel("training images seen")
     axes.set_ylabel("loss")
     title = f"{folder.parent.name}, {folder.name}".replace("$", r"\$")
-    axes.set_title(title.encode(errors="replace").decode(), fontsize=10)  # matplotlib draws only what is text
-    for number, (side, columns) in enumerate(accuracies.items() if beside else ()):
+    axes.set_title(title.encode(errors="replace").decode(), fontsize=10)  # paths need not be text
+    for number, (side, panel_names) in enumerate(accuracies.items() if beside else ()):
         panel = figure.add_subplot(grid[number, 1])
-        _draw_columns(panel, rows, {name: name.rpartition("_t")[2] for name in columns})
+        _draw_columns(panel, rows, {name: name.rpartition("_t")[2] for name in panel_names})
         panel.axhline(0.5, color="#333333", linestyle=":", linewidth=1)
         panel.set(ylim=(-0.03, 1.03), ylabel=f"{SIDES[side]} pairs")
         panel.legend(title="t", frameon=False, fontsize=7, title_fontsize=7, ncols=4, loc="lower right")
@@ -52,7 +51,7 @@ def draw_run_loss(folder: Path) -> None:
 
 
 def _draw_columns(axes: Any, rows: Sequence[Mapping[str, float]], columns: Mapping[str, str]) -> None:
-    """Draw columns, name -> label, thin as logged and thick as running means where there are many rows."""
+    """Plot columns, name -> label; with many rows, values as thin lines and running means as thick ones."""
     for number, (name, label) in enumerate(columns.items()):
         colour = COLOURS[number % len(COLOURS)]
         points = [(row["images_seen"], row[name]) for row in rows if name in row]
@@ -64,7 +63,8 @@ def _draw_columns(axes: Any, rows: Sequence[Mapping[str, float]], columns: Mappi
     axes.grid(alpha=0.3)
 
 
-def running_mean(values: tuple[float, ...], width: int) -> list[float]:
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Return the mean of each value and the width - 1 values before it, or fewer at the start."""
     means, total = [], 0.0
     for i, value in enumerate(values):
         total += value - (values[i - width] if i >= width else 0)

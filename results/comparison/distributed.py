@@ -1,7 +1,7 @@
-"""Processes that work together, on torch.distributed: started here, or by torchrun, mpiexec or srun.
+"""Jobs of several processes on torch.distributed, started here or by torchrun, mpiexec or srun.
 
-`launch` starts the processes of a `Place`, `group` connects them, and `run` leaves with one error for all. A process
-alone is no group. Imports torch inside functions, after the command line is judged.
+`launch` starts the processes of a `Place`, `group` connects them, and `run` exits with one error for all. Imports torch
+inside functions, since scripts validate their command line first.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsFloat, TypeVar
 
 from comparison import cli
 from comparison.cli import INTERRUPTED, UserError
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MEETING = datetime.timedelta(minutes=5)
-MESSAGE = datetime.timedelta(days=1)  # the others wait while the first one draws or saves
+CONNECT_TIMEOUT = datetime.timedelta(minutes=5)
+MESSAGE_TIMEOUT = datetime.timedelta(days=1)  # other ranks wait while rank 0 draws or saves
 GRACE = 1.0  # seconds from a failure to the end of the other processes
-PATIENCE = 4.0  # seconds in which that end comes to a process whose error may follow from another's
+PATIENCE = 4.0  # seconds that a rank waits to be ended before it reports an error that another's may have caused
 
 
 def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
     """Run worker(place, *arguments) in every process of the job, and return the exit status.
 
-    A process alone, or one that a launcher started, runs it here. Else all of this machine are started: the first
-    failure ends the others, and Ctrl-C and SIGTERM go to all of them.
+    A single process, or one that a launcher started, runs it here. Otherwise this starts all processes of this machine;
+    the first failure ends the others, and Ctrl-C and SIGTERM are passed on to all.
 
     Args:
-        worker: a function of a module, so that new processes find it; returns an exit status.
-        place: from `find_place`.
-        arguments: picklable.
+        worker: module-level function that returns an exit status.
+        place: result of `find_place`.
+        arguments: picklable arguments.
     """
     if place.world_size == 1 or place.launcher:
         return worker(place, *arguments)
     import torch.multiprocessing as mp
 
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # silent about those that are ended
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # no log lines on ended processes
     place = place if place.port else replace(place, port=_free_port())
     stops: list[int] = []
     team: list[Any] = []
@@ -64,40 +64,40 @@ def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
     before = set(multiprocessing.active_children())
     with _handled(forward, signal.SIGINT, signal.SIGTERM):
         try:
-            # A terminal sends Ctrl-C to all its processes: new ones are born deaf to it, and then leave the terminal.
+            # A terminal sends Ctrl-C to all its processes: workers ignore it until they have left the terminal.
             with _handled(signal.SIG_IGN, signal.SIGINT):
-                context = mp.start_processes(_enter, (worker, place, arguments), place.local_world_size, join=False)
+                context = mp.start_processes(_worker, (worker, place, arguments), place.local_world_size, join=False)
             team += context.processes
             for number in stops[:1]:
                 forward(number, None)
             while not context.join(grace_period=GRACE):
                 pass
         except mp.ProcessExitedException as error:
-            if error.exit_code >= 0:  # the process has told why
+            if error.exit_code >= 0:  # the process has reported its error
                 return error.exit_code
             if stops and error.exit_code == -signal.SIGTERM:  # before its loop began
                 return INTERRUPTED
             rank = place.rank + error.error_index
-            words = f"process {rank} was killed ({error.signal_name}), perhaps for lack of memory"
-            print(f"{Path(sys.argv[0]).name}: error: {words}", file=sys.stderr)
+            text = f"process {rank} was killed ({error.signal_name}), perhaps for lack of memory"
+            print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
             return 1
         finally:
             for process in set(multiprocessing.active_children()) - before:
-                process.kill()  # where one more could not start, or Python would wait for those that did
+                process.kill()  # if one could not start; Python would wait for the others
     return 0
 
 
-def _enter(local_rank: int, worker: Callable[..., int], place: Place, arguments: tuple[Any, ...]) -> NoReturn:
+def _worker(local_rank: int, worker: Callable[..., int], place: Place, arguments: tuple[Any, ...]) -> NoReturn:
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which comes when the parent dies
-    multiprocessing.set_start_method(None, force=True)  # else its own processes, of data, would be spawned too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch sends it when the parent dies
+    multiprocessing.set_start_method(None, force=True)  # else data workers would be spawned instead of forked
     place = replace(place, rank=place.rank + local_rank, local_rank=local_rank)
-    _speak_once(place, lambda: worker(place, *arguments))
+    _report_once(place, lambda: worker(place, *arguments))
 
 
 @contextlib.contextmanager
 def _handled(handler: Any, *numbers: int) -> Iterator[None]:
-    """Answer signals by `handler`."""
+    """Handle signals by `handler` inside the `with` block."""
     previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -107,24 +107,24 @@ def _handled(handler: Any, *numbers: int) -> Iterator[None]:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main` and leave with its status, as `comparison.cli.run`; of a launcher's processes one tells an error."""
+    """Call `main` and exit as `comparison.cli.run` does; of a launcher's processes only one reports an error."""
     try:
         place = find_place()
     except UserError:
-        place = Place()  # `main` finds it out
+        place = Place()  # `main` raises it again
     if place.world_size == 1:
         cli.run(main)
     if place.launcher == "mpi":
-        with contextlib.suppress(ImportError, RuntimeError):  # only of those that use MPI, the first failure ends all
+        with contextlib.suppress(ImportError, RuntimeError):  # mpiexec ends a job at a failure only if it uses MPI
             importlib.import_module("mpi4py.MPI")
-    _speak_once(place, main)
+    _report_once(place, main)
 
 
-def _speak_once(place: Place, main: Callable[[], int | None]) -> NoReturn:
-    """Do as `comparison.cli.run`, silent in all processes but the first.
+def _report_once(place: Place, main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as `comparison.cli.run` does, without output on ranks other than 0.
 
-    Errors of the others, and one that may be a lost connection, are told only where nothing has ended the process by
-    then.
+    An error on these ranks, or one that may be a lost connection, is printed only if the process is not ended within
+    PATIENCE.
     """
     kept, text, follows = io.StringIO(), "", place.rank > 0
     with contextlib.ExitStack() as quiet:
@@ -146,16 +146,16 @@ def _speak_once(place: Place, main: Callable[[], int | None]) -> NoReturn:
         print(kept.getvalue() + text, end="", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # what is left of the group would wait for the others
+    os._exit(status)  # threads of the process group would wait for the other ranks
 
 
 def device_of(place: Place, name: str) -> "torch.device":
-    """Return the device of this process: of several without a number in --device, the GPU of its local rank.
+    """Return the device of this process: with several ranks and no number in --device, the GPU of its local rank.
 
-    More processes than GPUs share these in turn.
+    More processes than GPUs share the GPUs in turn.
 
     Raises:
-        UserError: no such device on this machine.
+        UserError: this machine has no such device.
     """
     import torch
 
@@ -168,13 +168,13 @@ def device_of(place: Place, name: str) -> "torch.device":
 
 @contextlib.contextmanager
 def group(place: Place, device: "torch.device") -> Iterator[None]:
-    """Connect the processes of a job inside the `with` block, which all leave together; nothing for one alone.
+    """Connect the ranks of a job inside the `with` block, which all leave together; do nothing for a single process.
 
-    NCCL moves tensors between GPUs where each process has one of its own, which it demands; else gloo does. What is
-    agreed on the hosts never waits for a GPU.
+    NCCL moves GPU tensors if each rank has a GPU of its own, as it requires, else gloo does. CPU tensors always use
+    gloo, so `agree` never waits for a GPU.
 
     Raises:
-        UserError: the processes do not find each other.
+        UserError: the processes cannot connect.
     """
     if place.world_size == 1:
         yield
@@ -182,8 +182,8 @@ def group(place: Place, device: "torch.device") -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    # Functions there keep, as a default argument, the group of their import, and torch imports them by itself: the
-    # group's threads would outlive it, and one that lets go of a tensor as the interpreter ends aborts the process.
+    # Import it before the group exists: its functions keep the group of that time as a default argument, and the
+    # group's threads would outlive it and abort the process if they free a tensor while the interpreter exits.
     import torch.distributed.nn.functional
 
     one_machine = place.address == LOOPBACK or place.local_world_size == place.world_size
@@ -194,12 +194,14 @@ def group(place: Place, device: "torch.device") -> Iterator[None]:
         gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
         store.set(f"gpu/{place.rank}", gpu)
         gpus = {store.get(f"gpu/{rank}") for rank in range(place.world_size)}
-        own = len(gpus - {b""}) == place.world_size and dist.is_nccl_available()
-        backend = "cpu:gloo,cuda:nccl" if own else "gloo"
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=MESSAGE)
+        separate = len(gpus - {b""}) == place.world_size and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if separate else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=MESSAGE_TIMEOUT
+        )
     except (RuntimeError, OSError) as error:
-        where = f"at {place.address}:{place.port} ({str(error).splitlines()[0]})"
-        raise UserError(f"process {place.rank} of {place.world_size} did not find the others {where}") from None
+        reason = f"at {place.address}:{place.port} ({str(error).splitlines()[0]})"
+        raise UserError(f"process {place.rank} of {place.world_size} did not find the others {reason}") from None
     yield
     gather(None)
     dist.destroy_process_group()
@@ -209,13 +211,15 @@ def _make_store(place: Place) -> "torch.distributed.Store":
     import torch.distributed as dist
 
     if place.launcher == "torchrun":
-        return next(dist.rendezvous("env://", timeout=MEETING))[0]
+        return next(dist.rendezvous("env://", timeout=CONNECT_TIMEOUT))[0]
     address, port = (place.address, place.port) if place.port else _address_by_mpi(place)
-    return dist.TCPStore(address, port, place.world_size, place.is_first, timeout=MEETING, wait_for_workers=False)
+    return dist.TCPStore(
+        address, port, place.world_size, place.is_first, timeout=CONNECT_TIMEOUT, wait_for_workers=False
+    )
 
 
 def _address_by_mpi(place: Place) -> tuple[str, int]:
-    """Let MPI tell all processes where the first one listens."""
+    """Return rank 0's address and port, broadcast by MPI."""
     try:
         mpi = importlib.import_module("mpi4py.MPI")
     except (ImportError, RuntimeError) as error:
@@ -233,14 +237,14 @@ def _free_port() -> int:
 
 
 def world_size() -> int:
-    """Return the number of connected processes; 1 outside of `group`."""
+    """Return the number of connected processes; 1 outside `group`."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def agree(stop: bool, seconds: float) -> tuple[bool, float]:
-    """Return whether any process was asked to stop, and the first one's clock, so that all end at the same update."""
+    """Return True if any rank was asked to stop, and rank 0's clock, so that all ranks end at the same update."""
     if world_size() == 1:
         return stop, seconds
     import torch
@@ -250,14 +254,14 @@ def agree(stop: bool, seconds: float) -> tuple[bool, float]:
     return bool(values[0]), float(values[1])
 
 
-def mean(values: "Mapping[str, torch.Tensor | float]") -> dict[str, float]:
-    """Return the mean of each scalar over the processes, all of which have the same names."""
-    found = gather([float(value) for value in values.values()])
-    return {name: sum(numbers) / len(found) for name, *numbers in zip(values, *found, strict=True)}
+def mean(values: Mapping[str, SupportsFloat]) -> dict[str, float]:
+    """Return the mean of each scalar over the ranks, which all have the same names."""
+    by_rank = gather([float(value) for value in values.values()])
+    return {name: sum(numbers) / len(by_rank) for name, *numbers in zip(values, *by_rank, strict=True)}
 
 
 def gather(value: T) -> list[T]:
-    """Return the picklable values of all processes, by rank; the GPUs are not waited for."""
+    """Return the picklable values of all ranks, in their order, without waiting for GPUs."""
     values = [value] * world_size()
     if len(values) > 1:
         import torch
@@ -268,7 +272,7 @@ def gather(value: T) -> list[T]:
 
 @contextlib.contextmanager
 def first_on_machine(place: Place) -> Iterator[None]:
-    """Let the first process of each machine run the `with` block before the others, which find what it downloaded."""
+    """Run the `with` block in the first process of each machine before the others, which find its downloads."""
     if place.local_rank:
         gather(None)
     yield
@@ -277,14 +281,11 @@ def first_on_machine(place: Place) -> Iterator[None]:
 
 
 def same(value: object, words: str) -> None:
-    """Refuse a job whose processes disagree, such as machines with different files.
+    """Raise UserError if the ranks have different values, such as machines with different files.
 
     Args:
-        value: picklable.
-        words: what it is.
-
-    Raises:
-        UserError: naming both values.
+        value: picklable value.
+        words: name of the value.
     """
     values = gather(value)
     for rank, other in enumerate(values):

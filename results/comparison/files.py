@@ -1,9 +1,10 @@
-"""Files: written whole or not at all, JSON that is read as an object, and hashes."""
+"""Files: atomic writes, hashes, JSON objects, pickles without code."""
 
 import contextlib
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from comparison.cli import UserError
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its name when the block ends; after an error neither is left.
+    """Yield a temporary path that is renamed to `path` when the block ends, and deleted after an error.
 
-    The temporary name is hidden and keeps the suffix, which tells libraries the format. `Run.start` removes those that
-    a killed process left.
+    The temporary name is hidden and keeps the suffix, from which libraries infer the format. `Run.start` deletes the
+    temporary files of killed processes.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -27,21 +28,21 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def digest(*parts: str | bytes | Path | Any, digits: int = 16) -> str:
-    """Return the first digits, hexadecimal, of the SHA-256 of all parts, one after the other.
+    """Return the first hexadecimal digits of the SHA-256 of all parts, concatenated.
 
     Args:
-        parts: text (as UTF-8), bytes, the path of a file for its content, or what has a buffer: a contiguous array.
-        digits: how many.
+        parts: text (hashed as UTF-8), bytes, contiguous arrays, or paths of files whose content is hashed.
+        digits: number of digits.
     """
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
             with open(part, "rb") as file:
                 while piece := file.read(1 << 20):
-                    found.update(piece)
+                    total.update(piece)
         else:
-            found.update(part.encode(errors="surrogateescape") if isinstance(part, str) else part)
-    return found.hexdigest()[:digits]
+            total.update(part.encode(errors="surrogateescape") if isinstance(part, str) else part)
+    return total.hexdigest()[:digits]
 
 
 def write_json(path: Path, content: object) -> None:
@@ -59,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        UserError: missing, damaged, or something else.
+        UserError: the file is missing, damaged or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
@@ -73,8 +74,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def agrees(path: Path, wanted: dict[str, Any]) -> bool:
-    """Tell whether a JSON file is there and says all that is wanted."""
+    """Return True if a JSON file exists and holds all wanted entries."""
     if not path.is_file():
         return False
-    there = read_json(path)
-    return all(there.get(name) == value for name, value in json.loads(json.dumps(wanted, default=str)).items())
+    saved = read_json(path)
+    return all(saved.get(name) == value for name, value in json.loads(json.dumps(wanted, default=str)).items())
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Loads NumPy arrays and plain types only, so that no code in the file is run."""
+
+    _PARTS = {  # noqa: RUF012
+        "numpy": ("ndarray", "dtype"),
+        "multiarray": ("_reconstruct", "scalar"),
+        "numeric": ("_frombuffer",),
+        "_codecs": ("encode",),
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        part = module.removeprefix("numpy.core.").removeprefix("numpy._core.")
+        if name not in self._PARTS.get(part, ()):
+            raise pickle.UnpicklingError(f"refused: {module}.{name}")
+        return super().find_class(module, name)

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and tables for the console and for Markdown. Standard library only."""
+"""Numbers, intervals and tables as text, for the console and Markdown. Standard library only."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ _THOUSANDTHS = ("kernel_distance", "kid")
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """Write a number with so many significant digits, without an exponent where it can be helped."""
+    """Return a number as text with so many significant digits, without an exponent from 1e-4 to 1e7."""
     if value == 0:
         return "0"
     if abs(value) >= 10 ** (digits + 4) or abs(value) < 1e-4:
@@ -45,28 +45,28 @@ def plain(value: float, digits: int = 3) -> str:
 
 
 def with_error(value: float, half: float) -> str:
-    """Write value ± half width, the latter to one digit from 3 on, else to two."""
+    """Return value ± half width as text; the half width has one digit if its first digit is 3 or more, else two."""
     if half <= 0 or abs(value) >= 1e5:
         return plain(value)
     step = 0
     while half * 10**step < 2.95 and step < 6:
         step += 1
-    return f"{round(value, step) + 0.0:,.{step}f} ± {half:,.{step}f}"  # + 0.0: no minus before a zero
+    return f"{round(value, step) + 0.0:,.{step}f} ± {half:,.{step}f}"  # + 0.0 avoids -0
 
 
 def half_width(entry: Mapping[str, Any]) -> float:
-    """Return the wider side of an entry's interval (a bound of the range may cut the other), 0 without interval."""
+    """Return the wider side of an entry's interval (the range may cut the other side), 0 without interval."""
     low, high = entry.get("interval") or (entry["value"], entry["value"])
     return max(entry["value"] - low, high - entry["value"])
 
 
 def apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Tell whether two entries of metrics.json differ by more than the 95% interval of their difference."""
+    """Return True if two entries of metrics.json differ by more than the 95% interval of their difference."""
     return abs(a["value"] - b["value"]) > math.hypot(half_width(a), half_width(b))
 
 
 def metric(name: str, entry: Mapping[str, Any] | None, *, error: bool = True) -> str:
-    """Write an entry of metrics.json as a cell."""
+    """Return an entry of metrics.json as a table cell."""
     if entry is None or entry.get("value") is None:
         return MISSING
     value, half = entry["value"], half_width(entry) if error else 0.0
@@ -80,7 +80,7 @@ def metric(name: str, entry: Mapping[str, Any] | None, *, error: bool = True) ->
 
 
 def count(value: float | None) -> str:
-    """Write a large count: 3.58 M, 62.3 k."""
+    """Return a large count as text: 3.58 M, 62.3 k."""
     if value is None:
         return MISSING
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
@@ -90,7 +90,7 @@ def count(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Write a duration with its unit."""
+    """Return a duration with its unit."""
     if value is None:
         return MISSING
     if value >= 7200:
@@ -103,29 +103,29 @@ def seconds(value: float | None) -> str:
 
 
 def memory(value: float | None) -> str:
-    """Write bytes as MiB or GiB."""
+    """Return bytes as MiB or GiB."""
     if value is None:
         return MISSING
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
 def rate(value: float | None) -> str:
-    """Write images per second."""
+    """Return images per second as text."""
     return MISSING if value is None else f"{plain(value)}/s"
 
 
 def number(value: float | None) -> str:
-    """Write a number, or the mark of a missing one."""
+    """Return a number as text, `-` for None."""
     return MISSING if value is None else plain(value)
 
 
 def listed(words: Sequence[str]) -> str:
-    """Join words as a sentence does: A, B and C."""
+    """Return the words as an enumeration: A, B and C."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def console_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align columns with spaces; the first to the left, the others to the right."""
+    """Return a table with columns aligned by spaces, the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, *rows):
@@ -137,23 +137,25 @@ def console_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a GitHub table; a `|` inside a cell is escaped."""
+    """Return a GitHub table; a `|` inside a cell is escaped."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
 def metrics_columns(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the metrics that any of the rows has, in table order."""
+    """Return the metrics of any of the rows, in table order."""
     return [name for name in METRICS if any(name in row for row in entries)]
 
 
 def check_sentence(check: Mapping[str, Any], anchors: Mapping[str, Any]) -> str:
-    """Say that a control does not move a metric as it should."""
+    """Return the sentence on a control that a metric does not rank as expected."""
     name, verdict = check["metric"], check["verdict"]
     label, against = anchors[check["anchor"]]["label"], anchors[check["against"]]["label"]
     cells = [metric(name, anchors[check[key]]["metrics"][name]) for key in ("anchor", "against")]
     if verdict == "unchanged":
-        said = f"cannot tell '{label}' from '{against}' at this number of images"
+        result = f"cannot tell '{label}' from '{against}' at this number of images"
     else:
-        said = f"finds '{label}' {verdict} than '{against}'"
-    return f"{METRICS[name][0]} {said} ({cells[0]} and {cells[1]}), where {' or '.join(check['expected'])} is expected"
+        result = f"finds '{label}' {verdict} than '{against}'"
+    return (
+        f"{METRICS[name][0]} {result} ({cells[0]} and {cells[1]}), where {' or '.join(check['expected'])} is expected"
+    )

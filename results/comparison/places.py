@@ -1,4 +1,4 @@
-"""Which of how many processes this one is: asked for on the command line, or told by torchrun, mpiexec or srun."""
+"""Rank and number of processes, from the command line or the variables of torchrun, mpiexec or srun."""
 
 import os
 import re
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from comparison.cli import UserError
 
 LOOPBACK = "127.0.0.1"
-# The variables of rank, number of processes, and both on this machine.
+# Variables of rank, number of processes, local rank and local number of processes.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
-SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of batch scripts and shells, which srun did not start
+SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of batch scripts and shells, not started by srun
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process among those that work together.
+    """The place of a process in a job.
 
     Attributes:
-        rank: in [0, world_size).
-        world_size: processes on all machines.
-        local_rank: in [0, local_world_size).
-        local_world_size: processes on this machine; all of them where the launcher does not tell.
-        launcher: torchrun (or what sets its variables), mpi or slurm; '' for none.
-        address, port: where the first process waits for the others; port 0 where that is agreed on later.
+        rank: rank in [0, world_size).
+        world_size: number of processes on all machines.
+        local_rank: rank in [0, local_world_size) on this machine.
+        local_world_size: number of processes on this machine, world_size if unknown.
+        launcher: torchrun (or a launcher with its variables), mpi or slurm; '' for none.
+        address, port: address of rank 0 for the connection; port 0 if it is chosen later.
     """
 
     rank: int = 0
@@ -41,11 +41,11 @@ class Place:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files."""
+        """Return True on rank 0, which writes the files."""
         return self.rank == 0
 
     def rows(self, n: int) -> slice | None:
-        """Return which rows of the joint batch are this process's `n`; None for all of them."""
+        """Return the slice of this rank's `n` rows in the global batch, None for all rows."""
         return None if self.world_size == 1 else slice(self.rank * n, (self.rank + 1) * n)
 
 
@@ -58,25 +58,25 @@ def find_place(
     address: str = LOOPBACK,
     port: int = 0,
 ) -> Place:
-    """Return this process's place: its launcher's, else the first on this machine of those that are asked for.
+    """Return the launcher's place of this process, else the first place on this machine of the requested job.
 
     Args:
-        env: variables of this process.
-        processes: on each machine.
-        nodes: machines.
-        node_rank: of this machine.
-        address, port: of machine 0, where there are several.
+        env: environment variables.
+        processes: processes on each machine.
+        nodes: number of machines.
+        node_rank: number of this machine.
+        address, port: address of machine 0, for several machines.
 
     Raises:
-        UserError: the launcher's variables contradict each other, or what is asked for.
+        UserError: the launcher's variables contradict each other or the arguments.
     """
-    place, asked = _launched(env), nodes * processes
+    place, requested = _launched(env), nodes * processes
     if place.world_size == 1:
-        where = (address, port) if nodes > 1 else (LOOPBACK, 0)
-        return Place(node_rank * processes, asked, 0, processes, "", *where)
-    if asked not in (1, place.world_size):
+        address, port = (address, port) if nodes > 1 else (LOOPBACK, 0)
+        return Place(node_rank * processes, requested, 0, processes, "", address, port)
+    if requested not in (1, place.world_size):
         raise UserError(
-            f"{asked} processes are asked for, but {place.launcher} has started {place.world_size} already; leave "
+            f"{requested} processes are asked for, but {place.launcher} has started {place.world_size} already; leave "
             f"their number out, or start without {place.launcher}"
         )
     return place
@@ -92,7 +92,7 @@ def _launched(env: Mapping[str, str]) -> Place:
     for names in MPI:
         if names[0] in env and names[1] in env:
             place = _read(env, names, "mpi")
-            # srun sets PMI's variables too; those of an mpiexec inside a job differ from srun's.
+            # srun sets PMI's variables too; those of an mpiexec inside a Slurm job differ from srun's.
             return slurm if (slurm.rank, slurm.world_size) == (place.rank, place.world_size) else place
     if "PMIX_RANK" in env and slurm.world_size == 1:
         raise UserError("PMIX_RANK is set, but not the number of processes; set RANK and WORLD_SIZE, or use torchrun")
@@ -112,7 +112,7 @@ def _slurm_place(env: Mapping[str, str]) -> Place:
     if "1" in (env.get("SLURM_STEP_NUM_NODES"), env.get("SLURM_NNODES"), env.get("SLURM_JOB_NUM_NODES")):
         nodes = LOOPBACK
     first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])  # gpu03 of gpu[03-07],big1
-    # Below the ports that systems give to clients.
+    # Below the range of ephemeral ports.
     port = 15000 + (31 * _number(env, "SLURM_JOB_ID", 0) + _number(env, "SLURM_STEP_ID", 0)) % 15000
     return _read({**env, "": str(local)}, ("SLURM_PROCID", size, "SLURM_LOCALID", ""), "slurm", first, port)
 
@@ -120,7 +120,7 @@ def _slurm_place(env: Mapping[str, str]) -> Place:
 def _read(
     env: Mapping[str, str], names: tuple[str, str, str, str], launcher: str, address: str = "", port: int = 0
 ) -> Place:
-    """Read a place from variables; MASTER_ADDR and MASTER_PORT win over `address` and `port`."""
+    """Return the place in the variables; MASTER_ADDR and MASTER_PORT take precedence over `address` and `port`."""
     rank, size = _number(env, names[0], 0), _number(env, names[1], 1)
     local_size = _number(env, names[3], size)
     local_rank = _number(env, names[2], rank % max(1, local_size))

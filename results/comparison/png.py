@@ -1,4 +1,4 @@
-"""PNG files: grids of images, and folders with one file per image that appear only when they are complete."""
+"""PNG files: image grids, and folders with one file per image that appear when complete."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from PIL import Image
 from comparison.files import atomic, digest, write_text
 from comparison.progress import bar
 
-CHUNK = 256  # images that are held at a time
-KEY_FILE = ".key.json"  # in the partial folder: which images it is for
+CHUNK = 256  # images in memory at a time
+KEY_FILE = ".key.json"  # identifies the images of a partial folder
 
 
 def write_png_folder(
@@ -26,22 +26,22 @@ def write_png_folder(
     *,
     key: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Write images as PNG files; the folder appears under its name only when the last one is written.
+    """Write images as PNG files into `<folder>.partial`, which is renamed to `folder` after the last one.
 
-    Until then they lie in `<folder>.partial`, where a later call with the same key and names continues.
+    After an interruption, a call with the same key and names resumes.
 
     Args:
-        folder: must be absent or empty.
-        images: N of them, each (H, W, 3) uint8, or what `decode` turns into that; read a few at a time.
+        folder: missing or empty folder.
+        images: N images, (H, W, 3) uint8 or inputs of `decode`, read a few at a time.
         names: N file names that end in .png.
-        decode: called for the files that are not there yet.
-        key: what tells these images from others, as JSON has it.
+        decode: returns the image of an input; called for missing files only.
+        key: JSON values that identify the images.
 
     Yields:
-        Each file's name once it is there.
+        The name of each file that exists.
 
     Raises:
-        FileExistsError: the folder holds something, or the partial one what is not of this call's images.
+        FileExistsError: the folder is not empty, or the partial one belongs to other images.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
@@ -65,28 +65,25 @@ def write_png_folder(
 
 
 def _claim(partial: Path, names: Sequence[str], key: Mapping[str, Any]) -> None:
-    """Note in the partial folder whose it is, or find that it is this call's."""
+    """Write the key into the partial folder; raise FileExistsError if the folder holds files of other images."""
     note = json.dumps({**key, "images": len(names), "names": digest("\0".join(names))}, sort_keys=True)
     path = partial / KEY_FILE
-    there = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    written = {KEY_FILE, *(names if there == note else ())}
-    for hidden in partial.glob(".*.png") if there == note else ():  # of a call that was killed while it wrote
+    same = path.is_file() and path.read_text(encoding="utf-8", errors="replace") == note
+    written = {KEY_FILE, *(names if same else ())}
+    for hidden in partial.glob(".*.png") if same else ():  # temporary files of a killed call
         hidden.unlink()
-    foreign = next((found.name for found in sorted(partial.iterdir()) if found.name not in written), None)
+    foreign = next((file.name for file in sorted(partial.iterdir()) if file.name not in written), None)
     if foreign:
-        whose = "is no part of these images" if there == note else "is of other images"
-        raise FileExistsError(f"{partial}: {foreign} {whose}; remove that folder, or name another one to write")
+        origin = "is no part of these images" if same else "is of other images"
+        raise FileExistsError(f"{partial}: {foreign} {origin}; remove that folder, or name another one to write")
     write_text(path, note)
 
 
 def write_pngs(npz: Path, folder: Path, digits: int) -> None:
-    """Write the images of an .npz as <number>.png, numbers of so many digits, beside what the folder holds.
-
-    All appear under their names when the last one is written.
-    """
+    """Write the images of an .npz as <number>.png, zero-padded to `digits`; all appear when the last is written."""
     part = folder / ".part"
     part.mkdir(parents=True, exist_ok=True)
-    for path in part.glob("*.png"):  # of a call that was cut short, perhaps of more images
+    for path in part.glob("*.png"):  # of an interrupted call, perhaps of more images
         path.unlink()
     with np.load(npz) as archive:
         images = archive["arr_0"]
@@ -100,7 +97,7 @@ def write_pngs(npz: Path, folder: Path, digits: int) -> None:
 
 
 def grid(images: Any, columns: int = 8, padding: int = 2) -> np.ndarray:
-    """Return a tensor of (N, 3, S, S) uint8 images as one picture, (H, W, 3) uint8, row by row, on white."""
+    """Return (N, 3, S, S) uint8 images as one (H, W, 3) uint8 image, row by row, on white."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     canvas = np.full((rows * (height + padding) + padding, columns * (width + padding) + padding, 3), 255, np.uint8)
@@ -111,6 +108,6 @@ def grid(images: Any, columns: int = 8, padding: int = 2) -> np.ndarray:
 
 
 def save_grid(images: Any, path: Path, columns: int = 8, padding: int = 2) -> None:
-    """Write the `grid` of a tensor of (N, 3, S, S) uint8 images as a PNG."""
+    """Write the `grid` of (N, 3, S, S) uint8 images as a PNG."""
     with atomic(path) as temporary:
         Image.fromarray(grid(images, columns, padding)).save(temporary)

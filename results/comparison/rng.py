@@ -1,8 +1,8 @@
-"""Randomness as a pure function of its key.
+"""Random numbers as a pure function of a key.
 
-A training step draws for the global batch from (seed, step, purpose) and slices by rank, so that the number of
-processes, micro-batches and restarts changes nothing. Samples are drawn in fixed blocks, so that image i of a seed
-has the same noise whatever the batch size. Values differ between device types (each has its own generator).
+A training step draws for the global batch from (seed, step, purpose) and slices by rank, so that ranks, micro-batches
+and restarts change nothing. Samples are drawn in fixed blocks, so that image i of a seed has the same noise at any
+batch size. Values differ between device types, which have different generators.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Key = int | str
-BLOCK = 16  # images that share a generator when sampling: few seedings, little drawn in vain at batch size 1
+BLOCK = 16  # images that share a generator: few seedings, and few unused values at batch size 1
 
 
 def mix(*key: Key) -> int:
@@ -22,12 +22,12 @@ def mix(*key: Key) -> int:
 
 
 def generator(device: torch.device | str, *key: Key) -> torch.Generator:
-    """Return a generator on `device` that is seeded by `key` alone."""
+    """Return a generator on `device`, seeded by `key` alone."""
     return torch.Generator(device=device).manual_seed(mix(*key))
 
 
 def normal(shape: Sequence[int], *key: Key, device: torch.device | str = "cpu", rows: slice | None = None) -> Tensor:
-    """Draw standard normal float32 of the global `shape`, or only `rows` of it (the rank's part)."""
+    """Return standard normal float32 of the global `shape`, or only its `rows` (the rank's part)."""
     values = torch.randn(tuple(shape), generator=generator(device, *key), device=device)
     return values if rows is None else values[rows]
 
@@ -35,7 +35,7 @@ def normal(shape: Sequence[int], *key: Key, device: torch.device | str = "cpu", 
 def randint(
     high: int, shape: Sequence[int], *key: Key, device: torch.device | str = "cpu", rows: slice | None = None
 ) -> Tensor:
-    """Draw int64 uniform in [0, high) of the global `shape`, or only `rows` of it."""
+    """Return int64 uniform in [0, high) of the global `shape`, or only its `rows`."""
     values = torch.randint(high, tuple(shape), generator=generator(device, *key), device=device)
     return values if rows is None else values[rows]
 
@@ -46,12 +46,12 @@ def seed_default(*key: Key) -> None:
 
 
 class SampleNoise:
-    """Noise of the images `indices` of a seed, the same whatever the batch size.
+    """Noise of the images `indices` of a seed, the same at any batch size.
 
     Args:
-        seed: of the whole sample set.
+        seed: seed of the sample set.
         indices: consecutive image numbers of this batch.
-        device: where the noise is drawn and left.
+        device: device of the noise.
     """
 
     def __init__(self, seed: int, indices: range, device: torch.device | str):
@@ -65,7 +65,7 @@ class SampleNoise:
         ]
 
     def normal(self, shape: Sequence[int], draw: Key) -> Tensor:
-        """Return (N, *shape) float32 standard normal; `draw` numbers or names the draw within an image."""
+        """Return (N, *shape) float32 standard normal; `draw` is the number or name of the draw within an image."""
         parts = [
             normal((BLOCK, *shape), self.seed, block, draw, device=self.device, rows=rows)
             for block, rows in self._blocks()

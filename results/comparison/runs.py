@@ -1,7 +1,8 @@
-"""Run folders: config.json, progress.csv, log.txt, checkpoints. Imports torch only where a tensor is touched."""
+"""Run folders: config.json, progress.csv, log.txt, and a lock against a second training in the same folder."""
 
 import contextlib
 import csv
+import fcntl
 import json
 import math
 import os
@@ -10,20 +11,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from comparison.cli import UserError, repo_root
 from comparison.files import atomic, read_json, write_json
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-# Options that may differ when a run is continued: they decide how long and where it runs, not what it computes.
+# Options that may differ when a run is resumed: they affect where and how long it runs, not what it computes.
 MAY_CHANGE = frozenset(
     {
         *("device", "threads", "num_workers", "fresh", "keep", "run_dir"),
@@ -39,32 +37,30 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the config.json of a training run.
 
     Raises:
-        UserError: missing, damaged, or something else.
+        UserError: the file is missing, damaged or holds something else.
     """
     config = read_json(path)
     finished = config.get("finished", {"reason": "", "steps": 0, "images_seen": 0, "wall_seconds": 0})
-    known = all(isinstance(found, dict) for found in (config.get("options"), config.get("data", {}), finished))
-    counts = ("steps", "images_seen", "wall_seconds")
-    if (
-        not known
-        or not isinstance(finished.get("reason"), str)
-        or not all(isinstance(finished.get(name), int | float) for name in counts)
+    sections = (config.get("options"), config.get("data", {}), finished)
+    if not all(isinstance(section, dict) for section in sections) or not (
+        isinstance(finished.get("reason"), str)
+        and all(isinstance(finished.get(name), int | float) for name in ("steps", "images_seen", "wall_seconds"))
     ):
         raise UserError(f"{path}: not the config.json of a training run")
     return config
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect results."""
+    numbers = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            numbers[package] = metadata.version(package)
+    return numbers
 
 
 def git_commit() -> str | None:
-    """Return the project's commit, marked `+` when tracked source files differ from it, or None outside git."""
+    """Return the project's commit, with `+` if tracked source files differ from it; None outside git."""
     try:
         git = ["git", "-C", str(repo_root())]
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -75,12 +71,12 @@ def git_commit() -> str | None:
 
 
 class Run:
-    """One training run in its folder.
+    """A training run in its folder.
 
     Attributes:
-        folder: where everything is written.
-        config: the content of config.json.
-        resumed: whether the folder held this run already.
+        folder: run folder.
+        config: content of config.json.
+        resumed: True if the folder held this run already.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], resumed: bool, stale: list[Path]):
@@ -101,20 +97,20 @@ class Run:
         """Open a run folder for training; nothing is written or deleted before `start`.
 
         Args:
-            folder: of the run; need not exist.
-            options: every flag with its value.
-            model: name of the family, e.g. `gans`.
+            folder: run folder; need not exist.
+            options: all flags with their values.
+            model: name of the model family, e.g. `gans`.
             may_change: further options that may differ from the folder's.
-            implied: the values of options that a run had which began before they existed; else they were off.
+            implied: values, in runs older than these options, of options that were not off.
             fresh: start over.
 
         Raises:
-            UserError: the folder holds another run; the sentence names each difference.
+            UserError: the folder holds another run; the error names each difference.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: not a folder")
-        _refuse_company(folder, keep=False)
+        _lock_run_dir(folder, keep=False)
         options = json.loads(json.dumps(options, default=str))
         config = {"model": model, "options": options, "git_commit": git_commit(), "versions": versions()}
         config["created"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -123,62 +119,55 @@ class Run:
             if not fresh and (any(folder.glob("*.pt")) or any(folder.glob("*.pth"))):
                 raise UserError(f"{folder}: holds checkpoints but no config.json; name another folder")
             return cls(folder, config, False, [])
-        known = read_config(path)
-        if known.get("model") != model:
-            raise UserError(f"{folder} holds a run of {known.get('model')}, not of {model}")
+        saved = read_config(path)
+        if saved.get("model") != model:
+            raise UserError(f"{folder} holds a run of {saved.get('model')}, not of {model}")
         if fresh:
-            stale = [found for pattern in _OWN_FILES for found in folder.glob(pattern) if found.is_file()]
+            stale = [file for pattern in _RUN_FILES for file in folder.glob(pattern) if file.is_file()]
             return cls(folder, config, False, stale)
-        known["options"] = {**(implied or {}), **known["options"]}
-        _refuse_differences(folder, known["options"], options, MAY_CHANGE | set(may_change))
-        config = {**known, "options": {**known["options"], **options}}
+        saved["options"] = {**(implied or {}), **saved["options"]}
+        _check_options(folder, saved["options"], options, MAY_CHANGE | set(may_change))
+        config = {**saved, "options": {**saved["options"], **options}}
         return cls(folder, config, True, [])
 
     def finished_reason(self, budget: Any = None) -> str | None:
-        """Return why the run has ended, or None if it has not or `budget` (a Budget) now allows more."""
+        """Return the reason why the run ended, None if it has not ended or `budget` (a Budget) now allows more."""
         done = self.config.get("finished")
-        if not done:
-            return None
-        if budget is None:
-            return done["reason"]
-        if not done["reason"].startswith("max_"):
-            return done["reason"]
+        if not done or budget is None or not done["reason"].startswith("max_"):
+            return done["reason"] if done else None
         return budget.exhausted(done["steps"], done["images_seen"], done["wall_seconds"])
 
     def start(self, step: int = 0) -> None:
-        """Make the folder ready for training from `step`: old files of a fresh start go, later rows are trimmed.
+        """Prepare the folder for training from `step`: lock it, delete files of a fresh start, trim later rows.
 
         Raises:
             UserError: another process is training in it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        _refuse_company(self.folder, keep=True)
+        _lock_run_dir(self.folder, keep=True)
         for path in self._stale:
             path.unlink(missing_ok=True)
         for name in _SET_FOLDERS if self._stale else ():
             for path in (*self.folder.glob(f"{name}/*"), self.folder / name):
-                with contextlib.suppress(OSError):  # a file, or a folder that holds something of the user's
+                with contextlib.suppress(OSError):  # a file, or a folder with files of the user
                     path.rmdir()
         self._stale = []
-        for path in self.folder.glob(".*"):  # temporary names that a killed process left, see `files.atomic`
+        for path in self.folder.glob(".*"):  # temporary files of a killed process, see `files.atomic`
             if path.is_file() and re.search(r"\.\d+(\.(png|json|csv|txt|pt|pth|npz))?$", path.name):
                 path.unlink(missing_ok=True)
         self.config.pop("finished", None)
-        self._write_config()
+        self.describe()
         path = self.folder / "progress.csv"
         if path.is_file():
-            rows = [row for row in read_progress(path) if row["step"] <= step]
-            _write_rows(path, rows)
+            _write_rows(path, [row for row in read_progress(path) if row["step"] <= step])
 
     def describe(self, **facts: Any) -> None:
         """Add facts to config.json: parameters, data, device, precision."""
         self.config.update(facts)
-        self._write_config()
+        write_json(self.folder / "config.json", self.config)
 
     def log(self, message: str) -> None:
-        """Print a line on the console and append it to log.txt."""
-        from tqdm import tqdm
-
+        """Print a line and append it to log.txt."""
         with tqdm.external_write_mode(sys.stdout):
             print(message, flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +175,7 @@ class Run:
             file.write(message + "\n")
 
     def log_row(self, step: int, images_seen: int, wall_seconds: float, **values: float) -> None:
-        """Append a row to progress.csv; new columns are added to the file, missing ones left empty."""
+        """Append a row to progress.csv; new columns are added to the file, missing values left empty."""
         row = {"step": step, "images_seen": images_seen, "wall_seconds": round(wall_seconds, 3)}
         row.update({name: float(f"{float(value):.7g}") for name, value in values.items()})
         path = self.folder / "progress.csv"
@@ -199,34 +188,23 @@ class Run:
             _write_rows(path, rows)
 
     def finish(self, reason: str, *, steps: int, images_seen: int, wall_seconds: float, **facts: Any) -> None:
-        """Mark the run as ended in config.json."""
-        self.config["finished"] = {
-            "reason": reason,
-            "steps": steps,
-            "images_seen": images_seen,
-            "wall_seconds": round(wall_seconds, 3),
-            **facts,
-        }
-        self._write_config()
-        _let_go(self.folder)
-
-    def _write_config(self) -> None:
-        write_json(self.folder / "config.json", self.config)
+        """Mark the run as finished in config.json and release its lock."""
+        counts = {"steps": steps, "images_seen": images_seen, "wall_seconds": round(wall_seconds, 3)}
+        self.describe(finished={"reason": reason, **counts, **facts})
+        if (handle := _held.pop(_identity(self.folder), None)) is not None:
+            os.close(handle)
 
 
-_held: dict[tuple[int, int], int] = {}  # device and inode of the folders in which this process trains -> its handle
+_held: dict[tuple[int, int], int] = {}  # device and inode of the folders that this process has locked -> handle
 
 
-def _refuse_company(folder: Path, *, keep: bool) -> None:
-    """Refuse a folder in which another process trains; `keep` holds it for this one until it ends.
+def _lock_run_dir(folder: Path, *, keep: bool) -> None:
+    """Raise UserError if another process trains in a folder; with `keep`, hold the lock until this process ends.
 
-    The lock is the system's and lies on the folder itself, so that a killed process leaves none. Looking without
-    `keep` disturbs nobody who looks at the same time, such as the other processes of a job.
-
-    Raises:
-        UserError: so.
+    The lock is the operating system's, on the folder itself, so a killed process leaves none. Without `keep` it is
+    shared, so that all ranks of a job can check at the same time.
     """
-    if fcntl is None or not folder.is_dir():
+    if not folder.is_dir():
         return
     handle = os.open(folder, os.O_RDONLY)
     key = _identity(folder)
@@ -239,53 +217,46 @@ def _refuse_company(folder: Path, *, keep: bool) -> None:
     except BlockingIOError:
         raise UserError(f"{folder}: another process is training in this folder; wait for it or stop it") from None
     except OSError:
-        pass  # a file system that knows no locks
+        pass  # a file system without locks
     finally:
         if _held.get(key) != handle:
             os.close(handle)
 
 
-def _let_go(folder: Path) -> None:
-    if (handle := _held.pop(_identity(folder), None)) is not None:
-        os.close(handle)
-
-
-def _forget() -> None:
-    """Leave the folders to the process before a fork: its child, which reads data, may outlive it by seconds."""
+def _drop_locks_after_fork() -> None:
+    """Close the handles in a forked data worker, which may outlive the training process by seconds."""
     for handle in _held.values():
         os.close(handle)
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_drop_locks_after_fork)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
 
 
-# What a run writes, and --fresh deletes; in these folders lie sample sets of other settings and earlier checkpoints.
+# Files that a run writes and --fresh deletes; the folders hold samples of other settings and of earlier checkpoints.
 _SET_FOLDERS = ("settings", "history")
 _SAMPLE_FILES = (
     *("samples*", "sampling.json", "metrics.json", "timing.json", "interpolation.png", "neighbours.png"),
     *("trajectory.png", "comparison.png", "nll.json", "nll.png", "nll-*.part-*.npz", "*_terms.npz"),
 )
-_OWN_FILES = (
+_RUN_FILES = (
     *("*.pt", "*.pth", "config.json", "progress.*", "log.txt", "loss.png", "grid*.png"),
     *_SAMPLE_FILES,
     *(f"{folder}/*/{name}" for folder in _SET_FOLDERS for name in _SAMPLE_FILES),
 )
 
 
-def _refuse_differences(
-    folder: Path, there: dict[str, Any], here: dict[str, Any], may_change: set[str] | frozenset[str]
-) -> None:
-    # An option that the scripts did not have yet when the run began, and that is off, changes nothing.
-    newer_and_off = {name for name, value in here.items() if name not in there and not value}
-    names = sorted((set(there) | set(here)) - set(may_change) - newer_and_off)
-    differences = [f"{n} {there.get(n)} there, {here.get(n)} here" for n in names if there.get(n) != here.get(n)]
+def _check_options(folder: Path, saved: Mapping[str, Any], options: Mapping[str, Any], may_change: Set[str]) -> None:
+    """Raise UserError if options differ; an option that is off and newer than the run may be missing there."""
+    newer_and_off = {name for name, value in options.items() if name not in saved and not value}
+    names = sorted((saved.keys() | options.keys()) - may_change - newer_and_off)
+    differing = [name for name in names if saved.get(name) != options.get(name)]
+    differences = [f"{name} {saved.get(name)} there, {options.get(name)} here" for name in differing]
     if differences:
         raise UserError(
             f"{folder} holds another run: {'; '.join(differences)}; use the same options, another folder or --fresh"
@@ -300,10 +271,10 @@ def _header(path: Path) -> list[str] | None:
 
 
 def read_progress(path: Path) -> list[dict[str, float]]:
-    """Read progress.csv as one dictionary per row; empty cells are left out, and rows that are damaged.
+    """Read progress.csv as one dictionary per row, without empty cells and damaged rows.
 
     Raises:
-        UserError: it is no table at all.
+        UserError: the file is not a CSV table.
     """
     rows = []
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
@@ -316,7 +287,7 @@ def read_progress(path: Path) -> list[dict[str, float]]:
                     if all(map(math.isfinite, counts)):
                         rows.append(values)
         except csv.Error as error:
-            raise UserError(f"{path}: damaged ({error}); mend or remove it") from None
+            raise UserError(f"{path}: damaged ({error}); fix or delete the file") from None
     return rows
 
 

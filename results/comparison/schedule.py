@@ -1,7 +1,6 @@
-"""Learning rates and moving averages that follow the share of the budget that has been used. Standard library only.
+"""Schedules of learning rate and EMA decay over the used fraction of the budget. Standard library only.
 
-The share comes from `Budget.progress`, so that one setting fits a budget of seconds, images or updates, and a resumed
-run goes on where it stopped.
+`Budget.progress` gives the fraction, so a setting fits budgets of seconds, images or updates, and resumes exactly.
 """
 
 import argparse
@@ -15,12 +14,12 @@ DECAYS = ("none", "linear", "cosine")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate as a multiple of its peak, over the share of the budget that is used.
+    """A learning rate as a multiple of its peak, over the used fraction of the budget.
 
     Attributes:
-        warmup: share of the budget over which the rate rises linearly from 0 to its peak.
+        warmup: fraction of the budget over which the rate rises linearly from 0 to its peak.
         decay: none, linear or cosine (half a period; Loshchilov & Hutter 2017, Eq. 5).
-        decay_from: share of the budget at which the decay begins.
+        decay_from: fraction of the budget at which the decay begins.
         floor: multiple of the peak at which the decay ends.
     """
 
@@ -31,10 +30,10 @@ class Schedule:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Schedule":
-        """Read the flags of `add_schedule_options`; a decay that is none of DECAYS is the script's own, here none.
+        """Return the schedule of the flags of `add_schedule_options`, without decay for a value outside DECAYS.
 
         Raises:
-            UserError: the warm-up reaches into the decay, or a flag has no effect.
+            UserError: the warm-up overlaps the decay, or a flag has no effect.
         """
         decay = args.lr_decay if args.lr_decay in DECAYS else "none"
         begin = args.lr_warmup if args.lr_decay_from is None else args.lr_decay_from
@@ -51,7 +50,7 @@ class Schedule:
         return not self.warmup and self.decay == "none"
 
     def factor(self, progress: float) -> float:
-        """Return the multiple of the peak rate at a share of the budget in [0, 1]."""
+        """Return the multiple of the peak rate at a fraction of the budget in [0, 1]."""
         rise = min(1.0, progress / self.warmup) if self.warmup else 1.0
         if self.decay == "none" or progress <= self.decay_from:
             return rise
@@ -61,15 +60,15 @@ class Schedule:
 
 
 def ema_rate(most: float, updates: int, horizon: float = 0.0) -> float:
-    """Return the decay of an exponential moving average at an update, lowered while few updates have been made.
+    """Return the EMA decay at an update, which is lower early in training.
 
-    With a horizon h the average reaches back over h times the updates so far, so that its length grows with the run
-    (Karras et al. 2024, section 3.1, has the same in closed form). Without one the rule is (1 + n) / (10 + n).
+    With a horizon h, the average covers the last h * n updates (Karras et al. 2024, section 3.1, has the closed form).
+    Without, the decay is (1 + n) / (10 + n).
 
     Args:
-        most: decay that is never exceeded, in [0, 1).
-        updates: n, the updates made so far.
-        horizon: h, a share of the updates so far; 0 for none.
+        most: maximum of the decay, in [0, 1).
+        updates: n, the number of updates so far.
+        horizon: h, a fraction of the updates so far; 0 for none.
     """
     if not horizon:
         return min(most, (1 + updates) / (10 + updates))
@@ -79,22 +78,12 @@ def ema_rate(most: float, updates: int, horizon: float = 0.0) -> float:
 def add_schedule_options(
     group: argparse._ActionsContainer, *, decays: tuple[str, ...] = DECAYS, decay: str | None = "none"
 ) -> None:
-    """Add --lr_warmup, --lr_decay, --lr_decay_from, --lr_floor and --ema_horizon.
-
-    Args:
-        group: of the parser.
-        decays: values of --lr_decay, DECAYS among them.
-        decay: its default.
-    """
+    """Add --lr_warmup, --lr_decay (with its choices and default), --lr_decay_from, --lr_floor and --ema_horizon."""
     add = group.add_argument
-    add("--lr_warmup", type=fraction, default=0.0, help="share of the budget over which learning rates rise from 0")
-    add("--lr_decay", choices=decays, default=decay, help="how learning rates fall from --lr_decay_from to the end")
-    decay_help = "share of the budget at which --lr_decay begins; by default where the warm-up ends"
+    add("--lr_warmup", type=fraction, default=0.0, help="fraction of the budget over which learning rates rise from 0")
+    add("--lr_decay", choices=decays, default=decay, help="shape of the decay from --lr_decay_from to the end")
+    decay_help = "fraction of the budget at which --lr_decay begins; by default the end of the warm-up"
     add("--lr_decay_from", type=fraction, help=decay_help)
-    add("--lr_floor", type=fraction, default=0.0, help="share of the learning rates that is left at the end")
-    add(
-        "--ema_horizon",
-        type=fraction,
-        default=0.0,
-        help="length of the moving average as a share of the updates so far; 0 for the length of its rate alone",
-    )
+    add("--lr_floor", type=fraction, default=0.0, help="fraction of the learning rates that remains at the end")
+    horizon_help = "length of the EMA as a fraction of the updates so far; 0 for the length of its rate alone"
+    add("--ema_horizon", type=fraction, default=0.0, help=horizon_help)

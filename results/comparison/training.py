@@ -1,4 +1,4 @@
-"""What every training does alike: budget, clock, Ctrl-C, rows of progress.csv, checkpoints that are due, the end."""
+"""The part that all training loops share: budget, clock, stop signals, rows of progress.csv, checkpoint intervals."""
 
 import math
 import signal
@@ -9,25 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, SupportsFloat
+
+from tqdm import tqdm
 
 from comparison.cli import INTERRUPTED, UserError
 from comparison.curves import draw_run_loss
 from comparison.distributed import agree, mean, same
+from comparison.progress import bar
 from comparison.runs import Run
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from tqdm import tqdm
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bounds of one training run; 0 means no bound.
+    """Bounds of a training run; 0 means no bound.
 
     Attributes:
-        max_steps: updates.
-        max_images: training images, repetitions counted.
+        max_steps: number of updates.
+        max_images: number of training images, including repetitions.
         max_seconds: wall seconds of training over all restarts.
     """
 
@@ -36,7 +35,7 @@ class Budget:
     max_seconds: float = 0
 
     def exhausted(self, step: int, images_seen: int, wall_seconds: float) -> str | None:
-        """Name the bound that is reached, or return None."""
+        """Return the name and value of the bound that is reached, or None."""
         if self.max_steps and step >= self.max_steps:
             return f"max_steps {self.max_steps}"
         if self.max_images and images_seen >= self.max_images:
@@ -46,23 +45,23 @@ class Budget:
         return None
 
     def progress(self, step: int, images_seen: int, wall_seconds: float) -> float:
-        """Return the share of the budget that is used, in [0, 1]: that of the nearest bound, 0 without one."""
+        """Return the used fraction of the budget, in [0, 1], by the nearest bound; 0 without bounds."""
         used = ((step, self.max_steps), (images_seen, self.max_images), (wall_seconds, self.max_seconds))
         return max((min(1.0, value / bound) for value, bound in used if bound), default=0.0)
 
     def cut(self, stop_after: float) -> "Budget":
-        """Return the first part of a budget with one bound, up to `stop_after` in its unit; 0 for the whole.
+        """Return the budget with its only bound lowered to `stop_after`, in its unit; 0 changes nothing.
 
         Raises:
-            UserError: the budget has no bound or several, or a part of an update or image is asked for.
+            UserError: the budget does not have exactly one bound, or `stop_after` is a fraction of an update or image.
         """
         if not stop_after:
             return self
         bounds = [name for name, bound in vars(self).items() if bound]
         if len(bounds) != 1:
-            found = " and ".join(f"--{name} {getattr(self, name):g}" for name in bounds) or "none"
-            wanted = "exactly one of --max_steps, --max_images and --max_seconds above 0"
-            raise UserError(f"--stop_after {stop_after:g} needs {wanted}, not {found}")
+            given = " and ".join(f"--{name} {getattr(self, name):g}" for name in bounds) or "none"
+            needed = "exactly one of --max_steps, --max_images and --max_seconds above 0"
+            raise UserError(f"--stop_after {stop_after:g} needs {needed}, not {given}")
         name = bounds[0]
         if name != "max_seconds" and stop_after != int(stop_after):
             raise UserError(f"--stop_after {stop_after:g} must be a whole number, as --{name} is")
@@ -70,12 +69,12 @@ class Budget:
         return replace(self, **{name: min(getattr(self, name), part)})
 
     def describe(self) -> str:
-        """Return the bounds in words, for logs."""
+        """Return the bounds as text for logs."""
         bounds = zip(("updates", "images", "seconds"), vars(self).values(), strict=True)
         return " or ".join(f"{bound:g} {unit}" for unit, bound in bounds if bound) or "no bound"
 
     def total_steps(self, images_per_step: int) -> int | None:
-        """Return the step at which the run ends if steps or images decide it, for a progress bar."""
+        """Return the step at which the bounds on steps and images end the run, for a progress bar."""
         bounds = [self.max_steps] if self.max_steps else []
         if self.max_images:
             bounds.append(-(-self.max_images // images_per_step))
@@ -83,18 +82,18 @@ class Budget:
 
 
 class Clock:
-    """Wall seconds, from `elapsed` on."""
+    """Wall seconds, starting at `elapsed`."""
 
     def __init__(self, elapsed: float = 0.0):
         self._start = time.perf_counter() - elapsed
 
     def seconds(self) -> float:
-        """Return the seconds so far."""
+        """Return the elapsed seconds."""
         return time.perf_counter() - self._start
 
 
 class StopSignal:
-    """Turn the first Ctrl-C or SIGTERM into a request, so that the loop can save and leave; the second one raises."""
+    """Record the first Ctrl-C or SIGTERM, so that a loop can save and exit; the second raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -116,29 +115,29 @@ class StopSignal:
 
 
 class Loop:
-    """The updates of a training: iterating gives their numbers 0, 1, ... until a bound or Ctrl-C ends it.
+    """Iterator over the update numbers 0, 1, ... of a training, until a bound or Ctrl-C ends it.
 
-    All processes of a job iterate alike: the first one's clock counts, and a stop of one stops all.
+    All ranks iterate in step: rank 0's clock counts, and a stop signal to one stops all.
 
     Args:
-        run: the run's folder; None in all processes but the first, which alone writes.
+        run: run folder on rank 0, which writes alone; None on other ranks.
         budget: bounds of the run.
-        images_of: maps a number of updates to the training images that they see.
+        images_of: maps a number of updates to the number of training images that they use.
         step, seconds: updates and wall seconds of earlier starts of the run.
         log_interval: updates between rows of progress.csv.
-        save_minutes: minutes of training after which a checkpoint is due anyway.
+        save_minutes: maximum minutes of training between checkpoints.
         stop_after: see `Budget.cut`.
-        epochs: one more bound, as updates and in words, such as (600, "num_epoch 3"); 0 updates for none.
-        advice: what may help a training that diverges.
+        epochs: one more bound, as updates and text, such as (600, "num_epoch 3"); 0 updates for none.
+        advice: hint in the error if training diverges.
 
     Attributes:
-        step: updates done; in the loop's body, the present one included.
-        progress: share of the budget that was used before the present update, in [0, 1].
-        reason: the bound that ended the loop; None before that, and after Ctrl-C or SIGTERM.
-        bar: the progress bar, in the loop's body.
+        step: updates done, in the loop's body including the current one.
+        progress: used fraction of the budget before the current update, in [0, 1].
+        reason: bound that ended the loop; None during the loop, and after Ctrl-C or SIGTERM.
+        bar: progress bar, in the loop's body.
     """
 
-    bar: "tqdm"
+    bar: tqdm
 
     def __init__(
         self,
@@ -162,21 +161,19 @@ class Loop:
         self._agreed = self._saved_at = self._paused_at = seconds
         self._logged_step = -1
 
-    def begin(self, words: str, **facts: Any) -> None:
-        """Trim progress.csv to the updates done, add the facts to config.json, and log what begins, in words.
+    def begin(self, text: str, **facts: Any) -> None:
+        """Trim progress.csv to the updates done, add facts to config.json, and log the start.
 
         Raises:
-            UserError: the processes have restored different states.
+            UserError: the ranks have restored different states.
         """
         same(self.step, "updates in the run folder, which every machine must see")
         if self.run:
             self.run.start(self.step)
             self.run.describe(**facts)
-            self.log(f"continue after step {self.step}, {words}" if self.step else f"start, {words}")
+            self.log(f"continue after step {self.step}, {text}" if self.step else f"start, {text}")
 
     def __iter__(self) -> Iterator[int]:
-        from comparison.progress import bar
-
         last, name = self._epochs
         by_images = bisect_left(range(self.budget.max_images), self.budget.max_images, key=self._images_of)
         total = min((n for n in (last, self.budget.max_steps, by_images) if n), default=None)
@@ -194,17 +191,17 @@ class Loop:
 
     @property
     def images_seen(self) -> int:
-        """Training images of the updates done, repetitions counted."""
+        """Return the number of training images of the updates done, including repetitions."""
         return self._images_of(self.step)
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of training so far."""
+        """Return the wall seconds of training so far."""
         return self._paused_at if self._paused else self._clock.seconds()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the clock inside the `with` block, for pictures and scores, once the GPU has done what is training."""
+        """Stop the clock inside the `with` block, for pictures and scores, after the GPU has finished the updates."""
         import torch
 
         if torch.cuda.is_initialized():
@@ -217,32 +214,24 @@ class Loop:
 
     @property
     def row_due(self) -> bool:
-        """Whether --log_interval asks for a row after the present update."""
+        """Return True if --log_interval asks for a row after the current update."""
         return self.step % self._log_interval == 0
 
     def check(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Refuse values that are not finite.
-
-        Args:
-            values: of this process.
-            step: the updates after which they were not; the present number unless told.
-
-        Raises:
-            UserError: the training has diverged.
-        """
+        """Raise UserError if a value is not finite, after `step` updates, by default those done."""
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"step {step or self.step}: {name} is {value}, the training has diverged; what is saved is an "
-                    f"earlier state, {self._advice}"
+                    f"step {step or self.step}: {name} is {value}, the training has diverged; the last checkpoint is "
+                    f"an earlier state, {self._advice}"
                 )
 
-    def row(self, values: "Mapping[str, Tensor | float]", own: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Write a row of progress.csv, unless this step has one, and return the values' means over the processes.
+    def row(self, values: Mapping[str, SupportsFloat], own: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Write a row of progress.csv, unless this step has one, and return the means of `values` over the ranks.
 
         Args:
-            values: scalars that every process has.
-            own: further columns, of the first process.
+            values: scalars, with the same names on every rank.
+            own: further columns of rank 0.
 
         Raises:
             UserError: a mean is not finite.
@@ -255,48 +244,47 @@ class Loop:
         return means
 
     def save_due(self, planned: bool) -> bool:
-        """Return True where a checkpoint is planned, or --save_minutes have passed since the last one."""
+        """Return True if a checkpoint is planned, or --save_minutes have passed since the last one."""
         due = planned or self._agreed - self._saved_at > 60 * self._save_minutes
         self._saved_at = self._agreed if due else self._saved_at
         return due
 
     def log(self, message: str) -> None:
-        """Print a line and append it to log.txt, in the first process."""
+        """Print a line and append it to log.txt, on rank 0."""
         if self.run:
             self.run.log(message)
 
     def finish(self, **facts: Any) -> int:
-        """Log how the loop ended; at a bound, draw loss.png and mark the run as finished, with further facts.
+        """Log the end; at a bound, draw loss.png and mark the run as finished, with further facts in config.json.
 
         Returns:
-            The exit status: 0, or 130 after an interruption.
+            The exit status: 0, or 130 after Ctrl-C or SIGTERM.
         """
         if not self.reason:
             self.log(f"interrupted after step {self.step}; the same command continues")
             return INTERRUPTED
         if self.run:
-            folder, seconds = self.run.folder, self.seconds
-            draw_run_loss(folder)
-            images = self.images_seen
-            self.run.finish(self.reason, steps=self.step, images_seen=images, wall_seconds=seconds, **facts)
-            done = f"{self.step} steps, {self.images_seen} images, {seconds:.1f} s of training"
-            self.log(f"finished ({self.reason}): {done}; {folder}")
+            step, images, seconds = self.step, self.images_seen, self.seconds
+            draw_run_loss(self.run.folder)
+            self.run.finish(self.reason, steps=step, images_seen=images, wall_seconds=seconds, **facts)
+            done = f"{step} steps, {images} images, {seconds:.1f} s of training"
+            self.log(f"finished ({self.reason}): {done}; {self.run.folder}")
         return 0
 
 
 def prune(folder: Path, pattern: str, keep: int, planned: Callable[[int], bool] = lambda number: True) -> None:
-    """Delete old checkpoints: of the planned ones all but the newest `keep`, of the others all but the newest of all.
+    """Delete old checkpoints, except the newest of all and the newest `keep` of the planned ones.
 
     Args:
-        folder: of the run.
-        pattern: of their names, with one *, which stands for the number.
-        keep: 0 keeps all that are planned.
-        planned: whether the checkpoint of a number is planned, and not one that --save_minutes or Ctrl-C asked for.
+        folder: run folder.
+        pattern: file names, with one * for the number.
+        keep: number of planned checkpoints to keep, 0 for all.
+        planned: returns False for the number of a checkpoint that --save_minutes or Ctrl-C caused.
     """
     before, _, after = pattern.partition("*")
     numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
-    found = sorted((int(number), path) for path, number in numbers.items() if number.isdecimal())
-    kept = [path for number, path in found if planned(number)][-keep:] + [path for _, path in found[-1:]]
-    for _, path in found:
+    checkpoints = sorted((int(number), path) for path, number in numbers.items() if number.isdecimal())
+    kept = [path for number, path in checkpoints if planned(number)][-keep:] + [path for _, path in checkpoints[-1:]]
+    for _, path in checkpoints:
         if path not in kept:
             path.unlink(missing_ok=True)

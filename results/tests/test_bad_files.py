@@ -1,4 +1,4 @@
-"""Damaged and unsuitable files: one sentence that names the file or the flag."""
+"""Damaged and unsuitable files are reported in one line that names the file or the flag."""
 
 import argparse
 import io
@@ -139,12 +139,13 @@ def test_record_of_samples_that_is_none_is_named(name, content, tmp_path):
     assert (tmp_path / name).read_text() == content
 
 
-def test_rows_of_a_damaged_log_are_left_out(tmp_path):
-    path = tmp_path / "progress.csv"
-    path.write_bytes(
-        b"step,images_seen,wall_seconds,loss\n1,4,1.0,0.5\n\xff\xfe,8,2.0,0.4\ninf,8,2.0,1\n3,12,3.0,\xff\n4,16,4,1\n"
-    )
+def test_damaged_rows_of_a_log_are_left_out_and_what_is_no_table_is_refused(tmp_path):
+    path, rows = tmp_path / "progress.csv", b"1,4,1.0,0.5\n\xff\xfe,8,2.0,0.4\ninf,8,2.0,1\n3,12,3.0,\xff\n4,16,4,1\n"
+    path.write_bytes(b"step,images_seen,wall_seconds,loss\n" + rows)
     assert [row["step"] for row in read_progress(path)] == [1, 4]
+    path.write_text('"' + "x" * 200_000)
+    with pytest.raises(UserError, match=r"progress\.csv: damaged"):
+        read_progress(path)
 
 
 def test_run_folder_need_not_be_text(tmp_path):
@@ -224,14 +225,11 @@ def test_images_that_no_memory_holds_are_refused_before_they_are_made(source, tm
         load_images(source, 10_000)
 
 
-def test_an_empty_data_source_is_not_the_working_folder(tmp_path, monkeypatch):
+def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="--data: must name a data source"):
         check_source("", "--data")
-
-
-def test_an_empty_path_is_not_the_working_folder():
     with pytest.raises(argparse.ArgumentTypeError, match="not empty"):
         cli.local_path("")
 
@@ -252,12 +250,6 @@ def test_memory_that_does_not_suffice_is_one_sentence(of_torch, capsys):
 def test_other_errors_of_the_runtime_are_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="defect"):
         cli.run(lambda: (_ for _ in ()).throw(RuntimeError("a defect")))
-
-
-def test_a_progress_file_that_is_no_table_is_refused(tmp_path):
-    (tmp_path / "progress.csv").write_text('"' + "x" * 200_000)
-    with pytest.raises(UserError, match=r"progress\.csv: damaged"):
-        read_progress(tmp_path / "progress.csv")
 
 
 def test_a_checkpoint_that_the_disk_does_not_hold_leaves_the_one_before(tmp_path):

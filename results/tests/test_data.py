@@ -63,14 +63,10 @@ def test_processes_read_what_threads_read(folder, monkeypatch):
     assert torch.equal(found.images, expected.images)
     assert here == []  # but in other processes
     (folder / "b" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    with pytest.raises(UserError, match=r"broken\.png: not readable"):
-        load_images(str(folder), 16)
-
-
-def test_corrupt_image_is_named(folder):
-    (folder / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    with pytest.raises(UserError, match=r"broken\.png: not readable"):
-        load_images(str(folder), 16)
+    for minimum in (2, 4096):  # by processes, by threads
+        monkeypatch.setattr(images, "PROCESSES_FROM", minimum)
+        with pytest.raises(UserError, match=r"broken\.png: not readable"):
+            load_images(str(folder), 16)
 
 
 @pytest.mark.parametrize(

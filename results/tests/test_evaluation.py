@@ -17,7 +17,7 @@ from comparison.data import samples as streams
 from comparison.data import shapes
 from comparison.data.images import CIFAR10_CLASSES, fingerprint, save_npz
 from comparison.scores.evaluation import Evaluator
-from comparison.scores.reference import Reference, embed_samples, places, shuffled
+from comparison.scores.reference import Reference, embed_samples, random_positions, shuffled
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "evaluate.py"
@@ -197,7 +197,7 @@ def test_embedding_needs_no_more_than_a_batch_in_memory_and_keeps_the_order(tmp_
     save_npz(tmp_path / "real.npz", pictures(100))
     reference = Reference.load(str(tmp_path / "real.npz"), 16, 50, 0)
     images = torch.from_numpy(pictures(60, "test").transpose(0, 3, 1, 2).copy())
-    positions = places(60, 40, 3)
+    positions = random_positions(60, 40, 3)
     whole = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="whole")
     monkeypatch.setattr("comparison.scores.features.batch_size", lambda *_: 7)
     parts = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="parts")
@@ -240,7 +240,7 @@ def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, mon
     images, reference, weights, seed = calls[0]
     assert (len(images), len(reference), weights.name, seed) == (60, 200, "weights.pth", 0)
     drawn = torch.from_numpy(pictures(80, "test").transpose(0, 3, 1, 2).copy())
-    assert torch.equal(images, drawn[places(80, 60, 0).topk(60).indices.flip(0)])
+    assert torch.equal(images, drawn[random_positions(80, 60, 0).topk(60).indices.flip(0)])
     evaluate(*args)
     evaluate("runs/model/first", *STANDARD)
     assert len(calls) == 1
@@ -335,12 +335,12 @@ def test_truncated_samples_are_one_sentence(place, evaluate):
 
 
 def test_samples_in_class_order_are_drawn_from_at_random():
-    positions = places(100, 50, 0)
+    positions = random_positions(100, 50, 0)
     assert (positions >= 0).sum() == 50
     assert positions[60:].max() >= 0
     assert sorted(positions[positions >= 0].tolist()) == list(range(50))
-    assert torch.equal(positions, places(100, 50, 0))
-    assert not torch.equal(positions, places(100, 50, 1))
+    assert torch.equal(positions, random_positions(100, 50, 0))
+    assert not torch.equal(positions, random_positions(100, 50, 1))
     assert not torch.equal(shuffled(torch.arange(100), 0), torch.arange(100))
 
 

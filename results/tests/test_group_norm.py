@@ -70,7 +70,7 @@ def test_cpu_images_are_left_to_pytorch():
 
 def test_kernels_that_do_not_run_cost_a_warning_only():
     pytest.importorskip("triton")
-    with pytest.warns(UserWarning, match=r"^group normalisation is not fused, which costs speed only: \S"):
+    with pytest.warns(UserWarning, match=r"^group normalisation is not fused \(slower, same results\): \S"):
         assert not _works.__wrapped__(torch.device("cpu"))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comparison.formatting import apart
-from comparison.scores import kernel, metrics, neighbours, sliced
+from comparison.scores import distances, metrics, neighbours
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
@@ -90,20 +90,20 @@ def test_extrapolated_distance_of_few_images_is_finite():
 def test_sliced_distance_of_shifted_sets_is_the_mean_length_of_the_projected_shift():
     x = normal(500, 8, 1)
     shift = torch.tensor([3.0, -1, 0, 0, 2, 0, 0, 0])
-    expected = float((shift @ sliced.directions(8)).square().mean().sqrt())
-    assert sliced.SlicedWasserstein(x)(x + shift).value == pytest.approx(expected, rel=1e-4)
+    expected = float((shift @ distances.directions(8)).square().mean().sqrt())
+    assert distances.SlicedWasserstein(x)(x + shift).value == pytest.approx(expected, rel=1e-4)
 
 
 def test_sliced_distance_of_one_set_in_another_order_is_zero():
     x = normal(300, 5, 2)
-    assert sliced.SlicedWasserstein(x)(x.flip(0)).value == pytest.approx(0, abs=1e-6)
+    assert distances.SlicedWasserstein(x)(x.flip(0)).value == pytest.approx(0, abs=1e-6)
 
 
 def test_sliced_distance_takes_sets_of_different_sizes():
     a, b = normal(4000, 5, 3), normal(1000, 5, 4, scale=2)
-    projected = sliced.directions(5).square().sum(0).sqrt()  # unit: N(0, 1) against N(0, 4) is 1 apart
+    projected = distances.directions(5).square().sum(0).sqrt()  # unit: N(0, 1) against N(0, 4) is 1 apart
     assert projected.allclose(torch.ones(len(projected)))
-    assert sliced.SlicedWasserstein(a)(b).value == pytest.approx(1, abs=0.1)
+    assert distances.SlicedWasserstein(a)(b).value == pytest.approx(1, abs=0.1)
 
 
 def test_class_entropy_is_that_of_the_counts():
@@ -134,7 +134,7 @@ def test_kernel_distance_equals_the_plain_formula():
     own_a, own_b, across = brute_kernel(a, a), brute_kernel(b, b), brute_kernel(a, b)
     expected = (own_a.sum() - own_a.trace()) / (50 * 49) + (own_b.sum() - own_b.trace()) / (40 * 39)
     expected -= 2 * across.mean()
-    found = kernel.kernel_estimate(a, kernel.kernel_self(a), b)
+    found = distances.kernel_estimate(a, distances.kernel_self(a), b)
     assert found.value == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_kernel_distance_of_equal_distributions_is_zero_on_average():
     values = []
     for seed in range(20):
         a, b = normal(200, 4, 2 * seed), normal(200, 4, 2 * seed + 1)
-        values.append(kernel.kernel_estimate(a, kernel.kernel_self(a), b).value)
+        values.append(distances.kernel_estimate(a, distances.kernel_self(a), b).value)
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(20)
 
 
@@ -229,11 +229,11 @@ def frechet_of(reference, x):
 
 
 def kernel_of(reference, x):
-    return kernel.kernel_estimate(reference, kernel.kernel_self(reference), x)
+    return distances.kernel_estimate(reference, distances.kernel_self(reference), x)
 
 
 def sliced_of(reference, x):
-    return sliced.SlicedWasserstein(reference)(x)
+    return distances.SlicedWasserstein(reference)(x)
 
 
 def prdc_of(name):

@@ -1,4 +1,4 @@
-"""Run folders, budgets, randomness, command lines and the drawing of samples."""
+"""Run folders, checkpoints, random numbers, command lines and sample sets."""
 
 import os
 import signal
@@ -43,10 +43,11 @@ class TestRun:
         with pytest.raises(UserError, match="batch_size 4 there, 0 here"):
             Run.open(tmp_path, {"lr": 0.1, "batch_size": 0}, model="gans")
 
-    def test_another_model_is_refused(self, tmp_path):
+    @pytest.mark.parametrize("fresh", [False, True])
+    def test_another_model_is_refused(self, tmp_path, fresh):
         open_run(tmp_path)
         with pytest.raises(UserError, match="holds a run of gans, not of ddgan"):
-            Run.open(tmp_path, {"lr": 0.1, "batch_size": 4}, model="ddgan")
+            Run.open(tmp_path, {"lr": 0.1, "batch_size": 4}, model="ddgan", fresh=fresh)
 
     def test_budget_may_grow(self, tmp_path):
         run = open_run(tmp_path, max_steps=10)
@@ -64,11 +65,6 @@ class TestRun:
         run.start()
         assert not (tmp_path / "checkpoint_000001.pt").exists()
         assert (tmp_path / "thesis.txt").exists()
-
-    def test_fresh_spares_another_models_run(self, tmp_path):
-        open_run(tmp_path)
-        with pytest.raises(UserError, match="holds a run of gans, not of ddgan"):
-            Run.open(tmp_path, {"lr": 9}, model="ddgan", fresh=True)
 
     def test_temporary_files_of_a_killed_process_are_cleared(self, tmp_path):
         run = open_run(tmp_path)
@@ -106,11 +102,11 @@ class TestRun:
         assert (tmp_path / "loss.png").stat().st_size > 2000
 
 
-class TestCompany:
+class TestLock:
     HOLD = (
         "import os, sys, time; from pathlib import Path; from comparison.runs import Run; "
         "Run.open(Path(sys.argv[1]), {'lr': 1}, model='gans').start(); "
-        "os.fork() or print(os.getpid(), flush=True); time.sleep(60)"  # the child tells that it has begun
+        "os.fork() or print(os.getpid(), flush=True); time.sleep(60)"  # the child prints when it has started
     )
 
     def test_a_folder_in_which_another_process_trains_is_refused_until_that_is_killed(self, tmp_path):
@@ -196,16 +192,9 @@ class TestSampling:
         return self.network(self.network(noise)).clamp(-1, 1)
 
     def sample(self, out, draw=None, batch_size=4, **facts):
-        return draw_samples(
-            draw or self.draw,
-            [self.network],
-            num_samples=10,
-            batch_size=batch_size,
-            out=out,
-            image_size=8,
-            device=torch.device("cpu"),
-            facts={"sampler": "none", **facts},
-        )
+        options = {"batch_size": batch_size, "image_size": 8, "device": torch.device("cpu")}
+        facts = {"sampler": "none", **facts}
+        return draw_samples(draw or self.draw, [self.network], num_samples=10, out=out, facts=facts, **options)
 
     def test_exact_number_files_and_evaluations(self, tmp_path):
         self.sample(tmp_path / "samples.npz")
@@ -257,15 +246,17 @@ class TestCommandLine:
         assert error.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
 
-    def test_user_error_leaves_with_status_two_and_one_sentence(self):
-        code = "from comparison import cli\ndef main(): raise cli.UserError('the thing is wrong')\ncli.run(main)"
+    @pytest.mark.parametrize(
+        ("action", "message"),
+        [
+            ("raise cli.UserError('the thing is wrong')", "the thing is wrong"),
+            ("open('/no/such/file')", "/no/such/file: No such file or directory"),
+        ],
+    )
+    def test_user_and_file_errors_exit_with_status_two_and_one_line(self, action, message):
+        code = f"from comparison import cli\ndef main(): {action}\ncli.run(main)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (2, "-c: error: the thing is wrong\n")
-
-    def test_unusable_file_leaves_with_status_two_and_one_sentence(self):
-        code = "from comparison import cli\ndef main(): open('/no/such/file')\ncli.run(main)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (2, "-c: error: /no/such/file: No such file or directory\n")
+        assert (done.returncode, done.stderr) == (2, f"-c: error: {message}\n")
 
     def test_shared_modules_that_judge_flags_do_not_import_torch(self):
         modules = "comparison.cli, comparison.data.sources, comparison.runs, comparison.training"

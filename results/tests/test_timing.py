@@ -15,7 +15,7 @@ from comparison.rng import SampleNoise
 from comparison.runs import Run
 from comparison.sampling import timing
 from comparison.sampling.interpolation import COLUMNS, WALKS, WalkNoise, draw_interpolation, slerp
-from comparison.sampling.timing import benchmark, count_flop, grow, write_benchmark
+from comparison.sampling.timing import benchmark, count_flop, sweep_batch_sizes, write_benchmark
 from PIL import Image
 
 CPU = torch.device("cpu")
@@ -112,10 +112,10 @@ class TestBenchmark:
             return {"batch_size": size, "images_per_second": speeds[size]}, ""
 
         start = {"batch_size": 128, "images_per_second": 100.0}
-        found, reason = grow(attempt, start)
+        found, reason = sweep_batch_sizes(attempt, start)
         assert [entry["batch_size"] for entry in found] == [256, 512, 1024]
         assert reason == "throughput no longer rises"
-        found, reason = grow(attempt, start, largest=512)
+        found, reason = sweep_batch_sizes(attempt, start, largest=512)
         assert [entry["batch_size"] for entry in found] == [256, 512]
         assert reason == "the largest batch size asked for"
 

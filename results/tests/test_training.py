@@ -1,4 +1,4 @@
-"""The training loop that all models share: when it ends, what it writes, which checkpoints are due and kept."""
+"""The shared training loop: bounds, files, checkpoints that are due and kept."""
 
 import math
 import os
@@ -71,12 +71,7 @@ def test_finished_loop_leaves_its_rows_and_says_why_it_ended(run):
     assert [(row["step"], row["images_seen"], row["loss"]) for row in rows(run)] == [(2, 8, 1), (4, 16, 3), (5, 20, 7)]
     assert [row.get("lr") for row in rows(run)] == [0.5, 0.5, None]
     finished = read_json(run.folder / "config.json")["finished"]
-    assert (finished["reason"], finished["steps"], finished["images_seen"], finished["peak"]) == (
-        "max_steps 5",
-        5,
-        20,
-        9,
-    )
+    assert {**finished, "reason": "max_steps 5", "steps": 5, "images_seen": 20, "peak": 9} == finished
     assert (run.folder / "loss.png").is_file()
     assert "finished (max_steps 5): 5 steps, 20 images" in (run.folder / "log.txt").read_text()
 

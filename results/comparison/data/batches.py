@@ -1,6 +1,6 @@
-"""Training batches as a pure function of (seed, step), from a data set in memory; see `streaming` for one on disk."""
+"""Training batches as a pure function of (seed, step), from a data set in memory; `streaming` reads from disk."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,23 +11,23 @@ from comparison.data.images import ImageSet, from_uint8
 
 
 class BatchOrder:
-    """Which images make up a batch: every epoch a new permutation, the incomplete last batch left out.
+    """The image numbers of each batch: a new permutation per epoch, without an incomplete last batch.
 
-    The batch of a step depends on (seed, step) alone, so a resumed run sees what an unbroken one sees, and every
-    rank takes its own rows of the same global batch.
+    The batch of a step depends on (seed, step) alone, so a resumed run equals an uninterrupted one, and each rank takes
+    its rows of the same global batch.
 
     Args:
-        name, count: of the data set, and of its images.
-        batch_size: of the global batch; a multiple of world_size.
-        seed: of order and flips.
-        rank, world_size: this process among those that share the batch.
+        name, count: name of the data set and its number of images.
+        batch_size: size of the global batch, a multiple of world_size.
+        seed: seed of order and flips.
+        rank, world_size: this process and the number of processes that share the batch.
 
     Attributes:
-        rows: of the global batch that are this process's.
-        steps_per_epoch: batches in which no image comes twice.
+        rows: this rank's rows of the global batch.
+        steps_per_epoch: batches per epoch.
 
     Raises:
-        UserError: the set holds fewer images than a batch, or the batch does not divide among the ranks.
+        UserError: the set has fewer images than a batch, or the batch does not divide among the ranks.
     """
 
     def __init__(self, name: str, count: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1):
@@ -42,7 +42,7 @@ class BatchOrder:
         self._epoch: tuple[int, Tensor] | None = None
 
     def numbers(self, step: int) -> Tensor:
-        """Return the (n,) int64 numbers of this process's images of update `step` (0, 1, ...)."""
+        """Return the (n,) int64 numbers of this rank's images of update `step` (0, 1, ...)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             order = torch.randperm(self.count, generator=rng.generator("cpu", self.seed, epoch, "order"))
@@ -54,27 +54,19 @@ class BatchOrder:
         if not flip:
             return from_uint8(images)
         flipped = rng.randint(2, (self.batch_size,), self.seed, step, "flip", rows=self.rows)
-        chosen = torch.arange(len(images)) + len(images) * flipped  # among the images and their mirror images
+        chosen = torch.arange(len(images)) + len(images) * flipped  # index into images, then mirror images
         both = torch.cat([images, images.flip(-1)])
         return from_uint8(both.index_select(0, chosen.to(images.device, non_blocking=True)))
 
 
 class Stream:
-    """Batches of a set in the order of `BatchOrder`. Normalising and flipping happen on `device`.
+    """Batches of a set in the order of `BatchOrder`, normalised and flipped on `device`.
 
     Args:
-        images: the data, in memory or on disk.
-        batch_size: of the global batch; a multiple of world_size.
-        seed: of order and flips.
+        images: data set in memory or on disk.
+        batch_size, seed, rank, world_size: see `BatchOrder`, as for the attributes and errors.
         flip: mirror each image with probability 1/2.
-        device: where the batches are wanted.
-        rank, world_size: this process among those that share the batch.
-
-    Attributes:
-        rows, steps_per_epoch: see `BatchOrder`.
-
-    Raises:
-        UserError: see `BatchOrder`.
+        device: device of the batches.
     """
 
     def __init__(
@@ -92,6 +84,9 @@ class Stream:
         self.rows, self.steps_per_epoch = self.order.rows, self.order.steps_per_epoch
         self.flip, self.device = flip, torch.device(device)
 
+    def __enter__(self) -> Self:
+        return self
+
 
 class BatchStream(Stream):
     """Batches of an `ImageSet`, whose uint8 images move to the device once; arguments of `Stream`."""
@@ -106,9 +101,6 @@ class BatchStream(Stream):
         numbers = self.order.numbers(step).to(self.device, non_blocking=True)
         x = self.order.normalise(self.images.index_select(0, numbers), step, flip=self.flip)
         return x, None if self.labels is None else self.labels[numbers]
-
-    def __enter__(self) -> "BatchStream":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         """Do nothing; a stream from disk ends its processes."""

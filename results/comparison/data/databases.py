@@ -1,4 +1,4 @@
-"""Pictures in LMDB databases, as LSUN and NVAE's CelebA-HQ come, decoded one by one like files."""
+"""Images in LMDB databases, the format of LSUN and NVAE's CelebA-HQ, decoded one by one."""
 
 import io
 import math
@@ -14,27 +14,23 @@ from PIL import Image
 from comparison.cli import UserError
 from comparison.data.folders import FileSet, Names, decode, fit
 
-ENCODED = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # how PNG, JPEG and WebP begin
+ENCODED = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # first bytes of PNG, JPEG and WebP
 
 _opened: dict[Path, tuple[int, Any]] = {}
 _lock = threading.Lock()
 
 
 class DatabaseSet(FileSet):
-    """A data set in an LMDB database, in the order of its keys.
+    """A data set in an LMDB database, in the order of its keys, without labels; attributes as in `FileSet`.
 
-    Its values are pictures in any format that Pillow reads, or the bytes of square RGB pictures (as NVAE prepares
-    them). Each process opens the database for itself. No list of its keys is kept on disk.
+    The values are images in any format that Pillow reads, or the bytes of square RGB images (as NVAE prepares them).
 
     Args:
         path: folder of the database, which holds data.mdb.
         image_size: S, pixels.
-        limit: keep only so many pictures, evenly spread over those of `first`.
-        name: for titles and folders.
-        first: leave out all but so many pictures at the beginning.
-
-    Attributes:
-        see `FileSet`; there are no labels, and the names are the keys.
+        limit: number of images to keep, evenly spread over the `first` ones.
+        name: short name for titles and folders.
+        first: number of images at the beginning to use, None for all.
 
     Raises:
         UserError: the package lmdb is missing, or the database is damaged, truncated or empty.
@@ -53,11 +49,7 @@ class DatabaseSet(FileSet):
         self._lengths = np.array(sizes)
 
     def pixels(self, number: int) -> np.ndarray:
-        """Decode a picture to (3, S, S) uint8.
-
-        Raises:
-            UserError: not readable as an image; names database and key.
-        """
+        """Decode an image to (3, S, S) uint8; raise UserError with its key if it is not readable."""
         key = self.names[number]
         with shared_database(self.path).begin() as transaction:
             value = transaction.get(key.encode("latin-1"))
@@ -71,7 +63,7 @@ class DatabaseSet(FileSet):
         return picture.transpose(2, 0, 1)
 
     def stamps(self) -> Iterator[str]:
-        """Yield what the decoded pictures depend on."""
+        """Yield a line that identifies the decoded images in the cache."""
         yield f"{self.fingerprint} {(self.path / 'data.mdb').stat().st_mtime_ns}"
 
     def _sizes(self) -> Iterator[int]:
@@ -89,15 +81,15 @@ def _keys_and_sizes(path: Path, first: int | None) -> tuple[list[str], list[int]
                 if len(keys) == first:
                     break
                 keys.append(bytes(key).decode("latin-1"))
-                sizes.append(len(value))  # of a view: no picture is read
+                sizes.append(len(value))  # of a view: no image is read
     except lmdb.Error as error:
         raise UserError(f"{path}: damaged ({error})") from None
     return keys, sizes
 
 
 def shared_database(path: Path) -> Any:
-    """Return this process's handle of a database; one that came from the process before a fork is closed first."""
-    path = path.resolve()  # LMDB refuses to open a database twice
+    """Return this process's handle of a database, after closing a handle from before a fork."""
+    path = path.resolve()  # LMDB cannot open a database twice
     with _lock:
         process, database = _opened.get(path, (0, None))
         if process != os.getpid():
@@ -108,7 +100,7 @@ def shared_database(path: Path) -> Any:
 
 
 def open_database(path: Path) -> Any:
-    """Open an LMDB database to read, in the folder `path`.
+    """Open the LMDB database in the folder `path` for reading.
 
     Raises:
         UserError: the package lmdb is missing, or the database is damaged or truncated.
@@ -122,7 +114,7 @@ def open_database(path: Path) -> Any:
         needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
     except lmdb.Error as error:
         raise UserError(f"{path}: not readable as an LMDB database ({error})") from None
-    if needed > (size := (path / "data.mdb").stat().st_size):  # the system would kill the reader
+    if needed > (size := (path / "data.mdb").stat().st_size):  # reading would kill the process
         database.close()
         raise UserError(f"{path}: data.mdb is truncated, {size} bytes of {needed}; download or unpack it again")
     return database

@@ -1,13 +1,12 @@
 """The digit classifier that counts the modes of StackedMNIST.
 
-A small convolutional network, trained once on MNIST's training images and kept below the data root. It has an eleventh
-class, no digit, which it learns from noise, even surfaces and digits cut in pieces, so that such pictures count for no
-mode. Two digits on top of each other still count for one, as they do in published counts, which reject nothing.
+A small convolutional network, trained once on MNIST's training images and cached below the data root. Its eleventh
+class, no digit, is trained on noise, even surfaces and shuffled pieces of digits, so that such images count as no mode.
+Two overlapping digits still count as one, as in published counts, which reject nothing.
 """
 
 import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +21,14 @@ from comparison.files import atomic, digest
 from comparison.progress import bar
 
 DIGITS = 10
-NONE = DIGITS  # the class of pictures that show no digit
-CONFIDENT = 0.5  # a digit counts from this probability on
+NONE = DIGITS  # class of images without a digit
+CONFIDENT = 0.5  # minimum probability of a digit that counts
 EPOCHS, BATCH, RATE = 4, 128, 4e-3
-VERSION = 1  # rises with any change of network or training
+VERSION = 1  # raise it with any change of network or training
 
 
 class DigitClassifier(nn.Module):
-    """(N, 1, 32, 32) float in [0, 1] to (N, 11) logits, the last of them for no digit."""
+    """Maps (N, 1, 32, 32) float in [0, 1] to (N, 11) logits, the last one for no digit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,11 +45,11 @@ class DigitClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class DigitCounter:
-    """Reads the digits in the channels of pictures.
+    """Reads the digits in the channels of images.
 
     Attributes:
-        network: in eval mode.
-        facts: for metrics.json: test accuracy and share of test images that count, fingerprints of data and weights.
+        network: the classifier in eval mode.
+        facts: test scores and fingerprints of data and weights, for metrics.json.
     """
 
     network: DigitClassifier
@@ -58,7 +57,7 @@ class DigitCounter:
 
     @torch.inference_mode()
     def digits(self, images: Tensor) -> Tensor:
-        """Return (N, C) int64 digits in the channels of (N, C, S, S) uint8 images, -1 for none."""
+        """Return the (N, C) int64 digits in the channels of (N, C, S, S) uint8 images, -1 for none."""
         device = next(self.network.parameters()).device
         x = images.to(device).float() / 255
         if x.shape[-1] != SIZE:
@@ -69,33 +68,36 @@ class DigitCounter:
 
     def modes(self, images: Tensor) -> Tensor:
         """Return the (N,) int64 modes, 0 to 999, of (N, 3, S, S) uint8 images, -1 where a channel shows no digit."""
-        found = torch.cat([self.digits(part) for part in images.split(500)])
-        return torch.where((found >= 0).all(1), found @ torch.tensor([100, 10, 1]), -1)
+        digits = torch.cat([self.digits(part) for part in images.split(500)])
+        return torch.where((digits >= 0).all(1), digits @ torch.tensor([100, 10, 1]), -1)
 
 
 def load_counter(device: torch.device | str = "cpu") -> DigitCounter:
-    """Return the classifier, trained now, for about a minute on a CPU, where the data root does not hold it yet.
+    """Load the classifier from the data root, or train it, about a minute on a CPU.
 
     Raises:
-        UserError: MNIST is missing and cannot be downloaded, or damaged.
+        UserError: MNIST is damaged, or missing and cannot be downloaded.
     """
     digits, labels = load_mnist("train")
     data = digest(f"{fingerprint(digits)} {labels.tolist()}")
     path = data_root() / "cache" / f"digits-{VERSION}-{data}.pt"
     network = DigitClassifier()
     try:
-        kept = torch.load(path, weights_only=True)
-        network.load_state_dict(kept["weights"])
-        facts = dict(kept["facts"])
-    except Exception:  # absent, or damaged in any of the ways in which torch and pickle say so
+        saved = torch.load(path, weights_only=True)
+        network.load_state_dict(saved["weights"])
+        facts = dict(saved["facts"])
+    except Exception:  # missing, or damaged: torch, zipfile and pickle each raise their own
         train(network, digits, labels)
         facts = {"name": "digit classifier", "training_fingerprint": data, **judge(network)}
-        _keep(path, {"weights": network.state_dict(), "facts": facts})
+        with contextlib.suppress(OSError):  # a full or read-only disk
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(path) as temporary:
+                torch.save({"weights": network.state_dict(), "facts": facts}, temporary)
     return DigitCounter(network.eval().to(device), facts)
 
 
 def train(network: DigitClassifier, digits: Tensor, labels: Tensor) -> None:
-    """Train on (N, 32, 32) uint8 digits and their (N,) int64 labels; the same weights in each call on a machine."""
+    """Train on (N, 32, 32) uint8 digits and (N,) int64 labels, reproducibly on one machine."""
     rng.seed_default("digits", VERSION)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
@@ -107,14 +109,14 @@ def train(network: DigitClassifier, digits: Tensor, labels: Tensor) -> None:
     network.train()
     with bar(EPOCHS * steps, 0, "train the digit classifier", "steps") as progress:
         for step in range(EPOCHS * steps):
-            epoch, place = divmod(step, steps)
-            if not place:
+            epoch, position = divmod(step, steps)
+            if not position:
                 order = torch.randperm(len(digits), generator=rng.generator("cpu", "digits", epoch))
-            numbers = order[place * batch : (place + 1) * batch]
+            numbers = order[position * batch : (position + 1) * batch]
             x = digits[numbers].float() / 255
-            shown = torch.cat([_varied(x, step), no_digits(x[: batch // 4], step)])
-            wanted = torch.cat([labels[numbers], torch.full((batch // 4,), NONE)])
-            loss = functional.cross_entropy(network(shown[:, None]), wanted)
+            inputs = torch.cat([_augment(x, step), no_digits(x[: batch // 4], step)])
+            targets = torch.cat([labels[numbers], torch.full((batch // 4,), NONE)])
+            loss = functional.cross_entropy(network(inputs[:, None]), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -123,10 +125,10 @@ def train(network: DigitClassifier, digits: Tensor, labels: Tensor) -> None:
     network.eval()
 
 
-def _varied(x: Tensor, step: int) -> Tensor:
-    """Shift by up to 2 pixels, and add faint noise: a generated digit is not as clean as a real one."""
+def _augment(x: Tensor, step: int) -> Tensor:
+    """Shift by up to 2 pixels and add faint noise, since generated digits are less clean than real ones."""
     generator = rng.generator("cpu", "digits", step, "varied")
-    parts = x.chunk(8)  # which are shifted as one: far fewer calls
+    parts = x.chunk(8)  # each is shifted as a whole, for speed
     shifts = torch.randint(-2, 3, (len(parts), 2), generator=generator).tolist()
     shifted = torch.cat([part.roll(shift, (1, 2)) for part, shift in zip(parts, shifts, strict=True)])
     strength = 0.1 * torch.rand(len(x), 1, 1, generator=generator)
@@ -134,10 +136,9 @@ def _varied(x: Tensor, step: int) -> Tensor:
 
 
 def no_digits(x: Tensor, step: int) -> Tensor:
-    """Return as many pictures without a digit as there are (N, 32, 32) float digits in [0, 1].
+    """Return one image without a digit for each of (N, 32, 32) float digits in [0, 1].
 
-    In turn: white noise, smooth noise, even surfaces with a little noise, and the digits cut into 16 pieces and
-    shuffled.
+    In turn: white noise, smooth noise, an even surface with faint noise, and the digit's 16 pieces in random order.
     """
     generator = rng.generator("cpu", "digits", step, "none")
 
@@ -158,13 +159,13 @@ def no_digits(x: Tensor, step: int) -> Tensor:
 
 
 def judge(network: DigitClassifier) -> dict[str, Any]:
-    """Return the accuracy on MNIST's test images, the share of them that counts, and the weights' fingerprint."""
+    """Return accuracy and share of confident digits on MNIST's test images, and the weights' fingerprint."""
     digits, labels = load_mnist("test")
     counter = DigitCounter(network, {})
     hits = accepted = 0
     with torch.inference_mode():
-        for part, wanted in zip(digits[:, None].split(500), labels.split(500), strict=True):
-            hits += int((network(part.float() / 255)[:, :DIGITS].argmax(1) == wanted).sum())
+        for part, targets in zip(digits[:, None].split(500), labels.split(500), strict=True):
+            hits += int((network(part.float() / 255)[:, :DIGITS].argmax(1) == targets).sum())
             accepted += int((counter.digits(part) >= 0).sum())
     weights = (name.encode() + tensor.numpy().tobytes() for name, tensor in network.state_dict().items())
     return {
@@ -173,11 +174,3 @@ def judge(network: DigitClassifier) -> dict[str, Any]:
         "test_confident": accepted / len(labels),
         "fingerprint": digest(f"{VERSION} {CONFIDENT}", *weights),
     }
-
-
-def _keep(path: Path, content: dict[str, Any]) -> None:
-    """Write it atomically; on a full or read-only disk there is just no cache."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            torch.save(content, temporary)

@@ -1,4 +1,4 @@
-"""Image files, in a folder or a .zip file, decoded one by one: for sets that memory does not hold."""
+"""Image files in a folder or a .zip file, decoded one by one, for data sets that do not fit in memory."""
 
 import functools
 import io
@@ -17,14 +17,14 @@ from comparison.cli import UserError
 from comparison.data.sources import find_images, source_name, zip_images
 from comparison.files import digest
 
-DATA_MEMORY = 8  # GiB of decoded images, unless the environment variable of this name says otherwise
+DATA_MEMORY = 8  # GiB of decoded images; the environment variable of this name overrides it
 
 
 def memory_limit() -> int:
-    """Return how many bytes of decoded images may lie in memory: DATA_MEMORY, in GiB, else 8 GiB.
+    """Return the limit of decoded images in memory, in bytes.
 
     Raises:
-        UserError: DATA_MEMORY is not a number of at least 0.
+        UserError: the environment variable DATA_MEMORY is not a number of GiB.
     """
     text = os.environ.get("DATA_MEMORY") or str(DATA_MEMORY)
     try:
@@ -37,11 +37,7 @@ def memory_limit() -> int:
 
 
 def check_memory(name: str, count: int, image_size: int, advice: str, least: float = 0) -> None:
-    """Refuse to hold `count` RGB images of `image_size` pixels where memory_limit(), or `least` GiB, is smaller.
-
-    Raises:
-        UserError: names the set, the memory it needs and the advice.
-    """
+    """Raise UserError if `count` RGB images of `image_size` pixels exceed both the memory limit and `least` GiB."""
     needed = count * 3 * image_size**2
     if needed > max(memory_limit(), least * 2**30):
         raise UserError(
@@ -51,31 +47,31 @@ def check_memory(name: str, count: int, image_size: int, advice: str, least: flo
 
 
 class FileSet:
-    """A data set on disk; its order, labels and pixels are those of `comparison.data.images.load_images`.
+    """A data set on disk, with the order, labels and pixels of `comparison.data.images.load_images`.
 
     Args:
-        path: a folder of images, searched recursively, or a .zip file of images.
+        path: folder of images, searched recursively, or .zip file of images.
         image_size: S, pixels.
-        limit: keep only so many images, evenly spread over the sorted names.
+        limit: number of images to keep, evenly spread over the sorted names.
 
     Attributes:
         labels: (N,) int64 in [0, len(class_names)), or None.
         class_names: one name per class.
-        name: of the source, for titles and folders.
-        names: of the files, relative to the folder, sorted.
+        name: short name of the source, for titles and folders.
+        names: file names relative to the folder, sorted.
     """
 
     def __init__(self, path: Path, image_size: int, limit: int | None = None):
         self.path, self.image_size, self.name = path, image_size, source_name(str(path))
         self.in_zip = path.is_file()
         if self.in_zip:
-            found: list[PurePath] = [PurePath(name) for name in zip_images(path)]
+            files: list[PurePath] = [PurePath(name) for name in zip_images(path)]
         else:
-            found = sorted(find_images(path), key=lambda p: p.parts)
-        if limit is not None and limit < len(found):
-            found = [found[i] for i in np.linspace(0, len(found) - 1, limit).round().astype(int)]
-        self.labels, self.class_names = folder_labels(found)
-        self.names = Names(str(p if self.in_zip else p.relative_to(path)) for p in found)
+            files = sorted(find_images(path), key=lambda p: p.parts)
+        if limit is not None and limit < len(files):
+            files = [files[i] for i in np.linspace(0, len(files) - 1, limit).round().astype(int)]
+        self.labels, self.class_names = folder_labels(files)
+        self.names = Names(str(p if self.in_zip else p.relative_to(path)) for p in files)
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def __len__(self) -> int:
@@ -86,52 +82,40 @@ class FileSet:
 
     @property
     def nbytes(self) -> int:
-        """The size of all images decoded."""
+        """Return the size of all decoded images in bytes."""
         return len(self) * 3 * self.image_size**2
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """`files-` and 16 hexadecimal digits of the SHA-256 of the files' names and sizes: no pixel is read."""
+        """Return `files-` and 16 hexadecimal digits of the SHA-256 of the files' names and sizes, without decoding."""
         files = (f"{name}\0{size}\n" for name, size in zip(self.names, self._sizes(), strict=True))
         return f"files-{digest(*files)}"
 
     def describe(self) -> dict[str, object]:
-        """Return what config.json says of the data; without the hash of the pixels that a set in memory has."""
-        return {
-            "name": self.name,
-            "images": len(self),
-            "image_size": self.image_size,
-            "names_and_sizes": self.fingerprint.removeprefix("files-"),
-        }
+        """Return the description of the data for config.json, with a hash of names and sizes instead of pixels."""
+        hashed = self.fingerprint.removeprefix("files-")
+        return {"name": self.name, "images": len(self), "image_size": self.image_size, "names_and_sizes": hashed}
 
     def pixels(self, number: int) -> np.ndarray:
-        """Decode an image to (3, S, S) uint8.
-
-        Raises:
-            UserError: not readable as an image; names the file.
-        """
+        """Decode an image to (3, S, S) uint8; raise UserError with the file name if it is not readable."""
         name = self.names[number]
         if not self.in_zip:
             return decode(self.path / name, self.image_size, str(self.path / name)).transpose(2, 0, 1)
         try:
             picture = io.BytesIO(self._open_zip().read(name))
-        except Exception as error:  # zipfile and its decompressors raise each their own; of encryption RuntimeError
+        except Exception as error:  # zipfile and its decompressors each raise their own; encryption RuntimeError
             raise UserError(f"{self.path}: {name} is not readable ({error})") from None
         return decode(picture, self.image_size, f"{self.path}: {name}").transpose(2, 0, 1)
 
     def pick(self, numbers: Tensor) -> Tensor:
-        """Decode images to (n, 3, S, S) uint8, by their (n,) int64 numbers.
-
-        Raises:
-            UserError: one is not readable as an image; names the file.
-        """
+        """Decode images to (n, 3, S, S) uint8 by their (n,) int64 numbers; raises as `pixels`."""
         images = np.empty((len(numbers), 3, self.image_size, self.image_size), np.uint8)
         for image, number in zip(images, numbers.tolist(), strict=True):
             image[:] = self.pixels(number)
         return torch.from_numpy(images)
 
     def stamps(self) -> Iterator[str] | None:
-        """Return what tells the decoded images from those of any other files, line by line; None for a .zip file."""
+        """Return lines that identify the decoded images in the cache; None for a .zip file, which is not cached."""
         return None if self.in_zip else map(self._stamp, self.names)
 
     def _stamp(self, name: str) -> str:
@@ -145,14 +129,14 @@ class FileSet:
         return (os.stat(self.path / name).st_size for name in self.names)
 
     def _open_zip(self) -> zipfile.ZipFile:
-        """Open the .zip file once in each process: those forked from this one would share its place in the file."""
+        """Open the .zip file once per process, since forked processes would share the file position."""
         if self._archive is None or self._archive[0] != os.getpid():
             self._archive = os.getpid(), zipfile.ZipFile(self.path)
         return self._archive[1]
 
 
 class Names(Sequence[str]):
-    """Strings in one piece of memory: a million objects would be copied into every worker as it counts references."""
+    """Strings in one block of memory: reference counts of a million objects would copy them into every worker."""
 
     def __init__(self, names: Iterable[str]):
         encoded = [name.encode(errors="surrogateescape") for name in names]
@@ -171,7 +155,7 @@ class Names(Sequence[str]):
 
 
 def fit(image: Image.Image, image_size: int) -> np.ndarray:
-    """Return an image as (S, S, 3) uint8: transparency on white, halved by area, then bicubic, centre crop."""
+    """Return an image as (S, S, 3) uint8: white behind transparency, halved by area, bicubic, centre crop."""
     image = ImageOps.exif_transpose(image)
     if "A" in image.getbands() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -188,20 +172,16 @@ def fit(image: Image.Image, image_size: int) -> np.ndarray:
 
 
 def decode(file: Path | BinaryIO, image_size: int, name: str) -> np.ndarray:
-    """Read an image as (S, S, 3) uint8.
-
-    Raises:
-        UserError: not readable as an image; says so of `name`.
-    """
+    """Decode an image file to (S, S, 3) uint8; raise UserError with `name` if it is not readable."""
     try:
         with Image.open(file) as image:
             return fit(image, image_size)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: not readable as an image ({error}); mend or remove it") from None
+        raise UserError(f"{name}: not readable as an image ({error}); fix or delete it") from None
 
 
 def folder_labels(paths: Sequence[PurePath]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Label by parent folder where there are several, else by the file name before the first `_`."""
+    """Return labels and class names: parent folders if there are several, else the file names up to the first `_`."""
     for names in ([p.parent.name for p in paths], [p.name.split("_")[0] if "_" in p.name else "" for p in paths]):
         classes = sorted(set(names))
         if 1 < len(classes) <= 1000 and "" not in classes:

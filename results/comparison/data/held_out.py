@@ -1,4 +1,4 @@
-"""The images of a run: those that are trained on, and those that are kept aside."""
+"""The training images of a run, and held-out images like them."""
 
 from pathlib import Path
 
@@ -8,35 +8,35 @@ from torch import Tensor
 from comparison.data.images import ImageSet, fingerprint, load_images
 from comparison.data.sources import find_images, is_cifar_batches, shapes_modes
 
-TEST_FOLDERS = ("test", "val")  # beside a folder that is called train
+TEST_FOLDERS = ("test", "val")  # beside a folder `train`
 
 
 def load_data(
     source: str, image_size: int, limit: int = 0, held_out: int = 0, at_least: int = 0
 ) -> tuple[ImageSet, Tensor]:
-    """Read the training images of a source, and images like them that no network is trained on.
+    """Load the training images of a source, and held-out images like them.
 
-    The latter come from the test split of shapes, cifar10 and stackmnist, of a folder of CIFAR-10's batches, or from
-    the folder `test` or `val` beside a folder `train`. Elsewhere they are taken out of the images, evenly spread, at
-    most a tenth of them.
+    Held-out images come from the test split of shapes, cifar10, stackmnist and CIFAR-10's batches, or the folder `test`
+    or `val` beside a folder `train`. For other sources they are evenly spread training images, at most a tenth, which
+    are removed from training.
 
     Args:
-        source: as --data.
+        source: value of --data.
         image_size: pixels.
-        limit: training images, evenly spread over the source; 0 for all.
-        held_out: images to keep aside, 0 for none.
-        at_least: training images that must be left, where the source has so many.
+        limit: number of training images, evenly spread over the source; 0 for all.
+        held_out: number of held-out images.
+        at_least: minimum of training images that holding out must leave.
 
     Returns:
-        The training images, and (M, 3, S, S) uint8 with M <= held_out, 0 where there are none to spare.
+        The training images, and (M, 3, S, S) uint8 held-out images, M <= held_out.
 
     Raises:
         UserError: the source is missing, empty or corrupt.
     """
     none = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
-    place = test_split(source) if held_out else None
-    if place is not None:
-        test = load_images(place[0], image_size, split=place[1], limit=held_out)
+    split = test_split(source) if held_out else None
+    if split is not None:
+        test = load_images(split[0], image_size, split=split[1], limit=held_out)
         return load_images(source, image_size, limit=limit or None), test.images
     data = load_images(source, image_size)
     count = min(held_out, len(data) // 10, max(0, len(data) - at_least))
@@ -54,14 +54,14 @@ def load_data(
 
 
 def test_split(source: str) -> tuple[str, str] | None:
-    """Return the source and split of a source's test images, None where it has none."""
+    """Return the source and split of a source's test images, None if it has none."""
     path = Path(source)
     batches = is_cifar_batches(path) and (path / "test_batch").is_file()
     if source in ("cifar10", "stackmnist") or shapes_modes(source) or batches:
         return source, "test"
     beside = [path.parent / name for name in TEST_FOLDERS] if path.name == "train" else []
-    found = next((folder for folder in beside if next(find_images(folder), None)), None)
-    return None if found is None else (str(found), "train")
+    test = next((folder for folder in beside if next(find_images(folder), None)), None)
+    return None if test is None else (str(test), "train")
 
 
 def _spread(total: int, count: int) -> Tensor:

@@ -1,8 +1,7 @@
-"""Image sets: reading any source into one uint8 tensor, the rounding rule, grids and .npz files."""
+"""Image sets: load any source into one uint8 tensor, convert between uint8 and float, read and write .npz files."""
 
 import contextlib
 import multiprocessing
-import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,20 +18,21 @@ from torch import Tensor
 
 from comparison.cli import UserError, data_root
 from comparison.data import shapes, stacked_mnist
+from comparison.data.databases import DatabaseSet
 from comparison.data.folders import DATA_MEMORY, FileSet, check_memory, fit, memory_limit
 from comparison.data.sources import check_source, is_database, shapes_modes, source_name, stored_images
 from comparison.device import usable_cores
-from comparison.files import atomic, digest
+from comparison.files import ArraysOnly, atomic, digest
 from comparison.progress import bar
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MAX_CLASSES = 1_000_000
-SMALLER = "choose a smaller --image_size"  # where nothing can stay on disk, whatever DATA_MEMORY says
-CACHE_FROM = 1000  # images; smaller folders are decoded faster than a cache is worth
-PROCESSES_FROM = 4096  # images; fewer are decoded before processes would have begun
+SMALLER = "choose a smaller --image_size"
+CACHE_FROM = 1000  # smaller folders are not cached
+PROCESSES_FROM = 4096  # smaller folders are decoded by threads, since processes take longer to start
 AT_ONCE = 256  # images that a worker decodes at a time
 
-_own_files: FileSet | None = None  # of a process that decodes
+_files: FileSet | None = None  # of a decoding process
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ImageSet:
         images: (N, 3, S, S) uint8 on the CPU.
         labels: (N,) int64 in [0, len(class_names)), or None.
         class_names: one name per class.
-        name: of the source, for titles and folders.
+        name: short name of the source, for titles and folders.
         fingerprint: 16 hexadecimal digits of the SHA-256 of the pixels.
     """
 
@@ -58,25 +58,21 @@ class ImageSet:
 
     def pick(self, numbers: Tensor) -> Tensor:
         """Return (n, 3, S, S) uint8 images by their (n,) int64 numbers."""
-        return self.images.index_select(0, numbers)  # copies whole images; an index copies values
+        return self.images.index_select(0, numbers)  # faster than an index: copies whole images
 
     def describe(self) -> dict[str, object]:
-        """Return what config.json and reports say of the data."""
-        return {
-            "name": self.name,
-            "images": len(self),
-            "image_size": self.images.shape[-1],
-            "fingerprint": self.fingerprint,
-        }
+        """Return the description of the data for config.json and reports."""
+        size = self.images.shape[-1]
+        return {"name": self.name, "images": len(self), "image_size": size, "fingerprint": self.fingerprint}
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Round [-1, 1] float to uint8, the one rule of this project (truncation would darken by half a level)."""
+    """Round float images in [-1, 1] to uint8 (truncation would darken them by half a level)."""
     return x.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """Map uint8 to float32 in [-1, 1]; `to_uint8` inverts it exactly."""
+    """Map uint8 images to float32 in [-1, 1]; `to_uint8` inverts it exactly."""
     return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
@@ -88,12 +84,13 @@ def fingerprint(images: Tensor) -> str:
 def open_images(
     source: str, image_size: int, *, split: str = "train", limit: int | None = None, processes: int = 1
 ) -> ImageSet | FileSet:
-    """Read a data source as `load_images` does, or leave it on disk where memory does not hold it decoded.
+    """Load a data source, or return a `FileSet` if its decoded images exceed the memory limit.
 
-    Only a folder, a .zip file or a database of images can be left there. `processes` of this machine share its memory.
+    Only a folder, a .zip file or a database of images can stay on disk. `processes` of this machine share the limit;
+    other arguments are those of `load_images`.
 
     Raises:
-        UserError: the source is missing, empty or, if it is read, corrupt.
+        UserError: the source is missing, empty or, if it is loaded, corrupt.
     """
     check_source(source)
     files = _open_files(source, image_size, split, limit)
@@ -103,16 +100,16 @@ def open_images(
 
 
 def load_images(source: str, image_size: int, *, split: str = "train", limit: int | None = None) -> ImageSet:
-    """Read a data source whole.
+    """Load a data source into memory.
 
     Args:
         source: `shapes`, `shapes:N`, `cifar10`, `stackmnist`, `lsun`, `lsun:CATEGORY`, `celeba_256`, a folder of images
             (searched recursively), a folder of CIFAR-10's Python batches or of an LMDB database, a .zip file of
             images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1 labels.
-        image_size: pixels; other sizes are reduced to it by area, or enlarged, and cropped to the centre.
-        split: `train` or `test`, for the sources that know both; a folder is taken whole.
-        limit: keep only so many images, evenly spread over the source (of `shapes` and `stackmnist` the first, which
-            are random).
+        image_size: pixels; other sizes are reduced by area or enlarged, and centre-cropped.
+        split: `train` or `test`, for sources that have both; a folder is loaded whole.
+        limit: number of images to keep, evenly spread over the source (the first of `shapes` and `stackmnist`, which
+            are in random order).
 
     Raises:
         UserError: the source is missing, empty, corrupt or larger than memory allows.
@@ -135,39 +132,38 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
         class_names = stacked_mnist.mode_names()
     elif path.suffix == ".npz":
         images, labels = load_npz(path)
-        images, labels = _spread(images, limit), None if labels is None else _spread(labels, limit)
+        images, labels = evenly_spread(images, limit), None if labels is None else evenly_spread(labels, limit)
         check_memory(source, len(images), image_size, SMALLER, DATA_MEMORY)
         images = resize(images, image_size)
         class_names = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
     else:
         images, labels = _read_cifar(None if source == "cifar10" else path, split)
-        images, labels = _spread(images, limit), _spread(labels, limit)
+        images, labels = evenly_spread(images, limit), evenly_spread(labels, limit)
         check_memory(source, len(images), image_size, SMALLER, DATA_MEMORY)
         images, class_names = resize(images, image_size), CIFAR10_CLASSES
     return ImageSet(images, labels, class_names, source_name(source), fingerprint(images))
 
 
 def _open_files(source: str, image_size: int, split: str, limit: int | None) -> FileSet | None:
-    """Return the set on disk that an accepted source means, None for one that is no files of images."""
-    place = stored_images(source, split)
-    if place is None:
+    """Return the set on disk of an accepted source, None for a source that is not made of image files."""
+    location = stored_images(source, split)
+    if location is None:
         return None
-    if not is_database(place.path):
-        return FileSet(place.path, image_size, limit)
-    from comparison.data.databases import DatabaseSet
-
-    return DatabaseSet(place.path, image_size, limit, name=source_name(source), first=place.first)
+    if not is_database(location.path):
+        return FileSet(location.path, image_size, limit)
+    return DatabaseSet(location.path, image_size, limit, name=source_name(source), first=location.first)
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:
-    """Resize (N, 3, H, W) uint8 to image_size x image_size pixels, as single files are: area, bicubic, centre crop."""
+    """Resize (N, 3, H, W) uint8 to image_size x image_size pixels, by the rule for files, see `folders.fit`."""
     if images.shape[-2:] == (image_size, image_size):
         return images
     arrays = [fit(Image.fromarray(image), image_size) for image in images.permute(0, 2, 3, 1).numpy()]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-def _spread(values: Tensor, limit: int | None) -> Tensor:
+def evenly_spread(values: Tensor, limit: int | None) -> Tensor:
+    """Return `limit` of the rows, evenly spread; all if there are no more, or without a limit."""
     if limit is None or limit >= len(values):
         return values
     return values[torch.linspace(0, len(values) - 1, limit).round().long()]
@@ -190,13 +186,13 @@ def _read_cifar(folder: Path | None, split: str) -> tuple[Tensor, Tensor]:
     for name in names:
         try:
             with open(folder / name, "rb") as file:
-                batch = _CifarUnpickler(file, encoding="bytes").load()
+                batch = ArraysOnly(file, encoding="bytes").load()
             pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
             numbers = np.asarray(batch[b"labels"])
-        except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        except Exception as error:  # a damaged pickle raises any error
             raise UserError(f"{folder / name}: not readable as a CIFAR-10 batch ({error})") from None
         if not len(pixels) or numbers.shape != (len(pixels),) or numbers.dtype.kind not in "iu":
-            raise UserError(f"{folder / name}: {len(pixels)} images, and labels of the shape {numbers.shape}")
+            raise UserError(f"{folder / name}: {len(pixels)} images, but labels of the shape {numbers.shape}")
         if numbers.min() < 0 or numbers.max() >= len(CIFAR10_CLASSES):
             raise UserError(f"{folder / name}: labels from {numbers.min()} to {numbers.max()}, not from 0 to 9")
         images.append(pixels)
@@ -204,19 +200,8 @@ def _read_cifar(folder: Path | None, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(images)), torch.tensor(labels)
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Loads NumPy arrays and plain types only: a batch file runs no code of its own."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
-            return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"holds {module}.{name}")
-
-
 def _read_files(files: FileSet) -> ImageSet:
-    """Decode all files, or take them from the cache."""
+    """Decode all files, or load them from the cache."""
     shape = (len(files), 3, files.image_size, files.image_size)
     cache = _cache_file(files)
     images = read_cache(cache, shape) if cache else None
@@ -236,10 +221,10 @@ def _read_files(files: FileSet) -> ImageSet:
 
 @contextmanager
 def _decoders(files: FileSet) -> Iterator[Callable[[Sequence[range]], Iterable[np.ndarray]]]:
-    """Yield what decodes spans of files, each to (n, 3, S, S) uint8, in their order and all at once.
+    """Yield a function that decodes spans of files in parallel, each to (n, 3, S, S) uint8, in order.
 
-    By threads, or of many files by processes, which do not wait for the interpreter's lock: 16 cores read 50,000 JPEG
-    files of 32 pixels in 30 s by threads, and in 2 s by a script with such a pool.
+    Many files are decoded by processes, which do not share the interpreter's lock: 16 cores read 50,000 JPEG files of
+    32 pixels in 2 s by processes, in 30 s by threads.
     """
     cores = min(usable_cores(), 16)
     forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
@@ -247,28 +232,28 @@ def _decoders(files: FileSet) -> Iterator[Callable[[Sequence[range]], Iterable[n
         with ThreadPoolExecutor(cores) as threads:
             yield partial(threads.map, partial(_read_span, files))
         return
-    with multiprocessing.get_context("fork").Pool(cores, _begin_worker, (files,)) as pool:
-        yield partial(pool.imap, _read_own_span)
+    with multiprocessing.get_context("fork").Pool(cores, _init_worker, (files,)) as pool:
+        yield partial(pool.imap, _read_worker_span)
 
 
 def _read_span(files: FileSet, span: range) -> np.ndarray:
     return np.stack([files.pixels(i) for i in span])
 
 
-def _begin_worker(files: FileSet) -> None:
-    """Keep in this process what a task would have to carry, and leave Ctrl-C to the first process."""
-    global _own_files
-    _own_files = files
+def _init_worker(files: FileSet) -> None:
+    """Keep the set in this process, so that tasks need not carry it, and ignore Ctrl-C."""
+    global _files
+    _files = files
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _read_own_span(span: range) -> np.ndarray:
-    assert _own_files is not None
-    return _read_span(_own_files, span)
+def _read_worker_span(span: range) -> np.ndarray:
+    assert _files is not None
+    return _read_span(_files, span)
 
 
 def _cache_file(files: FileSet) -> Path | None:
-    """Return where the decoded images are kept, None where they are not."""
+    """Return the path of the decoded images in the cache, None if the set is not cached."""
     stamps = files.stamps()
     if stamps is None:
         return None
@@ -277,16 +262,16 @@ def _cache_file(files: FileSet) -> Path | None:
 
 
 def read_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the array that `write_cache` kept, or None where it is missing, damaged or of another shape."""
+    """Return the array that `write_cache` saved, None if it is missing, damaged or of another shape."""
     try:
-        found = np.load(cache)
+        array = np.load(cache)
     except (OSError, ValueError, EOFError):
         return None
-    return found if found.shape == shape else None
+    return array if array.shape == shape else None
 
 
 def write_cache(cache: Path, array: np.ndarray) -> None:
-    """Keep an array as .npy for the next call, atomically; on a full or read-only disk there is just no cache."""
+    """Save an array as .npy atomically; do nothing on a full or read-only disk."""
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with atomic(cache) as temporary:
@@ -294,10 +279,10 @@ def write_cache(cache: Path, array: np.ndarray) -> None:
 
 
 def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read samples: (N, 3, H, W) uint8 from arr_0 (N, H, W, 3), and int64 labels from arr_1 if there.
+    """Read samples: (N, 3, H, W) uint8 from arr_0 (N, H, W, 3), and int64 labels from arr_1 if it exists.
 
     Raises:
-        UserError: the file is missing, truncated, or holds no such arrays.
+        UserError: the file is missing, truncated or holds other arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -305,7 +290,7 @@ def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
             labels = archive.get("arr_1")
     except KeyError:
         raise UserError(f"{path}: holds no arr_0 with images") from None
-    except Exception as error:  # zipfile, zlib, struct and NumPy raise each their own on a damaged file
+    except Exception as error:  # zipfile, zlib, struct and NumPy each raise their own on a damaged file
         raise UserError(f"{path}: not readable as an .npz file ({error})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise UserError(f"{path}: arr_0 is {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")

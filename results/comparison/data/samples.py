@@ -17,10 +17,10 @@ FINGERPRINT_BATCH = 4096
 
 
 class Samples(Protocol):
-    """A sample set, readable as often as needed.
+    """A sample set that can be read repeatedly.
 
     Attributes:
-        name: of the file or folder, without its path.
+        name: name of the file or folder, without its path.
         shape: (N, 3, H, W).
     """
 
@@ -28,26 +28,26 @@ class Samples(Protocol):
     shape: tuple[int, int, int, int]
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield (n, 3, H, W) uint8, n = size but for the last batch, in the order of the set."""
+        """Yield (n, 3, H, W) uint8 in the order of the set; n = size except for the last batch."""
 
 
 class LoadedSamples:
-    """A sample set in memory: from a folder, a .zip file, or a tensor."""
+    """A sample set in memory, from a folder, a .zip file or a tensor."""
 
     def __init__(self, name: str, images: Tensor):
         self.name, self.images = name, images
         self.shape = (len(images), images.shape[1], images.shape[2], images.shape[3])
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield the images in their order."""
+        """Yield the images in order."""
         yield from self.images.split(size)
 
 
 class NpzSamples:
-    """The arr_0 of an .npz file, (N, H, W, 3) uint8, read piece by piece.
+    """The arr_0 of an .npz file, (N, H, W, 3) uint8, read batch by batch.
 
     Raises:
-        UserError: missing, truncated, or without such an array.
+        UserError: the file is missing, truncated or has no such array.
     """
 
     def __init__(self, path: Path):
@@ -64,11 +64,7 @@ class NpzSamples:
         self.shape = (shape[0], 3, shape[1], shape[2])
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield the images in their order.
-
-        Raises:
-            UserError: the file ends early.
-        """
+        """Yield the images in order; raise UserError if the file is damaged."""
         count, _, height, width = self.shape
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
@@ -80,7 +76,7 @@ class NpzSamples:
                         raise ValueError(f"ends after {start} of {count} images")
                     images = np.frombuffer(raw, np.uint8).reshape(n, height, width, 3).transpose(0, 3, 1, 2)
                     yield torch.from_numpy(np.ascontiguousarray(images))
-        except Exception as error:  # zipfile, zlib, struct and NumPy raise each their own on a damaged file
+        except Exception as error:  # zipfile, zlib, struct and NumPy each raise their own on a damaged file
             raise UserError(f"{self.path}: not readable as an .npz file ({error})") from None
 
 
@@ -91,10 +87,10 @@ def _header(member) -> tuple[tuple[int, ...], bool, np.dtype]:  # type: ignore[n
 
 
 def open_samples(path: Path, image_size: int) -> Samples:
-    """Open an .npz file, a .zip file or a folder of images; an .npz must have the size that is asked for.
+    """Open an .npz file of that image size, a .zip file or a folder of images.
 
     Raises:
-        UserError: unreadable, or of another size.
+        UserError: the samples are not readable, or an .npz has another size.
     """
     if path.suffix != ".npz":
         return LoadedSamples(path.name, load_images(str(path), image_size).images)
@@ -106,5 +102,5 @@ def open_samples(path: Path, image_size: int) -> Samples:
 
 
 def fingerprint(samples: Samples) -> str:
-    """Return the hash of the pixels, as `comparison.data.images.fingerprint` gives it for the whole tensor."""
+    """Return the hash of the pixels, equal to `comparison.data.images.fingerprint` of the whole tensor."""
     return digest(repr(tuple(samples.shape)), *(p.contiguous().numpy() for p in samples.batches(FINGERPRINT_BATCH)))

@@ -1,8 +1,8 @@
-"""`shapes`: the embedded data set, drawn by code, with modes that can be counted.
+"""`shapes`: the embedded data set, drawn by code, with known modes.
 
-Each picture shows one flat figure with a soft shadow on a bright background. Its mode is the combination of shape,
-colour, position and size; small shifts of place, size and brightness are left free. `count_modes` fits every mode to
-an image and takes the best one, or none when the fit explains too little: noise and mixtures count for nothing.
+Each image shows one flat figure with a soft shadow on a bright background. Its mode is the combination of shape,
+colour, position and size; small shifts, size changes and the brightness are free. `match_modes` fits every mode to an
+image and returns the best one, or none if the fit is too poor, as for noise and mixtures.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch import Tensor
 NAME = "shapes"
 COUNTS = {"train": 20_000, "test": 5_000}
 SHAPES = ("disc", "square", "triangle", "ring", "cross")
-COLOURS = {  # RGB in [0, 1]; the first five are the farthest apart
+COLOURS = {  # RGB in [0, 1]; the first five differ most
     "red": (0.86, 0.20, 0.18),
     "blue": (0.13, 0.36, 0.78),
     "green": (0.10, 0.60, 0.32),
@@ -36,16 +36,16 @@ POSITIONS = {  # centre as a fraction of the image, x then y
 }
 RADII = {1: (0.19,), 2: (0.13, 0.21), 4: (0.09, 0.13, 0.17, 0.22)}  # fractions of the image
 FACTORS = {10: (2, 1, 1), 100: (5, 4, 1), 200: (5, 4, 2), 1000: (10, 5, 4)}  # colours, positions, sizes; times 5 shapes
-TINT = np.array([1.0, 0.985, 0.955])  # of the background: a warm white
-SHIFT, STRETCH, BRIGHTNESS = 0.03, 0.06, (0.78, 1.0)  # the free part: centre, relative radius, background level
-# A fit must leave less than this share of what sets the figure apart from an empty picture. All test images of up to
-# 200 modes pass at 0.08, of 1,000 modes 99.9% at 0.10; at 0.35 so do nine of ten two-coloured blobs.
+TINT = np.array([1.0, 0.985, 0.955])  # background, a warm white
+SHIFT, STRETCH, BRIGHTNESS = 0.03, 0.06, (0.78, 1.0)  # free part: centre, relative radius, background level
+# Largest accepted residual of `fit_modes`. All test images of up to 200 modes pass at 0.08, 99.9% of those of 1,000
+# modes at 0.10; at 0.35 nine of ten two-coloured blobs would pass too.
 ACCEPT = 0.10
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One combination of the factors; lengths are fractions of the image."""
+    """A combination of the factors; lengths are fractions of the image."""
 
     shape: str
     colour: str
@@ -81,7 +81,7 @@ def mode_names(count: int = 200) -> tuple[str, ...]:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline, negative inside; y points down."""
+    """Return the signed distance to the outline, negative inside; y points down."""
     if shape == "disc":
         return np.hypot(x, y) - r
     if shape == "square":
@@ -99,35 +99,32 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.nda
 def _layers(
     shape: str, cx: np.ndarray, cy: np.ndarray, r: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N, S, S) coverage of the figure and weight of the background, both in [0, 1]."""
+    """Return the (N, S, S) coverage of the figure and weight of the background, both in [0, 1]."""
     grid = (np.arange(image_size) + 0.5) / image_size
     x = grid[None, None, :] - cx[:, None, None]
     y = grid[None, :, None] - cy[:, None, None]
     r = r[:, None, None]
     cover = np.clip(0.5 - _distance(shape, x, y, r) * image_size, 0, 1)
     shadow = 0.22 * np.clip(0.5 - _distance(shape, x - 0.02, y - 0.04, r) / 0.08, 0, 1)
-    light = 1 - 0.14 * grid[None, :, None] ** 2  # a little darker towards the ground
+    light = 1 - 0.14 * grid[None, :, None] ** 2  # slightly darker towards the bottom
     return cover, (1 - cover) * (1 - shadow) * light
 
 
 def render(labels: np.ndarray, image_size: int, generator: np.random.Generator, count: int = 200) -> np.ndarray:
-    """Draw one picture per label.
+    """Draw one image per label, (N, 3, S, S) uint8.
 
     Args:
-        labels: (N,) mode indices below `count`.
-        image_size: pixels.
-        generator: of the free part.
-        count: of the modes.
-
-    Returns:
-        (N, 3, S, S) uint8.
+        labels: (N,) modes in [0, count).
+        image_size: S, pixels.
+        generator: source of the free part.
+        count: number of modes.
     """
     table = modes(count)
     free = generator.uniform(-1, 1, (len(labels), 4))
     images = np.empty((len(labels), 3, image_size, image_size), np.uint8)
     for shape in SHAPES:
-        (where,) = np.nonzero([table[label].shape == shape for label in labels])
-        for part in np.array_split(where, max(1, len(where) * image_size**2 // 2_000_000)):
+        (numbers,) = np.nonzero([table[label].shape == shape for label in labels])
+        for part in np.array_split(numbers, max(1, len(numbers) * image_size**2 // 2_000_000)):
             chosen = [table[label] for label in labels[part]]
             centre = np.array([m.centre for m in chosen]).reshape(-1, 2) + SHIFT * free[part, :2]
             radius = np.array([m.radius for m in chosen]) * (1 + STRETCH * free[part, 2])
@@ -141,7 +138,7 @@ def render(labels: np.ndarray, image_size: int, generator: np.random.Generator, 
 
 
 def blobs(count: int, image_size: int, generator: np.random.Generator) -> Tensor:
-    """Draw soft spots of two colours on backgrounds of the data set: what a mode counter must not take for figures.
+    """Draw soft spots of two colours, which a mode counter must reject, on backgrounds of the data set.
 
     Returns:
         (count, 3, S, S) uint8.
@@ -174,9 +171,9 @@ def _blobs(count: int, image_size: int, generator: np.random.Generator) -> np.nd
 
 
 def dataset(count: int, image_size: int, *, split: str = "train", limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the data set, or its first `limit` pictures: (N, 3, S, S) uint8 and (N,) int64 modes.
+    """Return the data set, or its first `limit` images: (N, 3, S, S) uint8 and (N,) int64 modes.
 
-    The whole set holds equally many pictures of each mode, in random order.
+    The whole set has equally many images of each mode, in random order.
     """
     generator = np.random.Generator(np.random.PCG64([count, split == "train"]))
     labels = generator.permutation(np.arange(COUNTS[split]) % count)[:limit]
@@ -184,17 +181,17 @@ def dataset(count: int, image_size: int, *, split: str = "train", limit: int | N
 
 
 class _Fit:
-    """Least squares of every mode to images, over the free part, in closed form where it is linear."""
+    """Least-squares fit of every mode to images: a grid of shifts and sizes, colour and brightness in closed form."""
 
-    SIZE = 32  # images of other sizes are brought to it by area
+    SIZE = 32  # pixels; images of other sizes are resized by area
 
     def __init__(self, count: int):
         table = modes(count)
         self.colours = list(dict.fromkeys(m.colour for m in table))
-        places = list(dict.fromkeys((m.shape, m.centre, m.radius) for m in table))
+        figures = list(dict.fromkeys((m.shape, m.centre, m.radius) for m in table))
         steps = [(dx, dy, dr) for dx in (-0.02, 0, 0.02) for dy in (-0.02, 0, 0.02) for dr in (-0.035, 0.035)]
         cover, back = [], []
-        for shape, (cx, cy), radius in places:
+        for shape, (cx, cy), radius in figures:
             dx, dy, dr = np.array(steps).T
             layers = _layers(shape, cx + dx, cy + dy, radius * (1 + dr), self.SIZE)
             cover.append(layers[0].reshape(len(steps), -1))
@@ -204,10 +201,8 @@ class _Fit:
         self.back = torch.from_numpy(np.concatenate(back)).float()
         empty = 1 - 0.14 * ((np.arange(self.SIZE) + 0.5) / self.SIZE) ** 2
         self.empty = torch.from_numpy(np.repeat(empty, self.SIZE)).float()  # (P,)
-        place_index = {place: i for i, place in enumerate(places)}
-        self.mode = torch.tensor(
-            [[place_index[(m.shape, m.centre, m.radius)], self.colours.index(m.colour)] for m in table]
-        )
+        number = {figure: i for i, figure in enumerate(figures)}
+        self.mode = torch.tensor([[number[m.shape, m.centre, m.radius], self.colours.index(m.colour)] for m in table])
         self.rgb = torch.tensor([COLOURS[c] for c in self.colours])  # (K, 3)
         self.tint = torch.from_numpy(TINT).float()
 
@@ -215,7 +210,7 @@ class _Fit:
         return (fit / norm).clamp(BRIGHTNESS[0] - 0.05, BRIGHTNESS[1] + 0.05)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (N,) residual and the (N,) best mode of (N, 3, 32, 32) float images in [0, 1]."""
+        """Return the (N,) residuals and the (N,) best modes of (N, 3, 32, 32) float images in [0, 1]."""
         x = images.flatten(2)  # (N, 3, P)
         x_cover, x_back = x @ self.cover.T, x @ self.back.T  # (N, 3, G)
         power = x.square().sum((1, 2))[:, None]
@@ -228,10 +223,10 @@ class _Fit:
             level = self._level(tinted, tt * bb)
             error = power + rgb.square().sum() * cc - 2 * torch.einsum("c,ncg->ng", rgb, x_cover)
             error = error + level.square() * tt * bb - 2 * level * tinted
-            # what the figure adds to an empty picture: the yardstick of the fit
+            # squared difference between the figure and an empty image, which the error is divided by
             gain = cc * rgb.square().sum() + level.square() * tt * ((self.back - self.empty).square().sum(1))
             gain = gain + 2 * level * (rgb @ self.tint) * (self.cover * (self.back - self.empty)).sum(1)
-            score = (error / gain).unflatten(1, (-1, self.variants)).amin(2)  # (N, places)
+            score = (error / gain).unflatten(1, (-1, self.variants)).amin(2)  # (N, figures)
             columns = (self.mode[:, 1] == k).nonzero()[:, 0]
             best[:, columns] = score[:, self.mode[columns, 0]]
         residual, mode = best.min(1)
@@ -244,46 +239,23 @@ def _fit(count: int) -> _Fit:
 
 
 def fit_modes(images: Tensor, count: int = 200) -> tuple[Tensor, Tensor]:
-    """Fit every mode to each image, by least squares over the free part.
-
-    Args:
-        images: (N, 3, S, S) uint8.
-        count: of the modes.
+    """Fit every mode to each of (N, 3, S, S) uint8 images, by least squares over the free part.
 
     Returns:
-        (N,) float32, the squared error that the best mode leaves, as a share of what sets its figure apart from an
-        empty picture: 0 for a perfect fit, about 1 for an empty picture; and (N,) int64, that mode.
+        (N,) float32 residual, the squared error of the best mode relative to the squared difference between its figure
+        and an empty image: 0 for a perfect fit, about 1 for an empty image; and (N,) int64, that mode.
     """
-    found = []
+    fits = []
     for part in images.split(500):
         x = part.float() / 255
         if x.shape[-1] != _Fit.SIZE:
             x = torch.nn.functional.interpolate(x, size=(_Fit.SIZE, _Fit.SIZE), mode="area")
-        found.append(_fit(count)(x))
-    residuals, modes_found = zip(*found, strict=True)
-    return torch.cat(residuals), torch.cat(modes_found)
+        fits.append(_fit(count)(x))
+    residuals, best = zip(*fits, strict=True)
+    return torch.cat(residuals), torch.cat(best)
 
 
-def match_modes(images: Tensor, count: int = 200) -> Tensor:
-    """Return the (N,) int64 mode that each of (N, 3, S, S) uint8 images shows, -1 where it shows none."""
+def match_modes(images: Tensor, count: int = 200) -> tuple[Tensor, Tensor]:
+    """Return the (N,) int64 mode of each of (N, 3, S, S) uint8 images, -1 for none, and the residual of `fit_modes`."""
     residual, mode = fit_modes(images, count)
-    return torch.where(residual < ACCEPT, mode, -1)
-
-
-def count_modes(images: Tensor, count: int = 200) -> dict[str, float]:
-    """Count the modes that (N, 3, S, S) uint8 images cover.
-
-    Returns:
-        covered: modes with at least one image; total: modes there are; matched: share of the images that show any
-        mode; kl: Kullback-Leibler divergence in nats of the modes' frequencies from uniform (inf if none matches).
-    """
-    found = match_modes(images, count)
-    frequency = torch.bincount(found[found >= 0], minlength=count).double()
-    share = frequency / frequency.sum().clamp(min=1)
-    kl = (share[share > 0] * (share[share > 0] * count).log()).sum().item() if frequency.sum() else float("inf")
-    return {
-        "covered": int((frequency > 0).sum()),
-        "total": count,
-        "matched": (found >= 0).double().mean().item(),
-        "kl": kl,
-    }
+    return torch.where(residual < ACCEPT, mode, -1), residual

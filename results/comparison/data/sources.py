@@ -1,4 +1,4 @@
-"""Which pictures a data source means: a known name or a path. Standard library only, so that it answers at once."""
+"""Data sources: known names and paths, checked before loading. Standard library only, for a fast start."""
 
 import importlib.util
 import re
@@ -13,24 +13,23 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", "
 SHAPES_MODES = (10, 100, 200, 1000)  # the data set `shapes:N`; plain `shapes` has 200
 NAMES = ("shapes", "cifar10", "stackmnist", "lsun", "celeba_256")  # shapes:N, lsun:CATEGORY too
 KINDS = f"{', '.join(NAMES)}, a folder of images, an .npz or a .zip file"  # for --help
-CIFAR_BATCHES = "cifar-10-batches-py"
 MNIST_FILES = {  # images and labels of each split, as they are published, or .gz
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-LSUN_FIRST = 120_000  # pictures of church_outdoor that `lsun` means, as Xiao et al. 2022 train on
+LSUN_FIRST = 120_000  # images of church_outdoor in `lsun`, as in Xiao et al. 2022
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where pictures lie: a folder, a .zip file or an LMDB database, of which only the `first` ones may be meant."""
+class DataLocation:
+    """A folder, .zip file or LMDB database of images, or its `first` images."""
 
     path: Path
     first: int | None = None
 
 
 def find_images(folder: Path) -> Iterator[Path]:
-    """Yield the image files below `folder`, in no fixed order, hidden files and folders left out."""
+    """Yield the image files below `folder`, in any order, without hidden files and folders."""
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
@@ -38,32 +37,29 @@ def find_images(folder: Path) -> Iterator[Path]:
 
 
 def zip_images(path: Path) -> list[str]:
-    """Return the names of the images in a .zip file, sorted, hidden ones left out.
+    """Return the sorted names of the images in a .zip file, without hidden ones.
 
     Raises:
-        UserError: not a .zip file.
+        UserError: the file is not a .zip file.
     """
-    seen = [PurePosixPath(name) for name in _zip_names(path)]
-    kept = [
-        p for p in seen if p.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__")) for part in p.parts)
-    ]
-    return sorted(str(p) for p in kept)
+    images = [name for name in map(PurePosixPath, _zip_names(path)) if name.suffix.lower() in SUFFIXES]
+    return sorted(str(name) for name in images if not any(part.startswith((".", "__")) for part in name.parts))
 
 
 def _zip_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except Exception as error:  # zipfile raises ValueError and others beside BadZipFile on a damaged one
+    except Exception as error:  # zipfile raises BadZipFile, ValueError and others on a damaged file
         kind = "an .npz" if path.suffix == ".npz" else "a .zip"
         raise UserError(f"{path}: not readable as {kind} file ({error})") from None
 
 
 def shapes_modes(source: str, flag: str = "data source") -> int | None:
-    """Return the number of modes that `shapes` or `shapes:N` asks for, None for any other source.
+    """Return the number of modes of `shapes` or `shapes:N`, None for any other source.
 
     Raises:
-        UserError: it has no such number of modes; names `flag`.
+        UserError: `shapes` has no such number of modes; the error names `flag`.
     """
     name, _, modes = source.partition(":")
     if name != "shapes" or Path(source).exists():
@@ -76,25 +72,25 @@ def shapes_modes(source: str, flag: str = "data source") -> int | None:
 
 
 def is_name(source: str) -> bool:
-    """Tell whether a source is a known name and no path; a folder of such a name is written ./name."""
+    """Return True if a source is a known name and no path; a folder of that name is written ./name."""
     return source in NAMES[1:] or source.startswith("lsun:") or shapes_modes(source) is not None
 
 
 def is_cifar_batches(folder: Path) -> bool:
-    """Tell whether `folder` holds the Python batches of CIFAR-10."""
+    """Return True if `folder` holds CIFAR-10's Python batches."""
     return (folder / "data_batch_1").is_file()
 
 
 def is_database(folder: Path) -> bool:
-    """Tell whether `folder` holds an LMDB database."""
+    """Return True if `folder` holds an LMDB database."""
     return (folder / "data.mdb").is_file()
 
 
-def stored_images(source: str, split: str = "train", flag: str = "data source") -> Place | None:
-    """Return where the pictures of a source lie as files or in a database, None for all other kinds of source.
+def stored_images(source: str, split: str = "train", flag: str = "data source") -> DataLocation | None:
+    """Return the location of a source's image files or database, None for all other kinds of source.
 
     Raises:
-        UserError: a known name whose pictures are not below the data root; says what goes where.
+        UserError: the images of a known name are not below the data root.
     """
     if source.partition(":")[0] == "lsun":
         return _lsun(source, split, flag)
@@ -103,10 +99,10 @@ def stored_images(source: str, split: str = "train", flag: str = "data source") 
     path = Path(source)
     if is_name(source) or is_cifar_batches(path) or (path.is_file() and path.suffix != ".zip"):
         return None
-    return Place(path)
+    return DataLocation(path)
 
 
-def _lsun(source: str, split: str, flag: str) -> Place:
+def _lsun(source: str, split: str, flag: str) -> DataLocation:
     category = source.partition(":")[2] or "church_outdoor"
     if not re.fullmatch(r"[a-z_]+", category):
         raise UserError(f"{flag} {source}: a category of LSUN is written like lsun:bedroom")
@@ -118,40 +114,38 @@ def _lsun(source: str, split: str, flag: str) -> Place:
             f"{flag} {source}: {path / 'data.mdb'} is not there; download http://dl.yf.io/lsun/scenes/{name}.zip and "
             f"unpack it in {folder}"
         )
-    return Place(path, LSUN_FIRST if source == "lsun" and split == "train" else None)
+    return DataLocation(path, LSUN_FIRST if source == "lsun" and split == "train" else None)
 
 
-def _celeba(split: str, flag: str) -> Place:
+def _celeba(split: str, flag: str) -> DataLocation:
     root = data_root()
     folder = root / "celeba_256"
     name = "train.lmdb" if split == "train" else "validation.lmdb"
     for path in (folder / name, root / "celeba-lmdb" / name, folder):
         if is_database(path):
-            return Place(path)
+            return DataLocation(path)
     if next(find_images(folder), None) is None:
         raise UserError(
             f"{flag} celeba_256: no pictures in {folder}; put the 256-pixel images of CelebA-HQ there, or "
             f"NVAE's preparation of them as {root / 'celeba-lmdb' / name}"
         )
-    return Place(folder)
+    return DataLocation(folder)
 
 
 def check_source(source: str, flag: str = "data source") -> None:
-    """Refuse a source that cannot be loaded: an unknown name, a missing folder, a folder without images.
-
-    Looks for the first image only, so it takes no time on large folders.
+    """Check that a source can be loaded, up to its first image, so that large folders take no time.
 
     Raises:
-        UserError: one sentence that names `flag` and what is accepted.
+        UserError: an unknown name, a missing folder or a folder without images; the error names `flag`.
     """
     if not source:
         raise UserError(f"{flag}: must name a data source, not be empty")
     if shapes_modes(source, flag):
         return
     path = Path(source)
-    if (is_name(source) or is_database(path)) and (place := stored_images(source, flag=flag)):
-        if is_database(place.path) and importlib.util.find_spec("lmdb") is None:
-            raise UserError(f"{flag} {source}: {place.path} is an LMDB database; to read it: pip install lmdb")
+    if (is_name(source) or is_database(path)) and (location := stored_images(source, flag=flag)):
+        if is_database(location.path) and importlib.util.find_spec("lmdb") is None:
+            raise UserError(f"{flag} {source}: {location.path} is an LMDB database; to read it: pip install lmdb")
         return
     if is_name(source):
         return
@@ -182,11 +176,11 @@ def source_name(source: str) -> str:
 
 
 def mnist_folder() -> Path:
-    """Return where torchvision keeps MNIST below the data root."""
+    """Return torchvision's folder of MNIST below the data root."""
     return data_root() / "MNIST" / "raw"
 
 
 def mnist_file(name: str) -> Path | None:
-    """Return one of MNIST_FILES as it lies there, plain or .gz, or None."""
-    places = (mnist_folder() / name, mnist_folder() / f"{name}.gz")
-    return next((path for path in places if path.is_file()), None)
+    """Return the path of one of MNIST_FILES, plain or .gz, None if it is missing."""
+    paths = (mnist_folder() / name, mnist_folder() / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)

@@ -1,13 +1,11 @@
-"""`stackmnist`: three random digits of MNIST as the channels of one picture, 1,000 modes that can be counted.
+"""`stackmnist`: three random digits of MNIST as the channels of one image, with 1,000 known modes.
 
-Introduced by Metz et al. 2017 to measure mode collapse; drawn here from a fixed seed, so that every process and every
-machine sees the same pictures.
+Introduced by Metz et al. 2017 to measure mode collapse; drawn from a fixed seed, the same on every machine.
 """
 
 import gzip
 import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,19 +16,19 @@ from comparison.cli import UserError, data_root
 from comparison.data.folders import check_memory, fit
 from comparison.data.sources import MNIST_FILES, mnist_file, mnist_folder
 
-SIZE = 32  # pixels; MNIST's 28 and a black border of 2
+SIZE = 32  # pixels: MNIST's 28 and a black border of 2
 BORDER = 2
-DRAWS = 2  # pictures per digit of MNIST: 120,000 to train on, as Xiao et al. 2022 take, and 20,000 to test
+DRAWS = 2  # images per digit of MNIST: 120,000 for training, as in Xiao et al. 2022, and 20,000 for testing
 MODES = 1000
 
 
 def dataset(image_size: int, *, split: str = "train", limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the data set, or its first `limit` pictures: (N, 3, S, S) uint8 and (N,) int64 modes.
+    """Return the data set, or its first `limit` images: (N, 3, S, S) uint8 and (N,) int64 modes.
 
-    A mode is the number below 1,000 whose digits are those in the red, green and blue channel.
+    A mode is the three-digit number of the red, green and blue channel.
 
     Raises:
-        UserError: MNIST is missing and cannot be downloaded, or damaged.
+        UserError: MNIST is damaged, or missing and cannot be downloaded.
     """
     digits, labels = load_mnist(split)
     generator = np.random.Generator(np.random.PCG64([MODES, split == "train"]))
@@ -49,13 +47,13 @@ def mode_names() -> tuple[str, ...]:
 
 
 def load_mnist(split: str) -> tuple[Tensor, Tensor]:
-    """Read a split of MNIST below the data root, plain or .gz; torchvision downloads it where it is missing.
+    """Load a split of MNIST from the data root, or download it by torchvision.
 
     Returns:
         (N, 32, 32) uint8 digits, white on black, and (N,) int64 labels in [0, 10).
 
     Raises:
-        UserError: missing and not to be had, or damaged; names folder and file.
+        UserError: the files are damaged, or missing and cannot be downloaded.
     """
     if any(mnist_file(name) is None for name in MNIST_FILES[split]):
         _download()
@@ -68,7 +66,7 @@ def load_mnist(split: str) -> tuple[Tensor, Tensor]:
 
 
 def _resized(digits: Tensor, image_size: int) -> Tensor:
-    """Resize (N, 32, 32) uint8; the channels of a picture are resized each alone, so this is the same and less work."""
+    """Resize (N, 32, 32) uint8 digits, which is less work than the images and gives the same result."""
     if image_size == SIZE:
         return digits
     resized = np.stack([fit(Image.fromarray(digit), image_size)[..., 0] for digit in digits.numpy()])
@@ -87,27 +85,20 @@ def _download() -> None:
     try:
         MNIST(str(data_root()), download=True)
     except (OSError, RuntimeError) as error:
-        said = " ".join(str(error).split())  # one line
-        raise UserError(f"stackmnist: MNIST is not in {folder} and the download failed ({said}); {wanted}") from None
+        reason = " ".join(str(error).split())  # one line
+        raise UserError(f"stackmnist: MNIST is not in {folder} and the download failed ({reason}); {wanted}") from None
 
 
 def _read_idx(name: str, dimensions: int) -> np.ndarray:
-    """Read an idx file of unsigned bytes: two zeros, the type 8, the number of dimensions, and each as 4 bytes."""
+    """Read an idx file of unsigned bytes; its header is two zeros, the type 8, the number of dimensions, the sizes."""
     path = mnist_file(name) or mnist_folder() / name
     try:
-        data = _opened(path)
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         shape = [int(n) for n in np.frombuffer(data, ">u4", dimensions, 4)]
         if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != 4 + 4 * dimensions + math.prod(shape):
-            raise ValueError("its header and its length do not agree")
-    except Exception as error:  # gzip and zlib raise each their own on a damaged file
+            raise ValueError("header and length do not match")
+    except Exception as error:  # gzip and zlib each raise their own on a damaged file
         raise UserError(
-            f"{path}: not readable as an idx file of MNIST ({error}); remove it to download it anew"
+            f"{path}: not readable as an idx file of MNIST ({error}); delete it to download it again"
         ) from None
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
-def _opened(path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    with gzip.open(path) as file:
-        return file.read()

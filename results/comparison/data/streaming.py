@@ -1,4 +1,4 @@
-"""Training batches from a data set on disk, decoded ahead by worker processes: those of `BatchStream`, bit for bit."""
+"""Training batches from a data set on disk, decoded by worker processes; equal to those of `BatchStream`."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from comparison.data.folders import FileSet
 from comparison.data.images import ImageSet
 from comparison.device import usable_cores
 
-MAX_WORKERS = 16  # by default; each holds two batches
+MAX_WORKERS = 16  # maximum of the default
 PREFETCH = 2  # batches that each worker decodes ahead
 
 
@@ -27,46 +27,33 @@ def open_stream(
     batch_size: int,
     seed: int,
     *,
-    flip: bool = True,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
     num_workers: int | None = None,
     local_processes: int = 1,
+    **options: Any,
 ) -> "BatchStream | FileStream":
-    """Return the batches of a set, from memory or from disk, wherever `comparison.data.images.open_images` has it.
+    """Return the batches of a set from `comparison.data.images.open_images`, in memory or on disk.
 
     Args:
-        images: the data.
-        batch_size, seed, flip, device, rank, world_size: see `BatchStream`.
+        images, batch_size, seed, options: see `Stream`.
         num_workers: processes that decode files; None for `default_workers`.
-        local_processes: that share the cores of this machine.
-
-    Raises:
-        UserError: see `BatchOrder`.
+        local_processes: training processes on this machine.
     """
-    ranks = {"rank": rank, "world_size": world_size}
     if isinstance(images, ImageSet):
-        return BatchStream(images, batch_size, seed, flip=flip, device=device, **ranks)
+        return BatchStream(images, batch_size, seed, **options)
     workers = default_workers(local_processes) if num_workers is None else num_workers
-    return FileStream(images, batch_size, seed, flip=flip, device=device, num_workers=workers, **ranks)
+    return FileStream(images, batch_size, seed, num_workers=workers, **options)
 
 
 def default_workers(local_processes: int = 1) -> int:
-    """Return how many workers each of the training processes on this machine gets: one core is left for itself."""
+    """Return the number of workers per training process on this machine, which leaves it one core."""
     return max(1, min(MAX_WORKERS, usable_cores() // local_processes - 1))
 
 
 class FileStream(Stream):
-    """Batches of files on disk; arguments of `Stream`.
+    """Batches of files on disk; arguments as in `Stream`, and `num_workers`, 0 to decode in this process.
 
-    The workers start with the first batch. They read ahead over the ends of epochs; a batch other than the next one
-    makes them begin anew there. They end with the `with` block, or by `close`.
-
-    Args:
-        files: the data.
-        batch_size, seed, options: see `Stream`.
-        num_workers: processes that decode; 0 for this one.
+    The workers start with the first batch and read ahead, also over the end of an epoch; a batch other than the next
+    restarts them. They end with the `with` block, or by `close`.
     """
 
     def __init__(self, files: FileSet, batch_size: int, seed: int, *, num_workers: int = 0, **options: Any):
@@ -82,7 +69,7 @@ class FileStream(Stream):
             worker_init_fn=_leave_signals,
             prefetch_factor=PREFETCH if num_workers else None,
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # else it draws from the default one, which dropout uses
+            generator=torch.Generator(),  # keeps the default one, which dropout uses, unchanged
         )
         self._batches: Any = None
         self._next: int | None = None
@@ -91,11 +78,11 @@ class FileStream(Stream):
         """Return the batch of update `step` (0, 1, ...): (n, 3, S, S) float32 in [-1, 1], (n,) int64 labels or None.
 
         Raises:
-            UserError: a file is not readable as an image; names it.
+            UserError: a file is not readable as an image.
         """
         if self._batches is None or step != self._next:
             self._sampler.start = step
-            with _signals_held():  # until the workers, which inherit this, ignore them
+            with _signals_held():  # the workers inherit the block until they ignore the signals
                 self._batches = iter(self._loader)
         self._next = None
         numbers, images = next(self._batches)
@@ -108,11 +95,11 @@ class FileStream(Stream):
         return x, self.labels[torch.from_numpy(numbers)].to(self.device, non_blocking=True)
 
     def close(self) -> None:
-        """End the workers; a later batch starts them again."""
+        """End the workers; the next batch restarts them."""
         workers = self._workers()
         try:
             if workers:
-                self._batches._shutdown_workers()  # __del__ is late after an exception
+                self._batches._shutdown_workers()  # __del__ would come too late after an exception
         finally:
             for worker in workers:
                 if worker.is_alive():
@@ -120,22 +107,15 @@ class FileStream(Stream):
             self._loader._iterator = None
             self._batches = None
 
-    def __enter__(self) -> "FileStream":
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """End the workers.
-
-        Raises:
-            UserError: one of them was killed, in place of what torch makes of it, at any place.
-        """
+        """End the workers; raise UserError instead of torch's error if one of them was killed."""
         workers = self._workers()
         if workers and isinstance(error, RuntimeError | EOFError | ConnectionError):
-            with contextlib.suppress(RuntimeError):  # which torch's handler of the ending may raise just here
+            with contextlib.suppress(RuntimeError):  # torch's SIGCHLD handler may raise here
                 ending = wait([worker.sentinel for worker in workers], timeout=0.5)
                 for worker in workers:
                     if worker.sentinel in ending:
-                        worker.join()  # its connections break before it has a status
+                        worker.join()  # its connections break before it has an exit code
         killed = next((worker.exitcode for worker in workers if worker.exitcode), None)
         try:
             self.close()
@@ -144,8 +124,8 @@ class FileStream(Stream):
                 raise
         if killed is not None and isinstance(error, Exception):
             raise UserError(
-                f"{self.name}: a process that reads images was killed (status {killed}), perhaps for lack of memory or "
-                "of shared memory; lower --num_workers, 0 reads in the training process"
+                f"{self.name}: a data worker was killed (status {killed}), possibly out of memory or shared memory; "
+                "lower --num_workers, 0 reads in the training process"
             ) from None
 
     def _workers(self) -> list[Any]:
@@ -153,7 +133,7 @@ class FileStream(Stream):
 
 
 class _Steps:
-    """The numbers of the batches' images from a step on, without end."""
+    """Endless iterable of the image numbers of each batch, from the step `start`."""
 
     def __init__(self, order: BatchOrder):
         self.order, self.start = order, 0
@@ -163,17 +143,17 @@ class _Steps:
 
 
 class _Batches(Dataset[Any]):
-    """Decodes a batch at once: its numbers, and (n, 3, S, S) uint8, or the text of the error."""
+    """Decodes a whole batch: its numbers, and (n, 3, S, S) uint8 or the error text."""
 
     def __init__(self, files: FileSet):
         self.files = files
 
     def __getitems__(self, numbers: list[int]) -> tuple[np.ndarray, Tensor | str]:
-        found = np.array(numbers)
+        array = np.array(numbers)
         try:
-            return found, self.files.pick(torch.from_numpy(found))
+            return array, self.files.pick(torch.from_numpy(array))
         except UserError as error:
-            return found, str(error)
+            return array, str(error)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -185,7 +165,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Deliver Ctrl-C and SIGTERM to this thread after the block only; processes started in it inherit that."""
+    """Block Ctrl-C and SIGTERM in this thread, and in processes started inside the `with` block, until its end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -194,6 +174,6 @@ def _signals_held() -> Iterator[None]:
 
 
 def _leave_signals(worker: int) -> None:
-    """Let the training process alone answer Ctrl-C and SIGTERM, which may go to all: it saves and ends its workers."""
+    """Ignore Ctrl-C and SIGTERM in a worker; the training process saves and ends its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""Group normalisation of channels-last images with its affine map and activation: one GPU kernel for each pass.
+"""Group normalisation of channels-last images, fused with affine map and activation: one GPU kernel per pass.
 
-PyTorch's own wants channels first, so that images are copied there and back, and writes the result of each step to
-memory. The Triton kernels read an image from memory once (again from the cache) and write the result. Where they do
-not apply, as on CPUs, the networks use PyTorch's operations.
+PyTorch's kernel needs channels first, so images are copied twice, and each step writes its result to memory. The
+Triton kernels read an image from memory once and write the result once. Without a GPU or Triton, the networks use
+PyTorch's operations.
 """
 
 import functools
@@ -16,13 +16,9 @@ from torch.autograd.function import once_differentiable
 
 
 def is_fused(x: Tensor) -> bool:
-    """Tell whether `group_norm` takes x: on CUDA, channels last, with Triton at work, and not inside `torch.compile`.
-
-    Args:
-        x: (N, C, H, W).
-    """
+    """Return True if `group_norm` accepts x (N, C, H, W): CUDA, channels last, Triton works, no `torch.compile`."""
     return (
-        not torch.compiler.is_compiling()  # which fuses by itself
+        not torch.compiler.is_compiling()  # torch.compile fuses the operations itself
         and x.device.type == "cuda"
         and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -35,18 +31,18 @@ def group_norm(
 ) -> Tensor:
     """Return u = scale * (x - mean) / sqrt(variance + eps) + shift, or with `silu` u * sigmoid(u).
 
-    Mean and variance are those of each image's groups of channels (Wu & He 2018). All is computed in float32, under
-    autocast too. It can be differentiated once.
+    Mean and variance are taken over each image's groups of channels (Wu & He 2018), in float32, also under autocast.
+    The function can be differentiated once.
 
     Args:
-        x: (N, C, H, W) for which `is_fused` says so.
+        x: (N, C, H, W) accepted by `is_fused`.
         groups: a divisor of C.
-        scale, shift: (N, C) or (1, C), of any floating type.
-        eps: added to the variance.
+        scale, shift: (N, C) or (1, C), any floating type.
+        eps: constant added to the variance.
         silu: apply the activation.
 
     Returns:
-        (N, C, H, W) of x's type, channels last.
+        (N, C, H, W) of x's dtype, channels last.
     """
     scale, shift = (part.expand(x.shape[:2]) for part in (scale, shift))
     scale, shift = (part if part.stride(1) == 1 else part.contiguous() for part in (scale, shift))
@@ -55,7 +51,7 @@ def group_norm(
 
 
 class _GroupNorm(torch.autograd.Function):
-    """The kernels as a function of x (channels last), scale (N, C) and shift (N, C)."""
+    """The kernels as a differentiable function of x (channels last), scale (N, C) and shift (N, C)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
@@ -79,7 +75,7 @@ class _GroupNorm(torch.autograd.Function):
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Try the kernels once: they need Triton, and Triton a C compiler."""
+    """Return True if the kernels run: they need Triton, and Triton needs a C compiler."""
     if importlib.util.find_spec("triton") is None:
         return False
     try:
@@ -88,8 +84,8 @@ def _works(device: torch.device) -> bool:
             scale = torch.ones(1, 8, device=device)
             group_norm(x, 2, scale, scale, silu=True).sum().backward()
             torch.cuda.synchronize(device)
-    except Exception as error:  # whatever is amiss with the compiler, the slower way remains
+    except Exception as error:  # compiler errors have many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"group normalisation is not fused, which costs speed only: {reason}", stacklevel=2)
+        warnings.warn(f"group normalisation is not fused (slower, same results): {reason}", stacklevel=2)
         return False
     return True

@@ -1,7 +1,7 @@
-"""Work of a GPU that is recorded once and then replayed, so that the host need not launch every operation anew.
+"""CUDA graph capture and replay, which removes the overhead of kernel launches.
 
-An update of these networks is thousands of small operations. Where the host takes longer to launch them than the GPU
-to do them, a CUDA graph, which launches all of them at once, is what makes an update faster.
+An update of these networks is thousands of small operations. If the CPU launches them more slowly than the GPU runs
+them, a CUDA graph, which launches all at once, makes the update faster.
 """
 
 import warnings
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 Inputs = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
 Work = Callable[[Inputs], Outputs]
-# Records a call without arguments: returns its outputs, and what does the same again into the same memory.
+# Captures a call without arguments: returns its outputs, and a function that repeats it into the same memory.
 Recorder = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], object]]]
 
 
 def cuda_graph(work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-    """Record a CUDA graph, in memory of its own: in shared memory another graph's work would overwrite its results."""
+    """Capture a CUDA graph in memory of its own, so that other graphs do not overwrite its results."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         outputs = work()
@@ -26,19 +26,19 @@ def cuda_graph(work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], objec
 
 
 class Replay:
-    """A function of tensors, plain in its first calls, then recorded, and replayed from there on.
+    """A function of tensors that runs eagerly in its first calls, is then captured, and replayed from there on.
 
-    The function may compute gradients; it sets those of `parameters` anew in every call. It must wait for nothing on
-    the host and decide nothing by values, and what it reads besides its inputs must stay where it is. Inputs of other
-    names or shapes than were recorded are computed plainly; where recording fails, all are.
+    The function may compute gradients, which it sets anew in every call. It must not synchronize with the CPU or branch
+    on values, and tensors that it reads besides its inputs must keep their memory. Inputs of other names or shapes run
+    eagerly; if capture fails, all do.
 
     Args:
         work: the function.
-        parameters: whose gradients it leaves.
-        record: such as `cuda_graph`.
+        parameters: parameters whose gradients it sets.
+        record: capture function, such as `cuda_graph`.
     """
 
-    WARM_UP = 3  # calls in which libraries choose their algorithms and the optimizer makes its state
+    WARM_UP = 3  # eager calls, in which libraries choose algorithms and the optimizer creates its state
 
     def __init__(self, work: Work, parameters: Iterable[torch.nn.Parameter], record: Recorder) -> None:
         self._work, self._parameters, self._record = work, list(parameters), record
@@ -60,7 +60,7 @@ class Replay:
         self._replay()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        return {name: value.clone() for name, value in self._outputs.items()}  # the next call writes there
+        return {name: value.clone() for name, value in self._outputs.items()}  # the next call overwrites them
 
     def _start(self, inputs: Inputs) -> None:
         self._inputs = {name: value.clone() for name, value in inputs.items()}
@@ -79,28 +79,28 @@ class Replay:
 
 
 def by_cuda_graph(work: Work, parameters: Iterable[torch.nn.Parameter]) -> Replay:
-    """Return work that leaves the gradients of parameters, recorded as a CUDA graph."""
+    """Return work that sets the gradients of parameters, replayed as a CUDA graph."""
     return Replay(work, parameters, cuda_graph)
 
 
 def for_sampling(network: nn.Module, device: torch.device, record: bool = True) -> nn.Module:
-    """Return a network in eval mode, on a CUDA GPU a `ReplayedNetwork` of it unless it shall not be recorded."""
+    """Return a network in eval mode, wrapped in `ReplayedNetwork` on a CUDA GPU if `record` is true."""
     return ReplayedNetwork(network) if record and device.type == "cuda" else network
 
 
 class ReplayedNetwork(nn.Module):
-    """A network in eval mode whose evaluations of small batches, the many of a sampler, are recorded and replayed.
+    """A network in eval mode whose evaluations of small batches are captured and replayed.
 
-    Large batches keep a GPU at work by themselves, and their recordings would hold much memory. With gradients, the
-    network is called plainly.
+    Large batches keep a GPU busy anyway, and their graphs would hold much memory. With gradients, the network runs
+    eagerly.
 
     Args:
-        network: in eval mode, on the GPU; its weights must stay where they are.
-        record: such as `cuda_graph`.
+        network: module in eval mode on the GPU; its weights must keep their memory.
+        record: capture function, such as `cuda_graph`.
     """
 
-    LARGEST = 256  # images in a batch that is recorded
-    SHAPES = 16  # recordings held at a time, one for each shape of input
+    LARGEST = 256  # maximum batch size of a graph
+    SHAPES = 16  # maximum number of graphs held, one per input shape
 
     def __init__(self, network: nn.Module, record: Recorder = cuda_graph) -> None:
         super().__init__()
@@ -109,9 +109,9 @@ class ReplayedNetwork(nn.Module):
         self._recorded: dict[object, Replay] = {}
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Call the network, whose first argument is the images (N, C, H, W) and which returns one tensor."""
+        """Return the network's output, one tensor; the first argument is the images (N, C, H, W)."""
         if len(args[0]) > self.LARGEST:
-            self._recorded.clear()  # their memory may be wanted
+            self._recorded.clear()  # frees their memory for the large batch
         if torch.is_grad_enabled() or len(args[0]) > self.LARGEST:
             output: Tensor = self.network(*args, **kwargs)
             return output
@@ -129,7 +129,7 @@ class ReplayedNetwork(nn.Module):
     def _work(self, positional: int, device: str, autocast: torch.dtype | None) -> Work:
         def work(inputs: Inputs) -> Outputs:
             values = list(inputs.items())
-            # A weight that autocast cached before the recording would be gone at its replay.
+            # A weight that autocast cached before the capture would be freed before the replay.
             with torch.autocast(device, autocast, enabled=autocast is not None, cache_enabled=False):
                 output = self.network(*(value for _, value in values[:positional]), **dict(values[positional:]))
             return {"output": output}

@@ -1,4 +1,4 @@
-"""Walks between two latents: interpolation.png, the same for every model."""
+"""Interpolation between pairs of latents, written to interpolation.png in the same way for all models."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +17,11 @@ FILE = "interpolation.png"
 
 
 def slerp(start: Tensor, end: Tensor, fractions: Tensor) -> Tensor:
-    """Interpolate on the arc between two latents, so that what lies between is as long as they are.
-
-    Shoemake 1985, section 3.3, with the angle between the directions.
+    """Interpolate on the arc between two latents of equal shape, which keeps their length; Shoemake 1985, section 3.3.
 
     Args:
-        start, end: of one shape.
-        fractions: (N,) of the way, in [0, 1]; 0 and 1 give the ends exactly.
+        start, end: latents of the same shape.
+        fractions: (N,) positions in [0, 1]; 0 and 1 return the ends exactly.
 
     Returns:
         (N, *shape).
@@ -31,7 +29,7 @@ def slerp(start: Tensor, end: Tensor, fractions: Tensor) -> Tensor:
     a, b = start.double().flatten(), end.double().flatten()
     angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
     f = fractions.to(a)[:, None]
-    if angle.sin() < 1e-6:  # the same or the opposite direction: no arc
+    if angle.sin() < 1e-6:  # equal or opposite directions define no arc
         points = (1 - f) * a + f * b
     else:
         points = (((1 - f) * angle).sin() * a + (f * angle).sin() * b) / angle.sin()
@@ -39,13 +37,13 @@ def slerp(start: Tensor, end: Tensor, fractions: Tensor) -> Tensor:
 
 
 class WalkNoise(SampleNoise):
-    """Noise of the COLUMNS images of one walk, which leads from sample 2 x walk of a seed to the one after it.
+    """Noise of the COLUMNS images of one walk, from sample 2 x walk of a seed to the next sample.
 
     Args:
-        seed: of the sample set.
-        walk: number, from 0.
-        device: where the noise is drawn and left.
-        walked: the draw that changes along the way; of all others every image has the first sample's.
+        seed: seed of the sample set.
+        walk: number of the walk, from 0.
+        device: device of the noise.
+        walked: the draw that is interpolated; all other draws are those of the first sample.
     """
 
     def __init__(self, seed: int, walk: int, device: torch.device | str, walked: Key):
@@ -60,21 +58,21 @@ class WalkNoise(SampleNoise):
         return ends[:1].repeat(COLUMNS, *(1 for _ in shape))
 
     def randint(self, high: int, draw: Key) -> Tensor:
-        """Return (COLUMNS,) int64, all the same."""
+        """Return (COLUMNS,) int64, all equal."""
         return super().randint(high, draw)[:1].repeat(COLUMNS)
 
 
 def draw_interpolation(folder: Path, draw_walk: Callable[[int], Tensor], *, latent: str, sampler: str) -> None:
-    """Write interpolation.png beside samples, one walk a row, and note it in their sampling.json.
+    """Write interpolation.png, one walk per row, and its entry in sampling.json, unless both exist.
 
     Args:
-        folder: that holds sampling.json; where that tells of the picture already, nothing is drawn.
+        folder: folder of sampling.json.
         draw_walk: maps a walk's number to (COLUMNS, 3, S, S) float in [-1, 1].
-        latent: what changes along a row.
-        sampler: in words.
+        latent: name of the interpolated latent.
+        sampler: description of the sampler.
 
     Raises:
-        UserError: the network gives values that are not finite.
+        UserError: a value is not finite.
     """
     record, path = folder / "sampling.json", folder / FILE
     note = {"file": FILE, "latent": latent, "sampler": sampler, "walks": WALKS, "columns": COLUMNS}

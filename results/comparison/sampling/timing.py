@@ -1,12 +1,16 @@
-"""How fast a sampler draws: time by batch size, arithmetic and memory, by one protocol for every model."""
+"""Sampling speed by batch size, arithmetic and memory: one protocol for all models, written to timing.json."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Measurement, Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from comparison.cli import UserError
 from comparison.device import describe_device, peak_memory_bytes, reset_peak_memory, synchronize
@@ -17,14 +21,14 @@ from comparison.sampling.draw import EvaluationCounter
 
 SCHEMA = 1
 BATCH_SIZES = (1, 16, 128)
-LIMIT = 15  # times min_seconds: how long one call may take
-LEAST_RISE = 1.02  # of throughput, for doubling the batch size once more
+LIMIT = 15  # times min_seconds: limit of the seconds of one call
+MIN_RISE = 1.02  # throughput ratio below which the batch size is no longer doubled
 
-Attempt = tuple[dict[str, Any] | None, str]  # what was measured, or why nothing
+Attempt = tuple[dict[str, Any] | None, str]  # entry of a batch size, or None and the reason
 
 
 def protocol(min_seconds: float, limit_seconds: float) -> str:
-    """Return the sentence on the measurement that timing.json carries."""
+    """Return the description of the measurement in timing.json."""
     return (
         f"median of calls that draw a whole batch, repeated for {min_seconds:g} s (one run where a call takes longer), "
         "eval and inference mode, weights loaded, after one warm-up batch, device synchronised; loading, conversion to "
@@ -45,21 +49,21 @@ def write_benchmark(
     facts: dict[str, Any],
     min_seconds: float,
 ) -> None:
-    """Write timing.json unless it holds this very measurement already; arguments as in `benchmark`."""
-    wanted = {**_facts(device, facts), "image_size": image_size, "protocol": protocol(min_seconds, LIMIT * min_seconds)}
-    if agrees(path, wanted):
+    """Write timing.json unless it holds the same measurement already; arguments as in `benchmark`."""
+    wanted = {**_with_machine(facts, device), "image_size": image_size}
+    if agrees(path, {**wanted, "protocol": protocol(min_seconds, LIMIT * min_seconds)}):
         print(f"{path}: measured already; delete it to measure anew", flush=True)
         return
-    found = benchmark(
+    timing = benchmark(
         draw, networks, evaluate, image_size=image_size, device=device, facts=facts, min_seconds=min_seconds
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
-    first, best = found["batches"][0], found["best"]
+    write_json(path, timing)
+    first, best = timing["batches"][0], timing["best"]
     print(
         f"{path}: {first['seconds']:.4g} s for a batch of {first['batch_size']}; at best "
         f"{best['images_per_second']:.4g} images/s, in batches of {best['batch_size']}; "
-        f"{found['nfe']:g} evaluations of {found['gflop_per_evaluation']:.3g} GFLOP",
+        f"{timing['nfe']:g} evaluations of {timing['gflop_per_evaluation']:.3g} GFLOP",
         flush=True,
     )
 
@@ -77,25 +81,25 @@ def benchmark(
     min_seconds: float = 2.0,
     limit_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Measure a sampler at fixed batch sizes, then at doubled ones until that no longer pays.
+    """Measure a sampler at fixed batch sizes, then at doubled ones while throughput rises.
 
     Args:
-        draw: maps image numbers to (n, 3, S, S); a call for n images is what is timed.
-        networks: whose evaluations and parameters are counted.
-        evaluate: calls one of the networks once, on a batch of so many images.
+        draw: maps n image numbers to (n, 3, S, S); its calls are timed.
+        networks: modules whose evaluations and parameters are counted.
+        evaluate: calls one network once on a batch of the given size.
         image_size: S, pixels.
-        device: that the drawing keeps busy.
-        facts: what timing.json also says: model, sampler, checkpoint, network, precision.
-        batch_sizes: measured in ascending order; the smallest one always.
-        largest: batch size at which doubling ends, None for no such bound.
-        min_seconds: spent on each batch size, at least.
-        limit_seconds: of one call; a batch size that would take longer is left out. None for 15 x min_seconds.
+        device: device that `draw` uses.
+        facts: further entries of timing.json: model, sampler, checkpoint, network, precision.
+        batch_sizes: fixed batch sizes; larger ones than the smallest may be skipped.
+        largest: limit of the doubling, None for no limit.
+        min_seconds: minimum seconds of measurement per batch size.
+        limit_seconds: limit of the seconds of one call, None for 15 x min_seconds.
 
     Returns:
         The content of timing.json: seconds are medians of one call, memory is in bytes.
 
     Raises:
-        UserError: the memory does not hold the smallest batch.
+        UserError: the smallest batch does not fit in memory.
     """
     limit_seconds = limit_seconds or LIMIT * min_seconds
     for network in networks:
@@ -116,13 +120,13 @@ def benchmark(
         if skipped:
             reason = skipped[-1]["reason"]
         else:
-            larger, reason = grow(stopwatch.attempt, batches[-1], largest)
+            larger, reason = sweep_batch_sizes(stopwatch.attempt, batches[-1], largest)
             batches += larger
     best = max(batches, key=lambda entry: entry["images_per_second"])
     return {
         "schema": SCHEMA,
         "protocol": protocol(min_seconds, limit_seconds),
-        **_facts(device, facts),
+        **_with_machine(facts, device),
         "image_size": image_size,
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         "nfe": stopwatch.nfe,
@@ -137,192 +141,176 @@ def benchmark(
 
 
 def count_flop(evaluate: Callable[[], object]) -> int:
-    """Count the floating-point operations of a call: 2 x multiply-adds of convolutions, products and attention."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # Fused attention has no formula on a CPU, and compiled code hides its operations; as plain ones they are counted.
-    plain = torch.compiler.set_stance("force_eager")
-    with plain, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """Count the floating-point operations of a call: 2 x multiply-adds of convolutions, matrix products, attention."""
+    # Fused attention has no formula on a CPU, and compiled code hides its operations.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         evaluate()
     return counter.get_total_flops()
 
 
 def convolution_speed(device: torch.device, precision: str, seconds: float = 0.3) -> float:
-    """Measure what the device reaches on one large convolution, in 10^9 operations a second.
+    """Measure one large convolution, in 10^9 operations per second, as a yardstick of the device.
 
-    A 3 x 3 convolution of 128 channels on 64 images of 32 pixels: what networks of this kind consist of, at a size that
-    keeps the device busy. The share of it that a sampler reaches says how much of the time is overhead.
-
-    Args:
-        device: to measure.
-        precision: `float32`, `bfloat16` or `float16`.
-        seconds: spent on it, at least.
+    A 3 x 3 convolution of 128 channels on 64 images of 32 pixels, the main operation of these networks, at a size that
+    keeps the device busy. `precision` is float32, bfloat16 or float16.
     """
-    from torch.utils.benchmark import Timer
-
     dtype = getattr(torch, precision)
     x = torch.randn(64, 128, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        timing = _repeat(lambda: torch.nn.functional.conv2d(x, weight, padding=1), device, seconds)
+    return 2 * 64 * 32**2 * 128**2 * 9 / timing.median / 1e9
 
-    def call() -> None:
-        torch.nn.functional.conv2d(x, weight, padding=1)
+
+def _repeat(call: Callable[[], object], device: torch.device, seconds: float) -> Measurement:
+    """Time a call repeatedly for so many seconds."""
+
+    def finished() -> None:
+        call()
         synchronize(device)
 
-    with torch.inference_mode():
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        median = timer.blocked_autorange(min_run_time=seconds).median
-    return 2 * 64 * 32**2 * 128**2 * 9 / median / 1e9
+    timer = Timer("call()", globals={"call": finished}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=seconds)
 
 
-def grow(
+def sweep_batch_sizes(
     attempt: Callable[[int], Attempt], last: dict[str, Any], largest: int | None = None
 ) -> tuple[list[dict[str, Any]], str]:
-    """Double the batch size as long as throughput rises by 2% or more.
+    """Double the batch size while throughput rises by 2% or more.
 
     Args:
-        attempt: measures a batch size, or says why not.
+        attempt: measures a batch size, see `_Stopwatch.attempt`.
         last: entry of the batch size to start from.
-        largest: never exceeded.
+        largest: limit of the batch size, None for no limit.
 
     Returns:
-        The new entries, the last of which may be the one that no longer paid, and why there are no more.
+        The new entries, the last of which may be slower, and the reason for the end.
     """
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     while True:
         size = 2 * last["batch_size"]
         if largest and size > largest:
-            return found, "the largest batch size asked for"
+            return entries, "the largest batch size asked for"
         entry, reason = attempt(size)
         if entry is None:
-            return found, reason
-        found.append(entry)
-        if entry["images_per_second"] < LEAST_RISE * last["images_per_second"]:
-            return found, "throughput no longer rises"
+            return entries, reason
+        entries.append(entry)
+        if entry["images_per_second"] < MIN_RISE * last["images_per_second"]:
+            return entries, "throughput no longer rises"
         last = entry
 
 
+@dataclass
 class _Stopwatch:
-    """Measures one batch size after another, in ascending order.
+    """Measures batch sizes in ascending order; arguments as in `benchmark`.
 
     Attributes:
         nfe: evaluations per image, counted by hooks during the first call.
+        expected: estimated seconds of the next call.
+        measured: last measured batch size, 0 for none.
     """
 
-    def __init__(
-        self,
-        draw: Callable[[range], Tensor],
-        networks: Sequence[nn.Module],
-        evaluate: Callable[[int], object],
-        device: torch.device,
-        min_seconds: float,
-        limit_seconds: float,
-    ):
-        self._draw, self._networks, self._evaluate, self._device = draw, networks, evaluate, device
-        self._min_seconds, self._limit_seconds = min_seconds, limit_seconds
-        self._memory_at_start = peak_memory_bytes(device)
-        self._size = 0  # measured last
-        self._expected = 0.0  # seconds of a call for the next one
-        self.nfe = 0.0
+    draw: Callable[[range], Tensor]
+    networks: Sequence[nn.Module]
+    evaluate: Callable[[int], object]
+    device: torch.device
+    min_seconds: float
+    limit_seconds: float
+    nfe: float = 0.0
+    expected: float = 0.0
+    measured: int = 0
+
+    def __post_init__(self) -> None:
+        self._memory_at_start = peak_memory_bytes(self.device)
 
     def attempt(self, size: int) -> Attempt:
-        """Measure a batch size, or say why not."""
-        reset_peak_memory(self._device)  # before any evaluation of this size: what is replayed allocates nothing
+        """Return the entry of a batch size and "", or None and the reason."""
+        reset_peak_memory(self.device)  # before the evaluations: a graph replay allocates nothing later
         try:
-            if reason := self._refuse(size):
+            if reason := self._skip_reason(size):
                 return None, reason
             entry = self._measure(size)
         except (RuntimeError, MemoryError) as error:
-            if not _memory_ran_out(error):
+            out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not out_of_memory and "can't allocate memory" not in str(error):
                 raise
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             return None, "memory ran out"
-        self._size = size
+        self.measured = size
         return entry, ""
 
-    def _refuse(self, size: int) -> str:
-        """Say why a batch size should not be tried, "" if it may; the first one always may."""
-        if not self._size:
+    def _skip_reason(self, size: int) -> str:
+        """Return why a batch size should be skipped, "" if it should not; the first one is never skipped."""
+        if not self.measured:
             return ""
-        free = available_memory_bytes() if self._device.type == "cpu" else None
-        used = peak_memory_bytes(self._device) - self._memory_at_start
-        if free is not None and used * size / self._size > free:
+        free = available_memory_bytes() if self.device.type == "cpu" else None
+        used = peak_memory_bytes(self.device) - self._memory_at_start
+        if free is not None and used * size / self.measured > free:
             return "memory would run out"
-        self._expect(size)
-        if self._expected > self._limit_seconds:
-            return f"one call would take about {self._expected:.2g} s, more than {self._limit_seconds:g} s"
+        self._estimate_seconds(size)
+        if self.expected > self.limit_seconds:
+            return f"one call would take about {self.expected:.2g} s, more than {self.limit_seconds:g} s"
         return ""
 
-    def _expect(self, size: int) -> None:
-        """Estimate the seconds of a call by the fastest of a few evaluations, which other work disturbs least."""
-        for _ in range(Replay.WARM_UP + 1 if self._device.type == "cuda" else 1):
-            self._evaluate(size)
-        self._expected = self.nfe * min(self._time(lambda: self._evaluate(size)) for _ in range(3))
+    def _estimate_seconds(self, size: int) -> None:
+        """Estimate the seconds of a call from the fastest of three evaluations."""
+        for _ in range(Replay.WARM_UP + 1 if self.device.type == "cuda" else 1):
+            self.evaluate(size)
+        self.expected = self.nfe * min(self._time(lambda: self.evaluate(size)) for _ in range(3))
 
     def _measure(self, size: int) -> dict[str, Any]:
-        counter = EvaluationCounter(self._networks)
+        def call() -> Tensor:
+            return self.draw(range(size))
+
+        counter = EvaluationCounter(self.networks)
         try:
-            seconds = self._time(lambda: self._draw(range(size)))  # the warm-up
+            seconds = self._time(call)  # the warm-up, and the only run if it exceeds the limit
         finally:
             counter.close()
         if not self.nfe:
             self.nfe = counter.images / size
-            self._expect(size)
+            self._estimate_seconds(size)
         runs, spread = 1, None
-        if self._expected <= self._min_seconds:
-            seconds, spread, runs = self._repeat(size)
-        elif self._expected <= self._limit_seconds:
-            seconds = self._time(lambda: self._draw(range(size)))
-        # else the warm-up is the one run: a second call of that length would tell little
+        if self.expected <= self.min_seconds:
+            timing = _repeat(call, self.device, self.min_seconds)
+            blocks = len(timing.raw_times)
+            seconds, runs = timing.median, blocks * timing.number_per_run
+            spread = timing.iqr if blocks > 1 else None
+        elif self.expected <= self.limit_seconds:
+            seconds = self._time(call)
         return {
             "batch_size": size,
             "seconds": _digits(seconds),
             "interquartile_range": None if spread is None else _digits(spread),
             "runs": runs,
             "images_per_second": _digits(size / seconds),
-            "peak_memory_bytes": peak_memory_bytes(self._device),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
         }
 
     def _time(self, call: Callable[[], object]) -> float:
-        synchronize(self._device)
+        synchronize(self.device)
         start = time.perf_counter()
         call()
-        synchronize(self._device)
+        synchronize(self.device)
         return time.perf_counter() - start
-
-    def _repeat(self, size: int) -> tuple[float, float | None, int]:
-        """Return the median and the interquartile range of a call's seconds, and the number of calls."""
-        from torch.utils.benchmark import Timer
-
-        def call() -> None:
-            self._draw(range(size))
-            synchronize(self._device)
-
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        found = timer.blocked_autorange(min_run_time=self._min_seconds)
-        blocks = len(found.raw_times)
-        return found.median, found.iqr if blocks > 1 else None, blocks * found.number_per_run
 
 
 def available_memory_bytes() -> int | None:
-    """Return how much memory this process may still take, or None where Linux does not say."""
+    """Return the memory that this process may still allocate, None if it is unknown (not Linux)."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return None
     lines = [line.split() for line in meminfo.read_text().splitlines()]
-    free = next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), None)
+    free = next((1024 * int(fields[1]) for fields in lines if fields[0] == "MemAvailable:"), None)
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if free is not None and limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
         free = min(free, max(0, int(text) - int(used.read_text())))
     return free
 
 
-def _memory_ran_out(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _facts(device: torch.device, facts: dict[str, Any]) -> dict[str, Any]:
+def _with_machine(facts: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {**facts, "device": describe_device(device), "threads": torch.get_num_threads(), "versions": versions()}
 
 

@@ -1,7 +1,6 @@
-"""The ratio of two sample sets' Frechet distances, where image i of both began from the same noise.
+"""Paired bootstrap for the ratio of two sample sets' Frechet distances, where image i of both used the same noise.
 
-A paired bootstrap: every round draws images with replacement and takes the same ones of both sets, so that what the
-shared noise does to both cancels in the ratio.
+Each round draws the same images of both sets, with replacement, so that effects of the shared noise cancel.
 """
 
 from collections.abc import Callable
@@ -25,10 +24,10 @@ def paired_ratio(
     """Compare two sets' distances to one reference by a paired bootstrap (Efron 1979).
 
     Args:
-        distance: from moments to the reference, see `metrics.frechet_from`.
+        distance: Frechet distance to the reference, from `metrics.frechet_from`.
         first, second: (N, D) features, row i of both from the same noise.
-        rounds: of the bootstrap.
-        seed: of the draws.
+        rounds: number of bootstrap rounds.
+        seed: seed of the rounds.
 
     Returns:
         `value`, the ratio of the first distance to the second, its 95% `interval`, and `n` images.
@@ -41,18 +40,18 @@ def paired_ratio(
     n = len(first)
     whole = np.array([distance(*_moments(x.double(), torch.ones(n).double())) for x in (first, second)])
     draws = np.random.Generator(np.random.PCG64(seed))
-    found = np.empty((rounds, 2))
-    for row in found:
+    resampled = np.empty((rounds, 2))
+    for row in resampled:
         counts = torch.from_numpy(draws.multinomial(n, np.full(n, 1 / n))).double()
         row[:] = [distance(*_moments(x.double(), counts)) for x in (first, second)]
-    corrected = found - (found.mean(axis=0) - whole)
+    corrected = resampled - (resampled.mean(axis=0) - whole)
     ratios = corrected[:, 0] / corrected[:, 1]
     low, high = np.quantile(ratios, (0.025, 0.975))
     return {"value": float(whole[0] / whole[1]), "interval": [float(low), float(high)], "n": n}
 
 
 def _moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean (D,) and unbiased covariance (D, D) of (N, D) rows that count so many times each."""
+    """Return the mean (D,) and unbiased covariance (D, D) of (N, D) rows with (N,) counts."""
     n = counts.sum()
     mean = counts @ x / n
     x = x - mean

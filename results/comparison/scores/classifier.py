@@ -1,9 +1,9 @@
-"""A small CIFAR-10 classifier as feature extractor: it knows what the objects are, which a random network does not.
+"""A small CIFAR-10 classifier as feature extractor, which is sensitive to objects, unlike a random network.
 
 A residual network of seven 3x3 convolutions (He et al. 2016), trained by train_classifier.py on the training images
-alone. Its weights, batch norms folded in and rounded to float16, lie beside this file in `cifar_classifier.npz`, and
-what they are in `cifar_classifier.json`: test accuracy, data, commit. Distances in its features are relative: they
-compare rows of one report, nothing else, and they are not the standard Inception's.
+alone. `cifar_classifier.npz` holds its weights, rounded to float16, with batch norms folded in; `cifar_classifier.json`
+holds test accuracy, data and commit. Distances in its features are comparable within one report only, and not with
+those of the standard Inception.
 """
 
 import zipfile
@@ -36,7 +36,7 @@ ARCHITECTURE = (
 
 
 class Block(nn.Module):
-    """Convolve to more channels, halve the size, convolve once more around a skip."""
+    """Convolution to more channels, max pooling, and a residual convolution."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """(N, 3, 32, 32) float in [-1, 1] to (N, 10) logits; the network that is trained."""
+    """The trained network; maps (N, 3, 32, 32) float in [-1, 1] to (N, 10) logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class Classifier(nn.Module):
 
 
 def pool(x: Tensor) -> Tensor:
-    """Return (N, 2C): mean and maximum over the positions of (N, C, H, W)."""
+    """Return the mean and maximum over the positions of (N, C, H, W), as (N, 2C)."""
     return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
 def fold(network: Classifier) -> dict[str, np.ndarray]:
-    """Return the arrays of the weight file, float16: each convolution with its batch norm folded in, and the head."""
+    """Return the float16 arrays of the weight file: convolutions with folded batch norms, and the head."""
 
     def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         assert norm.running_var is not None
@@ -99,12 +99,7 @@ def fingerprint_of(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 class Extractor:
-    """The exported network.
-
-    Args:
-        arrays: of the weight file, float32.
-        device: where it computes.
-    """
+    """The exported network, from the arrays of the weight file in float32."""
 
     def __init__(self, arrays: Mapping[str, Tensor], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -130,7 +125,7 @@ def stored() -> dict[str, np.ndarray]:
     """Return the arrays of the weight file.
 
     Raises:
-        UserError: missing, or not the file that its facts describe.
+        UserError: the file is missing, damaged or not the one that `cifar_classifier.json` describes.
     """
     try:
         with np.load(WEIGHTS, allow_pickle=False) as archive:
@@ -144,9 +139,8 @@ def stored() -> dict[str, np.ndarray]:
 
 @lru_cache
 def facts() -> dict[str, Any]:
-    """Return what the weights are: accuracy, data, commit, versions."""
-    found: dict[str, Any] = read_json(FACTS)
-    return found
+    """Return accuracy, data, commit and versions of the weights."""
+    return read_json(FACTS)
 
 
 def load(device: torch.device | str = "cpu") -> Extractor:

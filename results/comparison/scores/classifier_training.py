@@ -1,4 +1,4 @@
-"""Training of the feature extractor `comparison.scores.classifier`, used by train_classifier.py alone."""
+"""Training of the feature extractor `comparison.scores.classifier`, for train_classifier.py."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,15 +20,11 @@ from comparison.runs import Run, git_commit, versions
 from comparison.scores import classifier
 from comparison.training import Budget, Loop, prune
 
-WARM_UP = 0.2  # share of the updates in which the learning rate rises
+WARM_UP = 0.2  # fraction of the updates in which the learning rate rises
 
 
 def load_ten_classes(source: str, split: str, flag: str) -> ImageSet:
-    """Read images with the ten classes of CIFAR-10 in their order.
-
-    Raises:
-        UserError: other classes, or none.
-    """
+    """Load images of CIFAR-10's ten classes; raise UserError, with the name of `flag`, for other classes."""
     data = load_images(source, 32, split=split)
     if data.class_names != CIFAR10_CLASSES:
         raise UserError(f"{flag} {source}: must have the ten classes of CIFAR-10 as folders, {CIFAR10_CLASSES[0]} ...")
@@ -36,13 +32,13 @@ def load_ten_classes(source: str, split: str, flag: str) -> ImageSet:
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:
-    """Rise linearly for WARM_UP of the updates, then fall linearly to 0."""
+    """Return the learning rate, which rises linearly for WARM_UP of the updates, then falls linearly to 0."""
     warm = WARM_UP * steps
     return highest * min((step + 1) / warm, (steps - step) / (steps - warm))
 
 
 def shifted(x: Tensor, by: int, *key: rng.Key) -> Tensor:
-    """Shift each image by up to `by` pixels in both directions, borders mirrored."""
+    """Shift each image by up to `by` pixels in both directions, with reflected borders."""
     if not by:
         return x
     count, size = len(x), x.shape[-1]
@@ -55,7 +51,7 @@ def shifted(x: Tensor, by: int, *key: rng.Key) -> Tensor:
 
 
 def train_and_export(run: Run, options: Mapping[str, Any], out: Path | None) -> int:
-    """Train to the end of the epochs, test, write the weight file; return the exit status."""
+    """Train to the end of the epochs, test, and write the weight file; return the exit status."""
     set_threads(options["threads"])
     device = pick_device(options["device"])
     dtype = autocast_dtype(options["precision"], device)
@@ -65,12 +61,8 @@ def train_and_export(run: Run, options: Mapping[str, Any], out: Path | None) -> 
     network = classifier.Classifier().to(device).to(memory_format=torch.channels_last)
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": others}],
-        lr=options["lr"],
-        momentum=0.9,
-        nesterov=True,
-    )
+    groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=options["lr"], momentum=0.9, nesterov=True)
     stream = BatchStream(data, options["batch_size"], options["seed"], device=device)
     if run.finished_reason():
         _restore(run, network, optimizer)
@@ -83,10 +75,10 @@ def _restore(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer) -> 
     path = newest(run.folder, "classifier_*.pt")
     if path is None:
         return 0, 0.0
-    there = load_checkpoint(path, model="classifier")
-    network.load_state_dict(there["network"])
-    optimizer.load_state_dict(there["optimizer"])
-    return there["step"], there["wall_seconds"]
+    saved = load_checkpoint(path, model="classifier")
+    network.load_state_dict(saved["network"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"], saved["wall_seconds"]
 
 
 def _fit(
@@ -98,19 +90,14 @@ def _fit(
     options: Mapping[str, Any],
     dtype: torch.dtype | None,
 ) -> int:
-    """Train to the end of the epochs; return the exit status."""
+    """Train to the end of the epochs and return the exit status."""
     step, seconds = _restore(run, network, optimizer) if run.resumed else (0, 0.0)
     size, epoch, epochs = options["batch_size"], stream.steps_per_epoch, options["epochs"]
+    bound = (epochs * epoch, f"epochs {epochs}")
     loop = Loop(
-        run,
-        Budget(),
-        lambda updates: updates * size,
-        step=step,
-        seconds=seconds,
-        log_interval=epoch,
-        epochs=(epochs * epoch, f"epochs {epochs}"),
+        run, Budget(), lambda updates: updates * size, step=step, seconds=seconds, log_interval=epoch, epochs=bound,
         advice="lower --lr",
-    )
+    )  # fmt: skip
     device, losses = next(network.parameters()).device, list[float]()
     facts = {"parameters": sum(p.numel() for p in network.parameters()), "device": describe_device(device)}
     loop.begin(f"{len(data)} images, {epochs} epochs", data=data.describe(), precision=precision_name(dtype), **facts)
@@ -149,7 +136,7 @@ def _save(loop: Loop, network: nn.Module, optimizer: torch.optim.Optimizer) -> N
 
 
 def _export(run: Run, network: classifier.Classifier, test: ImageSet, data: ImageSet, out: Path | None) -> int:
-    """Write the weights and what they are; the accuracy is that of the exported, rounded weights."""
+    """Write the rounded weights, and the facts on them with their test accuracy."""
     arrays = classifier.fold(network.eval().cpu())
     extractor = classifier.Extractor({name: torch.from_numpy(array).float() for name, array in arrays.items()})
     hits = 0

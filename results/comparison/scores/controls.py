@@ -1,7 +1,7 @@
-"""The controls of every table: real pictures, and real pictures spoilt in known ways.
+"""The controls of every table: real images, and real images with known corruptions.
 
-All but `copies` and `noise` are made from training images that are not in the reference set, as many as it has, so
-that each differs from the floor in one thing only.
+All but `copies` and `noise` are made from training images outside the reference set, as many as it has, so that each
+differs from the floor in one respect only.
 """
 
 import io
@@ -20,19 +20,18 @@ from comparison.formatting import METRICS, apart
 
 BLUR_SIGMA = 1.0  # pixels at 32 pixels; scaled with the image
 SMEAR_SIGMA = 3.0  # pixels at 32 pixels: half the radius of a large figure
-JPEG_QUALITY = 10  # 30 cannot be told from the floor on CIFAR-10 that was JPEG before
+JPEG_QUALITY = 10  # at 30, CIFAR-10 that was JPEG before does not differ from the floor
 
 
 @dataclass(frozen=True)
-class Anchor:
+class Control:
     """One control.
 
     Attributes:
-        label: for tables.
-        note: what it is, one clause.
+        label: name in tables.
+        note: description in one clause.
         images: (N, 3, S, S) uint8.
-        made_from: (L,) int64 training images that must not count when the nearest training image is sought, because
-            they are this control's own.
+        made_from: (L,) int64 training images that the images come from, excluded from the search for the nearest one.
     """
 
     label: str
@@ -42,7 +41,7 @@ class Anchor:
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Blur (N, 3, S, S) uint8 with a Gaussian of `sigma` pixels, borders reflected."""
+    """Blur (N, 3, S, S) uint8 images by a Gaussian of `sigma` pixels, with reflected borders."""
     radius = min(math.ceil(4 * sigma), images.shape[-1] - 1)
     kernel = torch.exp(-torch.arange(-radius, radius + 1).float().square() / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
@@ -56,7 +55,7 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """Compress and decode (N, 3, S, S) uint8 as JPEG of that quality (Pillow, 4:2:0)."""
+    """Compress and decode (N, 3, S, S) uint8 images as JPEG (Pillow, 4:2:0)."""
     decoded = np.empty((len(images), *images.shape[2:], 3), np.uint8)
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         file = io.BytesIO()
@@ -70,18 +69,17 @@ def half_of_the_modes(
 ) -> tuple[Tensor, Tensor, str]:
     """Choose `count` training images from half of the modes.
 
-    Labelled data keep the classes below the median label. Unlabelled data keep the half that lies below the median
-    along the first principal component of the features. Where that half is smaller than `count`, it is used again
-    mirrored, then once more.
+    With labels, these are the lower half of the classes. Without, they are the images below the median along the
+    first principal component of the features. If they are fewer than `count`, they are repeated mirrored, then again.
 
     Args:
-        labels: (T,) int64 of the training images, or None.
-        features: (T, D) float32 of the training images.
+        labels: (T,) int64 labels of the training images, or None.
+        features: (T, D) float32 features of the training images.
         others: (O,) int64, the training images to choose from, in random order.
-        count: images wanted.
+        count: number of images.
 
     Returns:
-        (count,) int64 training images, (count,) bool whether mirrored, and the rule in words.
+        (count,) int64 training images, (count,) bool, True if mirrored, and the rule as text.
     """
     if labels is not None and len(labels.unique()) > 1:
         classes = labels.unique()
@@ -102,62 +100,54 @@ def half_of_the_modes(
     return chosen[turns % len(chosen)], (turns // len(chosen)) % 2 == 1, rule
 
 
-def make_anchors(
+def make_controls(
     images: Tensor, labels: Tensor | None, features: Tensor, reference: Tensor, others: Tensor, seed: int
-) -> dict[str, Anchor]:
-    """Make the controls, as many images each as the reference has.
+) -> dict[str, Control]:
+    """Make the controls, each with as many images as the reference.
 
     Args:
         images: (T, 3, S, S) uint8, the training set.
         labels: (T,) int64 or None.
-        features: (T, D) float32 of the training set.
+        features: (T, D) float32 features of the training set.
         reference: (N,) int64, the reference's training images.
-        others: (O,) int64, O >= N, the remaining ones in random order.
-        seed: of the noise.
+        others: (O,) int64, O >= N, all others in random order.
+        seed: seed of the noise.
     """
-    count, size = len(reference), images.shape[-1]
+    count = len(reference)
     floor = others[:count]
     real = images[floor]
-    sigma = BLUR_SIGMA * size / 32
+    sigma = BLUR_SIGMA * images.shape[-1] / 32
     chosen, mirrored, rule = half_of_the_modes(labels, features, others, count)
     half = torch.where(mirrored[:, None, None, None], images[chosen].flip(3), images[chosen])
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
     noise = generator.integers(0, 256, tuple(real.shape), dtype=np.uint8)
+    note = f"the floor's images, Gaussian blur of {sigma:g} pixels"
     return {
-        "floor": Anchor("real images (floor)", "training images outside the reference set", real, floor),
-        "copies": Anchor("copied training images", "the reference set itself", images[reference]),
-        "jpeg": Anchor(f"JPEG, quality {JPEG_QUALITY}", "the floor's images as JPEG", jpeg(real, JPEG_QUALITY), floor),
-        "half": Anchor("half of the modes", f"real images of {rule}", half, chosen.unique()),
-        "blur": Anchor(
-            f"blur, {sigma:g} px", f"the floor's images, Gaussian blur of {sigma:g} pixels", blur(real, sigma), floor
-        ),
-        "noise": Anchor("uniform noise", "each value drawn alone", torch.from_numpy(noise)),
+        "floor": Control("real images (floor)", "training images outside the reference set", real, floor),
+        "copies": Control("copied training images", "the reference set itself", images[reference]),
+        "jpeg": Control(f"JPEG, quality {JPEG_QUALITY}", "the floor's images as JPEG", jpeg(real, JPEG_QUALITY), floor),
+        "half": Control("half of the modes", f"real images of {rule}", half, chosen.unique()),
+        "blur": Control(f"blur, {sigma:g} px", note, blur(real, sigma), floor),
+        "noise": Control("uniform noise", "each value drawn alone", torch.from_numpy(noise)),
     }
 
 
-def figure_anchors(floor: Anchor, seed: int) -> dict[str, Anchor]:
-    """Make the controls of `shapes` that show colours and places of figures but no figure.
-
-    Args:
-        floor: real images, (N, 3, S, S) uint8.
-        seed: of what is drawn at random.
-    """
+def figure_controls(floor: Control, seed: int) -> dict[str, Control]:
+    """Make the controls of `shapes` that show colours and positions of figures but no figure."""
     generator = np.random.Generator(np.random.PCG64([seed, 3]))
     blobs = shapes.blobs(len(floor.images), floor.images.shape[-1], generator)
     sigma = SMEAR_SIGMA * floor.images.shape[-1] / 32
-    smears = blur(floor.images, sigma)
+    smears, note = blur(floor.images, sigma), f"the floor's images, Gaussian blur of {sigma:g} pixels"
     return {
-        "blobs": Anchor("two-coloured blobs", "soft spots of two colours on the backgrounds of `shapes`", blobs),
-        "smears": Anchor(
-            f"smears, {sigma:g} px", f"the floor's images, Gaussian blur of {sigma:g} pixels", smears, floor.made_from
-        ),
+        "blobs": Control("two-coloured blobs", "soft spots of two colours on the backgrounds of `shapes`", blobs),
+        "smears": Control(f"smears, {sigma:g} px", note, smears, floor.made_from),
     }
 
 
 WORSE, UNCHANGED, BETTER = "worse", "unchanged", "better"
 
-# What each metric must say of each control beside the floor. A metric may be honest and yet blind to a control, or be
-# moved by it in a way that depends on the data: there more than one word is right.
+# The accepted verdicts of each metric on each control, compared with the floor. Several are accepted if a sound metric
+# may miss the control, or if the effect depends on the data.
 _NO_FIGURES = {"blobs": (WORSE,), "smears": (WORSE,)}
 _NOT_BETTER, _NOT_WORSE = (WORSE, UNCHANGED), (UNCHANGED, BETTER)
 _DISTANCE = {"copies": (BETTER,), "jpeg": _NOT_BETTER, "half": (WORSE,), "blur": (WORSE,), "noise": (WORSE,)}
@@ -182,38 +172,29 @@ FURTHER = (("frechet_distance", "noise", "blur"), ("modes_covered", "noise", "ha
 
 
 def verdict(metric: str, entry: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Say whether an entry of metrics.json is significantly worse or better than another one, or unchanged."""
+    """Return `worse`, `better` or `unchanged`: how an entry of metrics.json differs from another, by the intervals."""
     if not apart(entry, other):
         return UNCHANGED
     lower = entry["value"] < other["value"]
     return BETTER if lower == (METRICS[metric][1] == "lower") else WORSE
 
 
-def check_anchors(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Judge how each metric moves on each control.
+def check_controls(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Compare the verdict of each metric on each control with the accepted ones.
 
     Args:
         metrics: control -> metric -> entry of metrics.json.
 
     Returns:
-        One dictionary per metric and control but the floor, and per comparison in FURTHER: metric, anchor, against,
-        verdict (worse, unchanged or better), expected (the verdicts that are right, empty where all are), ok.
+        One dictionary per metric and control except the floor, and per comparison in FURTHER: metric, anchor, against,
+        verdict, expected (the accepted verdicts, empty for all), ok.
     """
     pairs = [(m, a, "floor", words.get(a, ())) for m, words in EXPECTED.items() for a in metrics if a != "floor"]
-    pairs += [(metric, anchor, against, (WORSE,)) for metric, anchor, against in FURTHER]
+    pairs += [(metric, control, against, (WORSE,)) for metric, control, against in FURTHER]
     checks = []
-    for metric, anchor, against, expected in pairs:
-        if metric not in metrics.get(anchor, {}) or metric not in metrics.get(against, {}):
-            continue
-        found = verdict(metric, metrics[anchor][metric], metrics[against][metric])
-        checks.append(
-            {
-                "metric": metric,
-                "anchor": anchor,
-                "against": against,
-                "verdict": found,
-                "expected": list(expected),
-                "ok": not expected or found in expected,
-            }
-        )
+    for metric, control, against, expected in pairs:
+        if metric in metrics.get(control, {}) and metric in metrics.get(against, {}):
+            result = verdict(metric, metrics[control][metric], metrics[against][metric])
+            check = {"metric": metric, "anchor": control, "against": against, "verdict": result}
+            checks.append({**check, "expected": list(expected), "ok": not expected or result in expected})
     return checks

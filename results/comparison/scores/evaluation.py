@@ -1,4 +1,4 @@
-"""Scoring sample sets against a reference set: who is compared with whom, and the files that say so."""
+"""Score sample sets and controls against a reference set; write metrics.json, anchors.json and their pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +10,32 @@ from torch import Tensor
 from comparison.cli import UserError
 from comparison.data.images import fingerprint
 from comparison.data.samples import LoadedSamples, open_samples
-from comparison.data.samples import fingerprint as stream_fingerprint
+from comparison.data.samples import fingerprint as samples_fingerprint
 from comparison.data.sources import shapes_modes
 from comparison.files import read_json, write_json
 from comparison.png import save_grid
 from comparison.runs import versions
-from comparison.scores.controls import Anchor, check_anchors, figure_anchors, make_anchors
-from comparison.scores.kernel import kernel_estimate, kernel_self
-from comparison.scores.metrics import (
-    Estimate,
-    class_entropy,
-    frechet_estimate,
-    frechet_from,
-    frechet_infinite,
-    moments,
-)
+from comparison.scores import standard as standard_scores
+from comparison.scores.controls import check_controls, figure_controls, make_controls
+from comparison.scores.distances import SlicedWasserstein, kernel_estimate, kernel_self
+from comparison.scores.metrics import Estimate, class_entropy, frechet_estimate, frechet_from, frechet_infinite, moments
 from comparison.scores.modes import modes_estimates
 from comparison.scores.neighbours import Nearest, memorised, nearest_training, prdc, radii
-from comparison.scores.reference import PAIRWISE, Embedded, Reference, chosen_images, embed_samples, places, shuffled
-from comparison.scores.sliced import SlicedWasserstein
+from comparison.scores.reference import (
+    PAIRWISE,
+    Reference,
+    SampleFeatures,
+    chosen_images,
+    embed_samples,
+    random_positions,
+    shuffled,
+)
 from comparison.scores.statistics import Statistics
 
-# Rises whenever a metric, a control or an expectation changes, so that older files are not reused; how modes are
-# counted is in the identity by itself, as mode_counter.
+# Raise it when a metric, a control or an expectation changes, so that older files are not reused. The rule that counts
+# modes is part of the identity (mode_counter).
 SCHEMA = 3
-STRIP = 12  # samples shown beside their nearest training images
+STRIP = 12  # samples shown with their nearest training images
 STRIP_FILE = "neighbours.png"
 
 Entries = dict[str, dict[str, Any]]  # metric -> value, interval, n
@@ -42,13 +43,13 @@ Entries = dict[str, dict[str, Any]]  # metric -> value, interval, n
 
 @dataclass(frozen=True)
 class Standard:
-    """How the standard metrics are taken.
+    """Settings of the standard metrics.
 
     Attributes:
         weights: file of the standard Inception.
         digest: its SHA-256, checked.
-        statistics: of the reference; None takes the training images.
-        device: of the Inception passes.
+        statistics: reference statistics; None for the training images.
+        device: device of the Inception passes.
     """
 
     weights: Path
@@ -58,18 +59,17 @@ class Standard:
 
     def __call__(self, images: Tensor, reference: Reference) -> dict[str, Any]:
         """Return the section `standard` of metrics.json for (N, 3, S, S) uint8 images in random order."""
-        from comparison.scores.standard import score
-
-        against = reference.data.images if self.statistics is None else self.statistics
-        expected = self.digest  # judged already
-        return score(images, against, weights=self.weights, expected=expected, device=self.device, seed=reference.seed)
+        real = reference.data.images if self.statistics is None else self.statistics
+        return standard_scores.score(
+            images, real, weights=self.weights, expected=self.digest, device=self.device, seed=reference.seed
+        )
 
     def is_in(self, metrics: dict[str, Any], reference: Reference) -> bool:
-        """Tell whether a metrics.json holds these scores."""
-        there = metrics.get("standard") or {}
-        against = (there.get("reference") or {}).get("fingerprint")
+        """Return True if a metrics.json holds these scores."""
+        section = metrics.get("standard") or {}
+        saved = (section.get("reference") or {}).get("fingerprint")
         wanted = fingerprint(reference.data.images) if self.statistics is None else self.statistics.fingerprint
-        return (there.get("weights") or {}).get("sha256") == self.digest and against == wanted
+        return (section.get("weights") or {}).get("sha256") == self.digest and saved == wanted
 
 
 class Evaluator:
@@ -78,16 +78,10 @@ class Evaluator:
     Args:
         reference: the training data.
         extrapolate: also extrapolate the Frechet distance to infinitely many images.
-        standard: adds the standard metrics, where it is given.
+        standard: settings of the standard metrics, None for none.
     """
 
-    def __init__(
-        self,
-        reference: Reference,
-        *,
-        extrapolate: bool = False,
-        standard: Standard | None = None,
-    ):
+    def __init__(self, reference: Reference, *, extrapolate: bool = False, standard: Standard | None = None):
         self.reference, self.extrapolate, self.standard = reference, extrapolate, standard
         features = reference.training[reference.chosen]
         self._distance = frechet_from(*moments(features))
@@ -103,40 +97,37 @@ class Evaluator:
         embedded = embed_samples(samples, positions, len(images), self.reference, key=None, desc=desc)
         return self.score(embedded, made_from)[0]
 
-    def score(self, embedded: Embedded, made_from: Tensor | None = None) -> tuple[Entries, Nearest]:
-        """Return metric -> entry of metrics.json, and the nearest training images of the first PAIRWISE."""
+    def score(self, embedded: SampleFeatures, made_from: Tensor | None = None) -> tuple[Entries, Nearest]:
+        """Return metric -> entry of metrics.json, and the nearest training images of the first PAIRWISE samples."""
         x = embedded.features
         nearest = nearest_training(x, self.reference.training, made_from)
-        found: dict[str, Estimate] = {"frechet_distance": frechet_estimate(self._distance, embedded.moments)}
+        metrics: dict[str, Estimate] = {"frechet_distance": frechet_estimate(self._distance, embedded.moments)}
         if self.extrapolate:
-            found["frechet_infinite"] = frechet_infinite(self._distance, embedded.moments)
-        found |= {
+            metrics["frechet_infinite"] = frechet_infinite(self._distance, embedded.moments)
+        metrics |= {
             "kernel_distance": kernel_estimate(self._features, self._kernel_self, x),
             "sliced_wasserstein": self._sliced(x),
             **prdc(self._features, self._radii, x),
         }
         if embedded.classes is not None:
-            found["class_entropy"] = class_entropy(embedded.classes)
-        found["memorised"] = memorised(nearest)
+            metrics["class_entropy"] = class_entropy(embedded.classes)
+        metrics["memorised"] = memorised(nearest)
         counter = self.reference.modes
         if embedded.modes is not None and counter is not None:
-            found |= modes_estimates(embedded.modes, counter.total, embedded.residuals)
-        entries = {name: estimate.as_json() for name, estimate in found.items()}
+            metrics |= modes_estimates(embedded.modes, counter.total, embedded.residuals)
+        entries = {name: estimate.as_json() for name, estimate in metrics.items()}
         if counter is not None and "modes_covered" in entries:
             entries["modes_covered"]["total"] = counter.total
         return entries, nearest
 
 
-# Files
-
-
 def find_samples(path: Path) -> Path:
     """Return the samples that a run folder, a folder of images, an .npz or a .zip file stands for.
 
-    In a run folder that is the file that sampling.json names, or the newest samples*.npz.
+    In a run folder they are the file that sampling.json names, or the newest samples*.npz.
 
     Raises:
-        UserError: there are none.
+        UserError: the path has no samples.
     """
     if not path.exists():
         raise UserError(f"{path}: no such run folder, folder of images, .npz or .zip file")
@@ -144,20 +135,20 @@ def find_samples(path: Path) -> Path:
         if path.suffix not in (".npz", ".zip"):
             raise UserError(f"{path}: neither a folder nor an .npz or .zip file")
         return path
-    found = sorted(path.glob("samples*.npz"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+    files = sorted(path.glob("samples*.npz"), key=lambda p: (p.stat().st_mtime_ns, p.name))
     record = path / "sampling.json"
     named = path / str(read_json(record).get("file", "")) if record.is_file() else None
-    if named in found:
+    if named in files:
         return named  # type: ignore[return-value]
-    if found:
-        return found[-1]
+    if files:
+        return files[-1]
     if (path / "config.json").is_file() or (path / "progress.csv").is_file():
         raise UserError(f"{path}: a run without samples*.npz; draw samples first")
     return path
 
 
 def scored_folders(path: Path) -> list[Path]:
-    """Return the folders that a RUN stands for: a run folder and its settings/* and history/*, or `path` alone."""
+    """Return the folders that RUN stands for: a run folder and its settings/* and history/*, or `path` alone."""
     if not path.is_dir():
         return [path]
     extra = [folder for name in ("settings", "history") for folder in sorted((path / name).glob("*/"))]
@@ -165,10 +156,10 @@ def scored_folders(path: Path) -> list[Path]:
 
 
 def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> dict[str, Any]:
-    """Score the samples in `path`; with `target`, a metrics.json, reuse what it holds of the same, and write it.
+    """Score the samples in `path`; reuse and write `target`, a metrics.json, unless it is None.
 
-    Beside `target` a picture appears, neighbours.png: the samples that are nearest to training images, by the ratio of
-    `memorised`, and below them those training images.
+    Also writes neighbours.png beside `target`: the samples nearest to training images, by the ratio of `memorised`,
+    and below them those training images.
 
     Raises:
         UserError: fewer samples than the reference has images, or unreadable ones.
@@ -176,31 +167,26 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
     reference = evaluator.reference
     protocol = reference.describe()
     samples = open_samples(path, protocol["image_size"])
-    total, count = samples.shape[0], protocol["n"]
+    total, count, seed = samples.shape[0], protocol["n"], protocol["seed"]
     if total < count:
         raise UserError(f"{path}: {total} images, fewer than --num_images {count}")
-    hashed = stream_fingerprint(samples)
-    identity = {
-        "schema": SCHEMA,
-        **protocol,
-        "samples": {"file": path.name, "images": total, "fingerprint": hashed},
-    }
-    there = _known(target, identity)
-    standard = there.get("standard") if there else None
-    if there is not None and target is not None:
-        extrapolated = not evaluator.extrapolate or "frechet_infinite" in there["metrics"]
-        scored = evaluator.standard is None or evaluator.standard.is_in(there, reference)
+    hashed = samples_fingerprint(samples)
+    file = {"file": path.name, "images": total, "fingerprint": hashed}
+    identity = {"schema": SCHEMA, **protocol, "samples": file}
+    saved = _read_same(target, identity)
+    if saved is not None and target is not None:
+        extrapolated = not evaluator.extrapolate or "frechet_infinite" in saved["metrics"]
+        scored = evaluator.standard is None or evaluator.standard.is_in(saved, reference)
         if extrapolated and scored and target.with_name(STRIP_FILE).is_file():
-            return there
-    seed = protocol["seed"]
-    positions = places(total, count, seed)
-    embedded = embed_samples(
-        samples, positions, count, reference, key=f"{hashed}-{seed}-{count}", desc=f"embed {path.name}"
-    )
-    found, nearest = evaluator.score(embedded)
-    if there is not None:
-        found = {**there["metrics"], **found}  # an extrapolation that this call did not ask for stays
-    result = {**identity, "metrics": found, "versions": versions()}
+            return saved
+    positions = random_positions(total, count, seed)
+    key, desc = f"{hashed}-{seed}-{count}", f"embed {path.name}"
+    embedded = embed_samples(samples, positions, count, reference, key=key, desc=desc)
+    metrics, nearest = evaluator.score(embedded)
+    if saved is not None:
+        metrics = {**saved["metrics"], **metrics}  # keeps an extrapolation that this call did not ask for
+    result = {**identity, "metrics": metrics, "versions": versions()}
+    standard = saved.get("standard") if saved else None
     if evaluator.standard is not None:
         standard = evaluator.standard(chosen_images(samples, positions, count), reference)
     if standard is not None:
@@ -213,44 +199,39 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
     return result
 
 
-def _known(target: Path | None, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what `target` holds of the same samples, reference and settings, or None."""
+def _read_same(target: Path | None, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the content of `target` if it is of the same samples, reference and settings, else None."""
     if target is None or not target.is_file():
         return None
-    there = read_json(target)
-    same = isinstance(there, dict) and all(there.get(name) == value for name, value in identity.items())
-    return there if same else None
+    saved = read_json(target)
+    return saved if all(saved.get(name) == value for name, value in identity.items()) else None
 
 
 def evaluate_anchors(evaluator: Evaluator, target: Path) -> dict[str, Any]:
-    """Score the controls, or reuse `target` where it holds them for the same reference; write it and two pictures.
+    """Score the controls; reuse `target`, an anchors.json, if it is of the same reference, else write it.
 
-    The pictures, beside it: `<stem>-real.png`, the first 64 real images, and `<stem>-controls.png`, a row of each.
+    Also writes `<stem>-real.png`, the first 64 real images, and `<stem>-controls.png`, a row of each control.
     """
     reference = evaluator.reference
     identity = {"schema": SCHEMA, **reference.describe()}
-    there = _known(target, identity)
-    if there is not None and (not evaluator.extrapolate or "frechet_infinite" in there["anchors"]["floor"]["metrics"]):
-        return there
-    data = reference.data
-    anchors = make_anchors(
-        data.images, data.labels, reference.training, reference.chosen, reference.others, reference.seed
-    )
+    saved = _read_same(target, identity)
+    if saved is not None and (not evaluator.extrapolate or "frechet_infinite" in saved["anchors"]["floor"]["metrics"]):
+        return saved
+    data, seed = reference.data, reference.seed
+    controls = make_controls(data.images, data.labels, reference.training, reference.chosen, reference.others, seed)
+    floor = controls["floor"]
     if shapes_modes(reference.source):
-        anchors |= figure_anchors(anchors["floor"], reference.seed)
+        controls |= figure_controls(floor, seed)
     rows, metrics = {}, {}
-    for name, anchor in anchors.items():
-        images = shuffled(anchor.images, reference.seed)
-        metrics[name] = evaluator(images, anchor.made_from, desc=f"embed {anchor.label}")
-        rows[name] = {"label": anchor.label, "note": anchor.note, "metrics": metrics[name]}
-    result = {**identity, "anchors": rows, "checks": check_anchors(metrics), "versions": versions()}
+    for name, control in controls.items():
+        images = shuffled(control.images, seed)
+        metrics[name] = evaluator(images, control.made_from, desc=f"embed {control.label}")
+        rows[name] = {"label": control.label, "note": control.note, "metrics": metrics[name]}
+    result = {**identity, "anchors": rows, "checks": check_controls(metrics), "versions": versions()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(anchors["floor"].images[:64], target.with_name(f"{target.stem}-real.png"))
-    _save_controls(anchors, target.with_name(f"{target.stem}-controls.png"))
+    save_grid(floor.images[:64], target.with_name(f"{target.stem}-real.png"))
+    columns = min(10, len(floor.images))
+    first = torch.cat([control.images[:columns] for control in controls.values()])
+    save_grid(first, target.with_name(f"{target.stem}-controls.png"), columns=columns)
     write_json(target, result)
     return result
-
-
-def _save_controls(anchors: dict[str, Anchor], path: Path) -> None:
-    columns = min(10, len(anchors["floor"].images))
-    save_grid(torch.cat([anchor.images[:columns] for anchor in anchors.values()]), path, columns=columns)

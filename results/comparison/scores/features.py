@@ -1,9 +1,9 @@
-"""Features of images, without any download: the random embedding, and the project's own CIFAR-10 classifier.
+"""Feature extractors that need no download: a random embedding, and the project's own CIFAR-10 classifier.
 
-The random embedding is a convolutional network of two layers whose weights are drawn once from a fixed seed, as in
-Naeem et al. 2020 (arXiv 2002.09797), who embed data unlike ImageNet with a random VGG16. It is the same on every
-machine and sees colours, textures, sharpness, noise and coarse layout; it knows no objects. For images of CIFAR-10's
-classes `classifier` knows them. Distances in either are relative: they compare rows of one report, nothing else.
+The random embedding is a convolutional network of two layers with fixed random weights, as in Naeem et al. 2020 (arXiv
+2002.09797), who embed data unlike ImageNet by a random VGG16. It is sensitive to colours, textures, sharpness, noise
+and coarse layout, but not to objects; `classifier` is, for CIFAR-10's classes. Distances in either are comparable
+within one report only.
 """
 
 from collections.abc import Callable
@@ -25,48 +25,48 @@ from comparison.scores import classifier
 NAME = "random embedding"
 SEED = 0
 LAYERS = ((32, 5, 1), (48, 5, 2))  # channels, kernel, stride
-GRID_CHANNELS = 8  # of the last layer, averaged in quadrants: where things are
+GRID_CHANNELS = 8  # channels of the last layer that are averaged by quadrant, for the layout
 DIMENSIONS = 2 * sum(channels for channels, _, _ in LAYERS) + 4 * GRID_CHANNELS
 ARCHITECTURE = (
     "RGB in [-1, 1]; conv 5x5 3-32 ELU; conv 5x5 stride 2 32-48 ELU; orthogonal weights, biases N(0, 0.3^2), "
     f"numpy PCG64 seed {SEED}; mean and standard deviation over the image of each channel of both layers, quadrant "
     f"means of {GRID_CHANNELS} channels; {DIMENSIONS} features, z-scored by the reference set"
 )
-CACHE_FROM = 1000  # images; fewer are embedded faster than a file is worth
+CACHE_FROM = 1000  # fewer images are not cached
 
 
 @lru_cache
-def weights(seed: int = SEED) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Return (weight, bias) of each layer; NumPy's PCG64 draws the same on every machine and torch version."""
-    generator = np.random.Generator(np.random.PCG64(seed))
+def weights() -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return (weight, bias) of each layer, drawn by NumPy's PCG64, the same on every machine."""
+    generator = np.random.Generator(np.random.PCG64(SEED))
     layers, inputs = [], 3
     for channels, kernel, _ in LAYERS:
         fan_in = inputs * kernel**2
         q, r = np.linalg.qr(generator.standard_normal((max(fan_in, channels), min(fan_in, channels))))
-        q = q * np.sign(np.diag(r))  # LAPACK leaves the signs open
+        q = q * np.sign(np.diag(r))  # LAPACK does not fix the signs
         rows = q if len(q) == channels else q.T
         weight = rows.reshape(channels, inputs, kernel, kernel) * np.sqrt(2)
         bias = 0.3 * generator.standard_normal(channels)
-        # rounded, so that the last bits of LAPACK's builds do not show
+        # rounded, so that LAPACK builds with other last bits give the same weights
         layers.append((torch.from_numpy(weight.round(5)).float(), torch.from_numpy(bias.round(5)).float()))
         inputs = channels
     return tuple(layers)
 
 
 @lru_cache
-def fingerprint(seed: int = SEED) -> str:
+def fingerprint() -> str:
     """Return 16 hexadecimal digits of the SHA-256 of architecture and weights."""
-    parts = (weight.numpy().tobytes() + bias.numpy().tobytes() for weight, bias in weights(seed))
+    parts = (weight.numpy().tobytes() + bias.numpy().tobytes() for weight, bias in weights())
     return digest(ARCHITECTURE, *parts)
 
 
 class Extractor(Protocol):
-    """What turns images into features.
+    """Feature extractor.
 
     Attributes:
-        key: as chosen by --features.
+        key: value of --features.
         dimensions: D.
-        batch_pixels: pixels per call that suit the caches of a CPU.
+        batch_pixels: pixels per call that fit a CPU's caches.
     """
 
     key: str
@@ -77,14 +77,14 @@ class Extractor(Protocol):
         """Map (N, 3, S, S) uint8 to (N, D) float32 features on the CPU, not yet z-scored."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what reports say of the extractor: key, name, fingerprint, architecture, dimensions."""
+        """Return key, name, fingerprint, architecture and dimensions for reports."""
 
     def classes(self, features: Tensor) -> Tensor | None:
-        """Return the (N,) int64 classes that the extractor sees, from its features; None if it knows no classes."""
+        """Return the (N,) int64 classes predicted from features; None if the extractor predicts no classes."""
 
 
 class RandomEmbedding:
-    """The network of fixed random weights, computed in full float32."""
+    """The network with fixed random weights, computed in float32 without TF32."""
 
     key, dimensions, batch_pixels = "random", DIMENSIONS, 200 * 32**2
 
@@ -106,20 +106,20 @@ class RandomEmbedding:
         return torch.cat(pooled, 1).cpu()
 
     def describe(self) -> dict[str, Any]:
-        """Return what reports say of the extractor."""
+        """Return the facts of `Extractor.describe`."""
         facts = {"key": self.key, "name": NAME, "fingerprint": fingerprint(), "architecture": ARCHITECTURE}
         return {**facts, "dimensions": DIMENSIONS}
 
     def classes(self, features: Tensor) -> None:
-        """Return None: it knows no classes."""
+        """Return None."""
         return None
 
 
 class ClassifierFeatures:
-    """The pooled features of the CIFAR-10 classifier; other sizes than 32 pixels are resized to it.
+    """The pooled features of the CIFAR-10 classifier, for images resized to 32 pixels.
 
     Raises:
-        UserError: its weight file is missing or damaged.
+        UserError: the weight file is missing or damaged.
     """
 
     key, dimensions, batch_pixels = "cifar", classifier.DIMENSIONS, 100 * 32**2
@@ -136,11 +136,11 @@ class ClassifierFeatures:
             return self._network(images)[0].cpu()
 
     def describe(self) -> dict[str, Any]:
-        """Return what reports say of the extractor."""
-        known = classifier.facts()
-        facts = {"key": self.key, "name": "CIFAR-10 classifier", "fingerprint": known["fingerprint"]}
+        """Return the facts of `Extractor.describe`, accuracy and training data."""
+        trained = classifier.facts()
+        facts = {"key": self.key, "name": "CIFAR-10 classifier", "fingerprint": trained["fingerprint"]}
         facts |= {"architecture": classifier.ARCHITECTURE, "dimensions": self.dimensions}
-        return {**facts, "accuracy": known["accuracy"], "trained_on": known["data"]["name"]}
+        return {**facts, "accuracy": trained["accuracy"], "trained_on": trained["data"]["name"]}
 
     def classes(self, features: Tensor) -> Tensor:
         """Return the (N,) int64 most probable of the ten classes."""
@@ -149,12 +149,12 @@ class ClassifierFeatures:
 
 
 def make_extractor(key: str, device: torch.device | str = "cpu") -> Extractor:
-    """Return the extractor of that key, `cifar` or `random`."""
+    """Return the extractor `cifar` or `random`."""
     return ClassifierFeatures(device) if key == "cifar" else RandomEmbedding(device)
 
 
 def choose_key(requested: str, data: ImageSet) -> str:
-    """Return `cifar` or `random` for --features; `auto` takes the classifier for images of its ten classes."""
+    """Return `cifar` or `random` for --features; `auto` is `cifar` for images of its ten classes."""
     if requested != "auto":
         return requested
     return "cifar" if data.class_names == CIFAR10_CLASSES else "random"
@@ -162,34 +162,33 @@ def choose_key(requested: str, data: ImageSet) -> str:
 
 def embed(images: Tensor, extractor: Extractor, *, desc: str = "embed") -> Tensor:
     """Map (N, 3, S, S) uint8 to (N, D) float32 features on the CPU, not yet z-scored."""
-    batch = batch_size(extractor, images.shape[-1])
     features = []
     with bar(len(images), 0, desc, "images") as progress:
-        for part in images.split(batch):
+        for part in images.split(batch_size(extractor, images.shape[-1])):
             features.append(extractor(part))
             progress.update(len(part))
     return torch.cat(features)
 
 
 def batch_size(extractor: Extractor, image_size: int) -> int:
-    """Return how many images of that size an extractor takes at a time."""
+    """Return the batch size of an extractor for images of `image_size` pixels."""
     return max(1, extractor.batch_pixels // image_size**2)
 
 
 def cached(name: str, count: int, extractor: Extractor, compute: Callable[[], Tensor]) -> Tensor:
-    """Return (count, D) features, kept below the data root under the hashes of images and extractor.
+    """Return (count, D) features from the cache below the data root, or compute and cache them.
 
     Args:
-        name: hash of the images, with what was chosen of them.
-        count: images.
-        extractor: whose features they are.
-        compute: called where there is no file.
+        name: hash of the images and of their selection.
+        count: number of images.
+        extractor: extractor of the features.
+        compute: returns the features if the cache lacks them.
     """
     if count < CACHE_FROM:
         return compute()
     path = data_root() / "cache" / f"features-{name}-{extractor.describe()['fingerprint']}.npy"
-    if (found := read_cache(path, (count, extractor.dimensions))) is not None:
-        return torch.from_numpy(found)
+    if (saved := read_cache(path, (count, extractor.dimensions))) is not None:
+        return torch.from_numpy(saved)
     features = compute()
     write_cache(path, features.numpy())
     return features
@@ -204,7 +203,7 @@ class Scale:
 
     @classmethod
     def of(cls, features: Tensor) -> "Scale":
-        """Measure (N, D) features; a feature that hardly varies is not blown up."""
+        """Return the scale of (N, D) features, with deviations of at least 1e-4."""
         deviation, mean = torch.std_mean(features.double(), 0)
         return cls(mean.float(), deviation.clamp(min=1e-4).float())
 

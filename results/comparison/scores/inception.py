@@ -1,10 +1,10 @@
-"""The standard Inception network: the checked weights of 2015, and features by torch-fidelity and by pytorch-fid.
+"""The standard Inception network: its checked weights of 2015, and features by torch-fidelity and pytorch-fid.
 
-The two libraries prepare an image differently: grey value 255 is 0.992 in torch-fidelity, as in the TensorFlow of
-Heusel et al. 2017, and 1 in pytorch-fid; enlarged pixels lie half a pixel apart. Their FIDs therefore differ a little,
-and reference statistics should come from the library that is to read them.
+The two libraries prepare images differently: 255 becomes 0.992 in torch-fidelity, as in the TensorFlow code of Heusel
+et al. 2017, and 1 in pytorch-fid; resized pixels differ by half a pixel. Their FIDs therefore differ a little, and
+reference statistics should come from the library that reads them.
 
-Imports torch only inside functions, so that a script can judge --inception_weights first.
+Imports torch inside functions only, so that scripts can check --inception_weights first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from unittest import mock
 
 from comparison.cli import UserError, data_root
+from comparison.progress import bar
 from comparison.scores.statistics import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -30,27 +32,20 @@ Library = Literal["torch-fidelity", "pytorch-fid"]
 VERSIONS = {"torch-fidelity": "0.4.0", "pytorch-fid": "0.3.0"}  # as in requirements.txt
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-WEIGHTS_ELSEWHERE = "pt_inception-2015-12-05-6726825d.pth"  # the same file under pytorch-fid's name
+WEIGHTS_ELSEWHERE = "pt_inception-2015-12-05-6726825d.pth"  # pytorch-fid's name of the same file
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
-SHA256_PREFIX = "6726825d"  # how the file's hash begins; torch.hub's convention for the digits in its name
+SHA256_PREFIX = "6726825d"  # first digits of the file's SHA-256
 BATCH = 50
-CACHE_FROM = 100  # images; an Inception pass takes about 0.1 s per image on a CPU
-
-
-# Libraries and weights
+CACHE_FROM = 100  # fewer images are not cached; an Inception pass takes about 0.1 s per image on a CPU
 
 
 def installed(library: Library) -> bool:
-    """Tell whether a library is there, without importing it."""
+    """Return True if a library is installed, without importing it."""
     return importlib.util.find_spec(library.replace("-", "_")) is not None
 
 
 def require(library: Library = "torch-fidelity") -> None:
-    """Refuse to go on without a library.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Raise UserError if a library is not installed."""
     if not installed(library):
         raise UserError(f"the standard scores need the package {library}: pip install {library}=={VERSIONS[library]}")
 
@@ -61,14 +56,14 @@ def made_by(library: Library) -> str:
 
 
 def find_weights(path: Path | None) -> Path:
-    """Return the file with the standard Inception's weights; its hash is for `check_weights`.
+    """Return the file of the standard Inception's weights, whose hash `check_weights` checks.
 
     Args:
-        path: the file that --inception_weights names; None looks in torch's cache under the names of torch-fidelity
-            and of pytorch-fid, and then downloads it there.
+        path: value of --inception_weights; None looks in torch's cache under the names of torch-fidelity and
+            pytorch-fid, then downloads the file into it.
 
     Raises:
-        UserError: it is neither there nor to be had.
+        UserError: the file is missing, or the download failed.
     """
     if path is not None:
         if not path.is_file():
@@ -98,14 +93,14 @@ def _download(path: Path) -> Path:
 
 
 def check_weights(path: Path, expected: str | None = None) -> str:
-    """Return the file's SHA-256, 64 hexadecimal digits.
+    """Return the SHA-256 of a weight file, 64 hexadecimal digits.
 
     Args:
-        path: the weights.
-        expected: how the hash must begin; that of the standard Inception, SHA256_PREFIX, unless given.
+        path: file of the weights.
+        expected: required first digits of the hash; None for those of the standard Inception.
 
     Raises:
-        UserError: another file, or an unreadable one.
+        UserError: the file has another hash, or is not readable.
     """
     expected = SHA256_PREFIX if expected is None else expected
     try:
@@ -121,11 +116,8 @@ def check_weights(path: Path, expected: str | None = None) -> str:
     return digest
 
 
-# Features
-
-
 def _network(library: Library, weights: Path, device: torch.device | str) -> Callable[[Tensor], tuple]:
-    """Build a library's Inception as a function: (N, 3, H, W) uint8 to (N, 2048), and (N, 1008) logits of the first."""
+    """Return a library's Inception: (N, 3, H, W) uint8 to (N, 2048), with torch-fidelity also (N, 1008) logits."""
     import torch
 
     if library == "torch-fidelity":
@@ -135,14 +127,12 @@ def _network(library: Library, weights: Path, device: torch.device | str) -> Cal
         network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=weights)
         return network.to(device, memory_format=torch.channels_last)  # 1.6 times as fast on a CPU, equal to 1e-6
 
-    from unittest import mock
-
     from pytorch_fid import inception
 
     def checked_weights(*_: object, **__: object) -> dict[str, Tensor]:
         return torch.load(weights, map_location="cpu", weights_only=True)
 
-    # pytorch-fid takes no path and checks no hash: it gets the checked file in place of its download
+    # pytorch-fid takes no path and checks no hash: the checked file replaces its download
     with mock.patch.object(inception, "load_state_dict_from_url", checked_weights):
         second = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[DIMENSIONS]])
     second.eval().to(device, memory_format=torch.channels_last)
@@ -151,7 +141,7 @@ def _network(library: Library, weights: Path, device: torch.device | str) -> Cal
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Keep TF32 out of convolutions and products."""
+    """Turn TF32 off for convolutions and matrix products inside the `with` block."""
     import torch
 
     before = torch.backends.cuda.matmul.allow_tf32
@@ -166,13 +156,11 @@ def full_float32() -> Iterator[None]:
 def embed(
     images: Tensor, library: Library, weights: Path, device: torch.device | str = "cpu", desc: str = "Inception"
 ) -> list[Tensor]:
-    """Map (N, 3, H, W) uint8 images to (N, 2048) float32 features on the CPU, of torch-fidelity also (N, 1008) logits.
+    """Map (N, 3, H, W) uint8 images to (N, 2048) float32 features, with torch-fidelity also (N, 1008) logits.
 
-    `weights` must have passed `check_weights`.
+    The features are on the CPU. The weights must have passed `check_weights`.
     """
     import torch
-
-    from comparison.progress import bar
 
     network = _network(library, weights, device)
     parts = []
@@ -184,7 +172,7 @@ def embed(
 
 
 def embed_reference(images: Tensor, library: Library, weights: Path, digest: str, device: torch.device | str) -> Tensor:
-    """As the first output of `embed`, kept below the data root under the hashes of images and weights."""
+    """Return the features of `embed`, from the cache below the data root if it holds them."""
     import torch
 
     from comparison.data.images import fingerprint, read_cache, write_cache
@@ -194,8 +182,8 @@ def embed_reference(images: Tensor, library: Library, weights: Path, digest: str
         return embed(images, library, weights, device, desc)[0]
     name = f"inception-{made_by(library).replace(' ', '-')}-{digest[:16]}-{fingerprint(images)}.npy"
     path = data_root() / "cache" / name
-    if (found := read_cache(path, (len(images), DIMENSIONS))) is not None:
-        return torch.from_numpy(found)
+    if (saved := read_cache(path, (len(images), DIMENSIONS))) is not None:
+        return torch.from_numpy(saved)
     features = embed(images, library, weights, device, desc)[0]
     write_cache(path, features.numpy())
     return features
@@ -209,10 +197,10 @@ def image_statistics(
     expected: str | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Return mean (2048,) and unbiased covariance (2048, 2048) of the features of (N, 3, H, W) uint8, float64.
+    """Return mean (2048,) and unbiased covariance (2048, 2048) of the features of (N, 3, H, W) uint8 images, float64.
 
     Raises:
-        UserError: the weights are not those that are expected, see `check_weights`, or the library is missing.
+        UserError: the weights fail `check_weights`, or the library is missing.
     """
     from comparison.scores.metrics import moments
 

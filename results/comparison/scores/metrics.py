@@ -1,9 +1,9 @@
-"""Distances and shares between a set of features and the reference's, each with a 95% interval.
+"""Metrics of a set of features against the reference's, each with a 95% interval.
 
-One rule gives every interval: the generated set is cut into groups, each group is left out once, and the spread of
-the results is that of the whole (the delete-a-group jackknife; Shao and Wu 1989). The reference set stays fixed, so
-an interval tells what another draw of as many images from the same model would give. A bootstrap would not do:
-repeated images bias a Frechet distance upwards and nearest neighbours downwards.
+All intervals come from the delete-a-group jackknife (Shao and Wu 1989): the generated set is split into groups, and
+each group is left out once. The reference set is fixed, so an interval covers resampling of as many images from the
+same model. A bootstrap is not used, since repeated images bias a Frechet distance upwards and nearest-neighbour
+distances downwards.
 """
 
 import math
@@ -17,16 +17,16 @@ from torch import Tensor
 
 NEIGHBOURS = 5
 GROUPS = 20
-MIN_IMAGES = NEIGHBOURS + 3  # a group of two is left out, and each of the rest still has its neighbours
+MIN_IMAGES = NEIGHBOURS + 3  # without a group of two, each image still has its neighbours
 MEMORISED_RATIO = 0.5
 INTERVAL = f"95%, one of {GROUPS} groups of the images left out at a time (jackknife), reference set fixed"
-BLOCK = 512  # rows of a distance matrix held at a time
-EXTRAPOLATION = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # shares of the images between which the line in 1 / N is fitted
+BLOCK = 512  # rows of a distance matrix in memory
+EXTRAPOLATION = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # fractions of the images that the line in 1 / N is fitted to
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% interval, from n images."""
+    """A metric with its 95% interval, from n images."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ def _rounded(value: float) -> float:
 
 
 def split_groups(n: int) -> list[slice]:
-    """Cut n images, in random order, into the groups of the jackknife."""
+    """Return the slices of the jackknife's groups of n images in random order."""
     count = min(GROUPS, n // 2)
     edges = np.linspace(0, n, count + 1).round().astype(int)
     return [slice(int(a), int(b)) for a, b in pairwise(edges)]
@@ -52,13 +52,13 @@ def split_groups(n: int) -> list[slice]:
 def jackknife(
     value: float, left_out: list[float], n: int, *, low: float = -math.inf, high: float = math.inf
 ) -> Estimate:
-    """Make an Estimate of the whole's value and of the values with each group left out.
+    """Return the Estimate from the value of all n images and the values without each group.
 
     Args:
-        value: of all n images.
-        left_out: one value for each group that was left out.
-        n: images.
-        low, high: range of the quantity; a share that stands at its bound gets the rule of three, 3 / n.
+        value: value of all n images.
+        left_out: one value per group that was left out.
+        n: number of images.
+        low, high: range of the metric; a share of exactly 0 or 1 gets the half width 3 / n (rule of three).
     """
     parts = np.asarray(left_out, float)
     count = len(parts)
@@ -69,25 +69,18 @@ def jackknife(
 
 
 def _student(freedom: int) -> float:
-    """97.5% quantile of Student's t; Cornish-Fisher series, within 0.5% from 5 degrees of freedom on."""
+    """Return the 97.5% quantile of Student's t by a Cornish-Fisher series, within 0.5% from 5 degrees of freedom on."""
     z = 1.959964
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
 
 
 def share(hits: Tensor) -> Estimate:
-    """Estimate the mean of an (N,) indicator or number in [0, 1] over independent images."""
+    """Estimate the mean of (N,) indicators, or of values in [0, 1], over independent images."""
     values = hits.double()
-    return _mean(values, 0, 1)
-
-
-def _mean(values: Tensor, low: float, high: float) -> Estimate:
     n, total = len(values), values.sum()
     parts = [float((total - values[g].sum()) / (n - (g.stop - g.start))) for g in split_groups(n)]
-    return jackknife(float(total / n), parts, n, low=low, high=high)
-
-
-# Frechet distance
+    return jackknife(float(total / n), parts, n, low=0, high=1)
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +92,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GroupMoments:
-    """Sums and second moments of features, group by group, so that images can stream and any group be left out.
-
-    Args:
-        groups: number of groups.
-        dimensions: D.
-    """
+    """Sums and second moments of (N, D) features by group, for streamed images and left-out groups."""
 
     def __init__(self, groups: int, dimensions: int):
         self.count = torch.zeros(groups, dtype=torch.float64)
@@ -113,13 +101,13 @@ class GroupMoments:
 
     @classmethod
     def of(cls, features: Tensor) -> "GroupMoments":
-        """Take (N, D) features in random order, cut by `split_groups`."""
+        """Return the moments of (N, D) features in random order, by the groups of `split_groups`."""
         groups = split_groups(len(features))
-        found = cls(len(groups), features.shape[1])
+        result = cls(len(groups), features.shape[1])
         for number, group in enumerate(groups):
             for part in features[group].split(4 * BLOCK):
-                found.add(part, number)
-        return found
+                result.add(part, number)
+        return result
 
     def add(self, features: Tensor, group: int) -> None:
         """Add (n, D) features to a group."""
@@ -129,7 +117,7 @@ class GroupMoments:
         self.second[group] += x.T @ x
 
     def moments(self, groups: Sequence[int] | None = None) -> tuple[Tensor, Tensor, int]:
-        """Return mean (D,), unbiased covariance (D, D) and the number of images of some groups, by default of all."""
+        """Return mean (D,), unbiased covariance (D, D) and number of images of the groups, by default of all."""
         chosen = list(range(len(self.count))) if groups is None else list(groups)
         n = int(self.count[chosen].sum())
         mean = self.total[chosen].sum(0) / n
@@ -137,10 +125,10 @@ class GroupMoments:
 
 
 def frechet(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
-    """Squared Frechet distance of two normal distributions; Dowson and Landau 1982, Heusel et al. 2017, Eq. 6.
+    """Return the squared Frechet distance of two normal distributions.
 
-    The trace of sqrt(cov_1 cov_2) is the sum of the roots of the eigenvalues of the symmetric
-    sqrt(cov_1) cov_2 sqrt(cov_1), which are real and at least 0: no matrix square root of a singular product.
+    Dowson and Landau 1982; Heusel et al. 2017, Eq. 6. The trace of sqrt(cov_1 cov_2) comes from the eigenvalues of the
+    symmetric sqrt(cov_1) cov_2 sqrt(cov_1), which avoids the matrix square root of a singular product.
 
     Args:
         mean_1, mean_2: (D,) float64.
@@ -150,7 +138,7 @@ def frechet(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> flo
 
 
 def frechet_from(mean_1: Tensor, cov_1: Tensor) -> Callable[[Tensor, Tensor], float]:
-    """Return `frechet` from one fixed distribution, whose root is taken once, as a function of the other's moments."""
+    """Return `frechet` from one fixed distribution as a function of the other's mean and covariance."""
     values, vectors = torch.linalg.eigh(cov_1)
     root_1 = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
@@ -164,23 +152,23 @@ def frechet_from(mean_1: Tensor, cov_1: Tensor) -> Callable[[Tensor, Tensor], fl
 
 
 def frechet_estimate(distance: Callable[[Tensor, Tensor], float], features: Tensor | GroupMoments) -> Estimate:
-    """Estimate the Frechet distance of (N, D) features or of their moments; `distance` comes from `frechet_from`."""
-    found = features if isinstance(features, GroupMoments) else GroupMoments.of(features)
-    mean, cov, n = found.moments()
-    whole, second, total = distance(mean, cov), found.second.sum(0), found.total.sum(0)
+    """Estimate the Frechet distance of (N, D) features or of their moments; `distance` is from `frechet_from`."""
+    sums = features if isinstance(features, GroupMoments) else GroupMoments.of(features)
+    mean, cov, n = sums.moments()
+    whole, second, total = distance(mean, cov), sums.second.sum(0), sums.total.sum(0)
     parts = []
-    for group, size in enumerate(found.count.tolist()):
+    for group, size in enumerate(sums.count.tolist()):
         rest = n - size
-        mean = (total - found.total[group]) / rest
-        parts.append(distance(mean, (second - found.second[group] - rest * torch.outer(mean, mean)) / (rest - 1)))
+        mean = (total - sums.total[group]) / rest
+        parts.append(distance(mean, (second - sums.second[group] - rest * torch.outer(mean, mean)) / (rest - 1)))
     return jackknife(whole, parts, n, low=0)
 
 
 def frechet_infinite(distance: Callable[[Tensor, Tensor], float], features: GroupMoments) -> Estimate:
     """Extrapolate the Frechet distance to infinitely many generated images; Chong and Forsyth 2020.
 
-    The bias falls as 1 / N: distances of parts of the images, from a quarter to all, are fitted by a line in 1 / N,
-    whose intercept counts. The bias of the finite reference stays. The result may lie below 0.
+    The bias falls as 1 / N. The result is the intercept of a line in 1 / N through the distances of a quarter to all of
+    the images. It keeps the bias of the finite reference, and may be below 0.
     """
     everything = list(range(len(features.count)))
     value = _intercept(distance, features, everything)
@@ -204,10 +192,10 @@ def _intercept(distance: Callable[[Tensor, Tensor], float], features: GroupMomen
 
 
 def class_entropy(counts: Tensor) -> Estimate:
-    """Estimate the entropy, in bits, of the classes that a classifier sees in the images.
+    """Estimate the entropy, in bits, of the predicted classes.
 
     Args:
-        counts: (groups, classes) images of each class in each group of the jackknife.
+        counts: (groups, classes) number of images per class in each group of the jackknife.
     """
     counts = counts.double()
     total = counts.sum(0)

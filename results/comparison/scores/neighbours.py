@@ -1,6 +1,6 @@
-"""Shares from nearest neighbours: precision, recall, density, coverage, memorisation; in blocks of rows.
+"""Nearest-neighbour metrics: precision, recall, density, coverage, memorisation.
 
-Distances are squared Euclidean in z-scored features. Memory is a few blocks of BLOCK x N float32.
+Distances are squared Euclidean in z-scored features, computed in a few blocks of BLOCK x N float32.
 """
 
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _nearest_within(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return (N, count) squared distances and indices of each image's nearest others in its own set."""
+    """Return (N, count) squared distances and indices of each image's nearest other images in the set."""
     values, indices = [], []
     for start in range(0, len(features), BLOCK):
         block = squared_distances(features[start : start + BLOCK], features)
         rows = torch.arange(len(block))
         block[rows, rows + start] = torch.inf
-        found = block.topk(count, largest=False)
-        values.append(found.values)
-        indices.append(found.indices)
+        nearest = block.topk(count, largest=False)
+        values.append(nearest.values)
+        indices.append(nearest.indices)
     return torch.cat(values), torch.cat(indices)
 
 
 def radii(features: Tensor) -> Tensor:
-    """Return the (N,) squared distance of each image to its k-th nearest other, k = 5."""
+    """Return the (N,) squared distance of each image to its k-th nearest other image, k = 5."""
     return _nearest_within(features, NEIGHBOURS)[0][:, -1]
 
 
 def _radii_without(features: Tensor, groups: list[slice]) -> Tensor:
-    """Return (1 + G, N) squared radii: of the whole set, and with each group left out of the neighbours."""
+    """Return (1 + G, N) squared radii: with all neighbours, and without those of each group."""
     count = min(2 * NEIGHBOURS + 2, len(features) - 1)
     values, indices = _nearest_within(features, count)
     group_of = torch.cat([torch.full((g.stop - g.start,), i) for i, g in enumerate(groups)])
@@ -44,7 +44,7 @@ def _radii_without(features: Tensor, groups: list[slice]) -> Tensor:
     rows = [values[:, NEIGHBOURS - 1]]
     for i in range(len(groups)):
         kept = values.masked_fill(neighbour_group == i, torch.inf).sort(1).values[:, NEIGHBOURS - 1]
-        # more than k + 2 of the nearest in one group: the last one known stands in
+        # if more than k + 2 of the nearest are in one group, the last one is used
         rows.append(torch.where(kept.isinf(), values[:, -1], kept))
     return torch.stack(rows)
 
@@ -52,19 +52,19 @@ def _radii_without(features: Tensor, groups: list[slice]) -> Tensor:
 def prdc(reference: Tensor, reference_radii: Tensor, features: Tensor) -> dict[str, Estimate]:
     """Estimate precision and recall (Kynkaanniemi et al. 2019) and density and coverage (Naeem et al. 2020).
 
-    For equal distributions and sizes density is 1 and coverage 0.969 at k = 5 in expectation; precision and recall
-    are below 1.
+    For equal distributions and sizes, the expected density is 1 and the expected coverage 0.969 at k = 5; precision
+    and recall are below 1.
 
     Args:
         reference: (M, D) float32.
-        reference_radii: (M,) from `radii(reference)`.
+        reference_radii: (M,), `radii(reference)`.
         features: (N, D) float32, in random order.
     """
     n, m = len(features), len(reference)
     groups = split_groups(n)
-    own = _radii_without(features, groups)
+    fake_radii = _radii_without(features, groups)
     inside, balls = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.float64)
-    covered = torch.zeros(len(groups), m, dtype=torch.int32)  # 1 where the group reaches the real image's ball
+    covered = torch.zeros(len(groups), m, dtype=torch.int32)  # 1 if the group has an image in the real image's ball
     recalled = torch.zeros(1 + len(groups), m, dtype=torch.bool)
     for g, group in enumerate(groups):
         for start in range(group.start, group.stop, BLOCK):
@@ -75,7 +75,7 @@ def prdc(reference: Tensor, reference_radii: Tensor, features: Tensor) -> dict[s
             covered[g] |= hits.any(0)
             for i in range(len(recalled)):
                 if i != g + 1:
-                    recalled[i] |= (distances <= own[i, part, None]).any(0)
+                    recalled[i] |= (distances <= fake_radii[i, part, None]).any(0)
     density = balls / NEIGHBOURS
     total = density.sum()
     sizes = [g.stop - g.start for g in groups]
@@ -93,7 +93,7 @@ def prdc(reference: Tensor, reference_radii: Tensor, features: Tensor) -> dict[s
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each sample the nearest training image: its index, the distance, and the ratio that `memorised` judges."""
+    """Each sample's nearest training image: (N,) index, distance, and the ratio of `memorised`."""
 
     index: Tensor
     distance: Tensor
@@ -103,13 +103,13 @@ class Nearest:
 def nearest_training(features: Tensor, training: Tensor, left_out: Tensor | None = None) -> Nearest:
     """Find each sample's nearest training image.
 
-    The ratio divides that distance by the distance from the training image to its own nearest other one: what is
-    far below 1 is closer to a training image than training images are to each other there.
+    The ratio divides the distance by that from the training image to its nearest other training image. A sample with a
+    ratio far below 1 is closer to a training image than training images are to each other.
 
     Args:
         features: (N, D) float32.
         training: (T, D) float32.
-        left_out: (L,) int64, training images that do not count, because the samples were made from them.
+        left_out: (L,) int64 training images to exclude, because the samples were made from them.
     """
     counts = torch.ones(len(training), dtype=torch.bool)
     if left_out is not None:
@@ -117,19 +117,19 @@ def nearest_training(features: Tensor, training: Tensor, left_out: Tensor | None
     numbers = counts.nonzero()[:, 0]
     pool = training[numbers]
     index = torch.cat([squared_distances(part, pool).argmin(1) for part in features.split(BLOCK)])
-    # squared_distances cancels digits where images nearly agree: the distances that count are taken anew
+    # squared_distances loses digits for nearly equal images, so these distances are computed directly
     distance = (features - pool[index]).norm(dim=1)
-    places, inverse = index.unique(return_inverse=True)
-    own = []
-    for part in places.split(BLOCK):
+    used, inverse = index.unique(return_inverse=True)
+    spacings = []
+    for part in used.split(BLOCK):
         block = squared_distances(pool[part], pool)
         block[torch.arange(len(part)), part] = torch.inf
-        own.append((pool[part] - pool[block.argmin(1)]).norm(dim=1))
-    spacing = torch.cat(own)[inverse]
+        spacings.append((pool[part] - pool[block.argmin(1)]).norm(dim=1))
+    spacing = torch.cat(spacings)[inverse]
     ratio = torch.where(distance > 0, distance / spacing.clamp(min=1e-12), 0.0)
     return Nearest(numbers[index], distance, ratio)
 
 
 def memorised(nearest: Nearest) -> Estimate:
-    """Estimate the share of samples less than half as far from a training image as that is from its nearest other."""
+    """Estimate the share of samples whose ratio of `nearest_training` is below 1/2."""
     return share(nearest.ratio < MEMORISED_RATIO)

@@ -1,6 +1,6 @@
-"""The reference set, and sample sets as the metrics need them: embedded once, in one pass over the images."""
+"""The reference set, and the features of sample sets, computed in one pass over the images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,25 +19,25 @@ from comparison.scores.metrics import INTERVAL, MIN_IMAGES, GroupMoments, split_
 from comparison.scores.modes import ModeCounter, mode_counter
 
 MEMORY_POOL = 50_000  # training images among which the nearest is sought
-PAIRWISE = 10_000  # images of each set in measures that look at pairs: kernel, neighbours, sliced distance
-CACHED = 100_000  # images whose features are kept on disk; more are embedded anew
+PAIRWISE = 10_000  # images of each set in kernel distance, nearest neighbours and sliced distance
+CACHED = 100_000  # limit of images whose features are kept on disk
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The training set, the part of it that serves as reference, and everything about it that is computed once.
+    """The training set, the part of it that serves as reference, and what is computed of it once.
 
     Attributes:
-        source: as named on the command line; not written to files, it may be a path of this machine.
-        data: the training set.
+        source: value of --reference; not written to files, since it may be a path of this machine.
+        data: the training set, or a part of a large one.
         chosen: (N,) int64, the reference's images.
-        others: the remaining ones, in random order.
-        seed: that drew them.
+        others: (O,) int64, all other images, in random order.
+        seed: seed of this choice.
+        total: images of the whole training set.
         scale: z-scores features by the reference.
-        total: images of the whole training set, also where `data` is a part of it.
-        training: (T, D) float32 z-scored features of the training set, or of MEMORY_POOL of its images.
-        extractor: gave the features.
-        modes: counts the modes, where the data have known ones.
+        training: (T, D) float32 z-scored features of `data`.
+        extractor: feature extractor.
+        modes: mode counter, None for data without known modes.
     """
 
     source: str
@@ -64,18 +64,17 @@ class Reference:
         whole: bool = False,
         share: Callable[[Extractor], Extractor] = lambda extractor: extractor,
     ) -> "Reference":
-        """Read the training images of `source` and draw the reference from them.
+        """Load the training images of `source` and choose the reference at random.
 
         Args:
-            source: of the training images.
+            source: data source of the training images.
             image_size: pixels.
-            num_images: of the reference, at most half of the training set: the other half is for the floor, which
-                must not share images with the reference.
-            seed: of the draw.
+            num_images: images of the reference; at most half of the training set, since the floor needs other images.
+            seed: seed of the choice.
             features: cifar, random, or auto for cifar on images of its ten classes.
-            device: of the extractor.
-            whole: allow the reference to be the whole training set, where no floor is wanted.
-            share: makes the extractor work in several processes.
+            device: device of the extractor.
+            whole: allow all training images as reference, for scores without controls.
+            share: wraps the extractor to run in several processes.
 
         Raises:
             UserError: the source is unusable or has fewer than 2 * MIN_IMAGES images.
@@ -107,11 +106,11 @@ class Reference:
 
     @property
     def ten_classes(self) -> bool:
-        """Whether the images show the classes that the classifier knows; on others its classes mean nothing."""
+        """Return True if the images show the ten classes that the classifier was trained on."""
         return self.data.class_names == CIFAR10_CLASSES
 
     def describe(self) -> dict[str, Any]:
-        """Return what must agree between numbers that are compared."""
+        """Return the facts that must agree between scores that are compared."""
         counted = {"mode_counter": self.modes.facts} if self.modes and self.modes.facts else {}
         return {
             "reference": {
@@ -131,16 +130,16 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """What is kept of a sample set: moments of all images, features and pixels of the first PAIRWISE.
+class SampleFeatures:
+    """What the metrics need of a sample set: moments of all N images, features and pixels of the first PAIRWISE.
 
     Attributes:
-        moments: of the z-scored features of all N images, in the groups of the jackknife.
+        moments: moments of the z-scored features, by the groups of the jackknife.
         features: (min(N, PAIRWISE), D) float32, z-scored, in random order.
-        images: (min(N, PAIRWISE), 3, S, S) uint8, the same ones.
-        classes: (groups, classes) int64 counts; None for an extractor, or images, without those classes.
-        modes: (N,) int64 matched modes, -1 for none; None where they are not known.
-        residuals: (N,) float32 of the fits that matched them; None without fits.
+        images: (min(N, PAIRWISE), 3, S, S) uint8, the same images.
+        classes: (groups, classes) int64 counts; None if the extractor or the data do not have the ten classes.
+        modes: (N,) int64 matched modes, -1 for none; None for data without known modes.
+        residuals: (N,) float32 residuals of the fits that matched the modes; None without fits.
     """
 
     moments: GroupMoments
@@ -153,80 +152,78 @@ class Embedded:
 
 def embed_samples(
     samples: Samples, positions: Tensor, count: int, reference: Reference, *, key: str | None, desc: str
-) -> Embedded:
+) -> SampleFeatures:
     """Read a sample set once and keep what the metrics need.
 
     Args:
-        samples: the set.
-        positions: (total,) int64, the place of each image in the random order, -1 for those left out.
-        count: images that have a place.
-        reference: gives extractor, scale and modes.
-        key: under which the features are cached, None for not at all.
-        desc: beside the progress bar.
+        samples: the sample set.
+        positions: (total,) int64 from `random_positions`.
+        count: images that have a position.
+        reference: source of extractor, scale and modes.
+        key: name of the features in the cache, None for no cache.
+        desc: label of the progress bar.
     """
     extractor, counter = reference.extractor, reference.modes
     groups = split_groups(count)
     group_of = torch.cat([torch.full((g.stop - g.start,), i) for i, g in enumerate(groups)])
     kept = min(count, PAIRWISE)
-    found = GroupMoments(len(groups), extractor.dimensions)
+    moments = GroupMoments(len(groups), extractor.dimensions)
     features = torch.empty(kept, extractor.dimensions)
     images = torch.empty((kept, *samples.shape[1:]), dtype=torch.uint8)
     matched = torch.empty(count, dtype=torch.int64) if counter else None
     residuals: Tensor | None = None
     classes: Tensor | None = None
+    batch = feature_sets.batch_size(extractor, samples.shape[-1])
     cache = None
     if key is not None and count <= CACHED:
-        cache = feature_sets.cached(
-            key, count, extractor, lambda: _embed_chosen(samples, positions, count, extractor, desc)
-        )
-    batch = feature_sets.batch_size(extractor, samples.shape[-1])
-    start = 0
+
+        def embed_all() -> Tensor:
+            everything = torch.empty(count, extractor.dimensions)
+            with bar(count, 0, desc, "images") as progress:
+                for part, numbers in _chosen_batches(samples, positions, batch):
+                    everything[numbers] = extractor(part)
+                    progress.update(len(part))
+            return everything
+
+        cache = feature_sets.cached(key, count, extractor, embed_all)
     with bar(count if cache is None else None, 0, desc, "images") as progress:
-        for part in samples.batches(batch):
-            places = positions[start : start + len(part)]
-            start += len(part)
-            part, places = part[places >= 0], places[places >= 0]
-            if not len(part):
-                continue
-            raw = extractor(part) if cache is None else cache[places]
+        for part, numbers in _chosen_batches(samples, positions, batch):
+            raw = extractor(part) if cache is None else cache[numbers]
             x = reference.scale(raw)
-            for group in group_of[places].unique().tolist():
-                found.add(x[group_of[places] == group], group)
-            seen = extractor.classes(raw) if reference.ten_classes else None
-            if seen is not None:
+            for group in group_of[numbers].unique().tolist():
+                moments.add(x[group_of[numbers] == group], group)
+            predicted = extractor.classes(raw) if reference.ten_classes else None
+            if predicted is not None:
                 counts = torch.zeros(len(groups), CLASSES, dtype=torch.int64)
-                counts.index_put_((group_of[places], seen), torch.ones_like(seen), accumulate=True)
+                counts.index_put_((group_of[numbers], predicted), torch.ones_like(predicted), accumulate=True)
                 classes = counts if classes is None else classes + counts
-            first = places < kept
-            features[places[first]], images[places[first]] = x[first], part[first]
+            first = numbers < kept
+            features[numbers[first]], images[numbers[first]] = x[first], part[first]
             if counter is not None and matched is not None:
-                matched[places], residual = counter.fit(part)
+                matched[numbers], residual = counter.fit(part)
                 if residual is not None:
                     residuals = torch.empty(count) if residuals is None else residuals
-                    residuals[places] = residual
+                    residuals[numbers] = residual
             progress.update(len(part) if cache is None else 0)
-    return Embedded(found, features, images, classes, matched, residuals)
+    return SampleFeatures(moments, features, images, classes, matched, residuals)
 
 
-def _embed_chosen(samples: Samples, positions: Tensor, count: int, extractor: Extractor, desc: str) -> Tensor:
-    """Return (count, D) features in the order of the places."""
-    features, start = torch.empty(count, extractor.dimensions), 0
-    with bar(count, 0, desc, "images") as progress:
-        for part in samples.batches(feature_sets.batch_size(extractor, samples.shape[-1])):
-            places = positions[start : start + len(part)]
-            start += len(part)
-            chosen = places >= 0
-            if chosen.any():
-                features[places[chosen]] = extractor(part[chosen])
-                progress.update(int(chosen.sum()))
-    return features
+def _chosen_batches(samples: Samples, positions: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, batch by batch, the images that have a position, and these (n,) int64 positions."""
+    start = 0
+    for part in samples.batches(size):
+        numbers = positions[start : start + len(part)]
+        start += len(part)
+        chosen = numbers >= 0
+        if chosen.any():
+            yield part[chosen], numbers[chosen]
 
 
-def places(total: int, count: int, seed: int) -> Tensor:
-    """Draw `count` of `total` images at random, in random order: samples may lie in the order of their classes.
+def random_positions(total: int, count: int, seed: int) -> Tensor:
+    """Choose `count` of `total` images at random, in random order, since samples may be sorted by class.
 
     Returns:
-        (total,) int64, each image's place in that order, -1 for those left out.
+        (total,) int64, the position of each image in that order, -1 if it is not chosen.
     """
     order = np.random.Generator(np.random.PCG64([seed, 2])).permutation(total)[:count]
     positions = torch.full((total,), -1)
@@ -235,15 +232,13 @@ def places(total: int, count: int, seed: int) -> Tensor:
 
 
 def shuffled(images: Tensor, seed: int) -> Tensor:
-    """Return the images in the random order of `places`."""
-    return images[places(len(images), len(images), seed).argsort()]
+    """Return the images in the random order of `random_positions`."""
+    return images[random_positions(len(images), len(images), seed).argsort()]
 
 
 def chosen_images(samples: Samples, positions: Tensor, count: int) -> Tensor:
-    """Return the (count, 3, S, S) uint8 images that have a place, in the order of the places."""
-    images, start = torch.empty((count, *samples.shape[1:]), dtype=torch.uint8), 0
-    for part in samples.batches(1000):
-        numbers = positions[start : start + len(part)]
-        start += len(part)
-        images[numbers[numbers >= 0]] = part[numbers >= 0]
+    """Return the (count, 3, S, S) uint8 images that have a position, in the order of the positions."""
+    images = torch.empty((count, *samples.shape[1:]), dtype=torch.uint8)
+    for part, numbers in _chosen_batches(samples, positions, 1000):
+        images[numbers] = part
     return images

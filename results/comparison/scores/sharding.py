@@ -1,7 +1,6 @@
-"""Feature extraction over several processes, started by torchrun, mpiexec or srun; the numbers stay the same.
+"""Feature extraction by several ranks, started by torchrun, mpiexec or srun, with the results of a single process.
 
-The first process runs the program. The others wait in `serve`: they take their part of every batch, embed it and give
-the features back, until the first one is done.
+Rank 0 runs the program. The others wait in `serve`, embed their part of every batch and return the features.
 """
 
 from typing import Any
@@ -14,14 +13,14 @@ from comparison.scores.features import Extractor, make_extractor
 
 
 class Sharded:
-    """An extractor whose work is shared among all processes; used in the first one."""
+    """An extractor on rank 0 whose work is shared among all ranks."""
 
     def __init__(self, inner: Extractor):
         self._inner = inner
         self.key, self.dimensions, self.batch_pixels = inner.key, inner.dimensions, inner.batch_pixels * world_size()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Map (N, 3, S, S) uint8 to (N, D) float32, each process a part of the N."""
+        """Map (N, 3, S, S) uint8 to (N, D) float32, a part of the images on each rank."""
         parts = [part.clone() for part in images.tensor_split(world_size())]  # a view would send all images
         mine = _scatter([(self.key, part) for part in parts])[1]
         gathered: list[Any] = [None] * world_size()
@@ -29,21 +28,21 @@ class Sharded:
         return torch.cat([features for features in gathered if features is not None])
 
     def describe(self) -> dict[str, Any]:
-        """Return what reports say of the extractor."""
+        """Return the facts of the extractor for reports."""
         return self._inner.describe()
 
     def classes(self, features: Tensor) -> Tensor | None:
-        """Return the classes that the extractor sees."""
+        """Return the classes predicted from features."""
         return self._inner.classes(features)
 
 
 def share(extractor: Extractor) -> Extractor:
-    """Return an extractor, with its work shared where there are several processes."""
+    """Return an extractor whose work is shared if there are several ranks."""
     return Sharded(extractor) if world_size() > 1 else extractor
 
 
 def serve(device: torch.device) -> None:
-    """Embed for the first process until it calls `dismiss`; for all other processes."""
+    """Embed images for rank 0 until it calls `dismiss`; called on all other ranks."""
     extractors: dict[str, Extractor] = {}
     while (work := _scatter(None)) is not None:
         key, images = work
@@ -53,7 +52,7 @@ def serve(device: torch.device) -> None:
 
 
 def dismiss() -> None:
-    """Let the other processes return from `serve`."""
+    """Make the other ranks return from `serve`."""
     if world_size() > 1:
         _scatter([None] * world_size())
 

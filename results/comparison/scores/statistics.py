@@ -1,9 +1,8 @@
-"""Reference statistics: mean and covariance of Inception features, in the files that other tools write and read.
+"""Reference statistics: mean and covariance of Inception features, in the file formats of pytorch-fid and DDGAN.
 
-Imports NumPy only, so that a script can judge such a file before torch is loaded.
+Imports no torch, so that scripts can check such a file first.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from comparison.cli import UserError
-from comparison.files import atomic, digest
+from comparison.files import ArraysOnly, atomic, digest
 
-DIMENSIONS = 2048  # of the standard Inception's last pooling layer
-ASYMMETRY = 1e-4  # relative; what single precision leaves of a symmetric matrix
+DIMENSIONS = 2048  # features of the standard Inception's last pooling layer
+ASYMMETRY = 1e-4  # relative tolerance, for covariances computed in single precision
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ class Statistics:
     Attributes:
         mu: (2048,) float64.
         sigma: (2048, 2048) float64, symmetric.
-        name: of the file, without folder and suffix.
+        name: file name without folder and suffix.
         fingerprint: 16 hexadecimal digits of the SHA-256 of both arrays.
-        made_by: library and version whose network gave the features, None where the file does not say.
-        images: number of images, None where the file does not say.
+        made_by: library and version of the network, None if unknown.
+        images: number of images, None if unknown.
     """
 
     mu: np.ndarray = field(repr=False)
@@ -39,21 +38,13 @@ class Statistics:
     images: int | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return what metrics.json says of the reference."""
-        return {
-            "kind": "statistics",
-            "name": self.name,
-            "n": self.images,
-            "fingerprint": self.fingerprint,
-            "made_by": self.made_by,
-        }
+        """Return the entry `reference` of metrics.json."""
+        file = {"kind": "statistics", "name": self.name, "n": self.images}
+        return {**file, "fingerprint": self.fingerprint, "made_by": self.made_by}
 
 
 def is_statistics(path: Path | str) -> bool:
-    """Tell whether a path is a file of mean and covariance: an .npy, or an .npz that holds mu or sigma.
-
-    A missing or damaged .npz is none; whoever reads it as images says what is wrong with it.
-    """
+    """Return True if a path is a file of mean and covariance: an .npy, or a readable .npz with mu or sigma."""
     path = Path(path)
     if path.suffix not in (".npz", ".npy") or not path.is_file():
         return False
@@ -62,56 +53,44 @@ def is_statistics(path: Path | str) -> bool:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return bool({"mu", "sigma"} & set(archive.files))
-    except Exception:  # zipfile, struct and NumPy raise each their own on a damaged file
+    except Exception:  # zipfile, struct and NumPy each raise their own on a damaged file
         return False
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read mean and covariance.
+    """Read mean and covariance of 2048 features; no code in the file is run.
 
     Args:
-        path: an .npz with mu and sigma, as `python -m pytorch_fid --save-stats` and `write_statistics` write it, or an
-            .npy with a pickled dictionary of them, as the statistics that come with DDGAN; no code in it is run.
+        path: an .npz with mu and sigma, as written by `python -m pytorch_fid --save-stats` and `write_statistics`, or
+            an .npy with a pickled dictionary of them, as published with DDGAN.
 
     Raises:
-        UserError: missing, damaged, or not the mean and covariance of 2048 features.
+        UserError: the file is missing, damaged or holds something else.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix not in (".npz", ".npy"):
-        raise UserError(f"{path}: not a file of statistics, which end in .npz or .npy")
+        raise UserError(f"{path}: not a file of statistics (.npz or .npy)")
     try:
         content = _read_archive(path) if path.suffix == ".npz" else _read_dictionary(path)
         mu, sigma = (np.asarray(content[name], np.float64) for name in ("mu", "sigma"))
-    except Exception as error:  # as many kinds of error as there are kinds of damage
-        raise UserError(f"{path}: holds no readable arrays mu and sigma ({_one_line(error)})") from None
+    except Exception as error:  # zipfile, pickle, struct and NumPy each raise their own
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"{path}: holds no readable arrays mu and sigma ({reason})") from None
     if fault := _fault(mu, sigma):
         raise UserError(f"{path}: {fault}")
     made_by, images = content.get("made_by"), content.get("images")
-    return Statistics(
-        mu,
-        sigma,
-        path.stem,
-        digest(mu.tobytes(), sigma.tobytes()),
-        None if made_by is None else str(made_by),
-        None if images is None else int(images),
-    )
+    made_by, images = None if made_by is None else str(made_by), None if images is None else int(images)
+    return Statistics(mu, sigma, path.stem, digest(mu.tobytes(), sigma.tobytes()), made_by, images)
 
 
 def write_statistics(
     path: Path, mu: np.ndarray, sigma: np.ndarray, *, made_by: str | None = None, images: int | None = None
 ) -> None:
-    """Write mean and covariance atomically, as an .npz that pytorch-fid reads.
-
-    Args:
-        path: ends in .npz.
-        mu: (2048,).
-        sigma: (2048, 2048).
-        made_by: library and version whose network gave the features.
-        images: how many there were.
+    """Write mean (2048,) and covariance (2048, 2048) atomically, as an .npz that pytorch-fid reads.
 
     Raises:
-        ValueError: not the mean and covariance of 2048 features, or another suffix.
+        ValueError: the arrays are no mean and covariance, or the path does not end in .npz.
         UserError: the file cannot be written.
     """
     mu, sigma = np.asarray(mu, np.float64), np.asarray(sigma, np.float64)
@@ -129,7 +108,7 @@ def write_statistics(
 
 
 def _fault(mu: np.ndarray, sigma: np.ndarray) -> str | None:
-    """Say in a clause why two arrays are no mean and covariance of 2048 features, None where they are."""
+    """Return why two arrays are no mean and covariance of 2048 features, None if they are."""
     if mu.shape != (DIMENSIONS,) or sigma.shape != (DIMENSIONS, DIMENSIONS):
         wanted = f"({DIMENSIONS},) and ({DIMENSIONS}, {DIMENSIONS})"
         return f"mu {mu.shape} and sigma {sigma.shape} are not of the shapes {wanted}"
@@ -140,30 +119,9 @@ def _fault(mu: np.ndarray, sigma: np.ndarray) -> str | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
 def _read_archive(path: Path) -> Mapping[str, Any]:
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in ("mu", "sigma", "made_by", "images") if name in archive.files}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Loads NumPy arrays and plain types, so that a statistics file runs no code of its own."""
-
-    _PARTS = {  # noqa: RUF012
-        "numpy": ("ndarray", "dtype"),
-        "multiarray": ("_reconstruct", "scalar"),
-        "numeric": ("_frombuffer",),
-        "_codecs": ("encode",),
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        part = module.removeprefix("numpy.core.").removeprefix("numpy._core.")
-        if name not in self._PARTS.get(part, ()):
-            raise pickle.UnpicklingError(f"refused: {module}.{name}")
-        return super().find_class(module, name)
 
 
 def _read_dictionary(path: Path) -> Mapping[str, Any]:
@@ -171,7 +129,7 @@ def _read_dictionary(path: Path) -> Mapping[str, Any]:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         read_header(file)
-        content = _ArraysOnly(file, encoding="latin1").load().item()
+        content = ArraysOnly(file, encoding="latin1").load().item()
     if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}, not a dictionary")
     return content
