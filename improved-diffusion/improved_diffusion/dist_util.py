@@ -28,7 +28,7 @@ from .launch import launched_ranks
 
 GPUS_PER_NODE, SETUP_RETRY_COUNT = 8, 3  # of OpenAI's package; here each process takes the GPU of its local rank
 TIMEOUT = datetime.timedelta(days=1)  # the other ranks wait while rank 0 samples or saves
-PATIENCE = 4.0  # seconds in which the rank that failed first ends the job, before another prints a lost connection
+PATIENCE = 7.0  # seconds in which the rank that failed first ends the job, before another prints a lost connection
 
 _device: torch.device | None = None
 _members: "weakref.WeakSet[Any]" = weakref.WeakSet()

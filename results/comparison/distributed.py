@@ -33,7 +33,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = datetime.timedelta(minutes=5)
 MESSAGE_TIMEOUT = datetime.timedelta(days=1)  # other ranks wait while rank 0 draws or saves
 GRACE = 1.0  # seconds from a failure to the end of the other processes
-PATIENCE = 4.0  # seconds that a rank waits to be ended before it reports an error that another's may have caused
+PATIENCE = 7.0  # seconds that a rank waits to be ended before it reports an error that another's may have caused
 
 
 def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
