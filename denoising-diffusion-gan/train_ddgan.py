@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 from comparison import cli
-from comparison.data.sources import KINDS, check_source
+from comparison.data.sources import DATA_HELP, check_source
 from comparison.distributed import launch, run
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from comparison.runs import Run
 from comparison.schedule import DECAYS, Schedule, add_schedule_options
 from comparison.training import Budget
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     group = parser.add_argument_group("data and output")
     add = group.add_argument
-    add("--dataset", "--data", default="cifar10", help=KINDS)
+    add("--dataset", "--data", default="cifar10", help=DATA_HELP)
     workers_help = "data loader workers per process, if images do not fit in memory; default: its cores minus one"
     add("--num_workers", type=cli.non_negative_int, default=None, help=workers_help)
     add("--no_flip", action="store_true", help="do not mirror training images at random")
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     return launch(train, rank_info, args, training_run, budget)
 
 
-def open_run(args: argparse.Namespace, rank_info: Place) -> tuple[Run, Budget]:
+def open_run(args: argparse.Namespace, rank_info: RankInfo) -> tuple[Run, Budget]:
     """Validate every flag, and open the run folder."""
     options.check_architecture(vars(args))
     check_source(args.dataset, "--dataset")

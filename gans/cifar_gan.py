@@ -17,7 +17,7 @@ from pathlib import Path
 
 from comparison import cli, distributed
 from comparison.data.sources import check_source, source_name
-from comparison.places import find_place
+from comparison.ranks import get_rank_info
 from comparison.runs import Run
 from comparison.schedule import Schedule
 from gan import options as gan_options
@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Train unless the run is finished, sample unless the samples exist, and return the exit status."""
-    rank_info = find_place(processes=args.ngpu)
+    rank_info = get_rank_info(processes=args.ngpu)
     check_source(args.data, "--data")
     name = f"{source_name(args.data)}-{args.image_size}" + ("" if args.preset == "dcgan" else f"-{args.preset}")
     folder = args.run_dir or cli.default_run_folder(MODEL, name)

@@ -17,7 +17,15 @@ from typing import NoReturn
 
 from comparison import cli, jobs
 from comparison.cli import UserError
-from comparison.data.sources import KINDS, check_source, find_images, is_database, is_name, source_name, stored_images
+from comparison.data.sources import (
+    DATA_HELP,
+    check_source,
+    find_images,
+    is_database,
+    is_name,
+    source_name,
+    stored_images,
+)
 from comparison.models import MODELS, Model, preset_flags, value_of, with_steps
 from comparison.runs import read_config
 
@@ -43,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; `Plan` validates the values that depend on each other."""
     parser = Parser(description=(__doc__ or "").strip(), allow_abbrev=False, formatter_class=cli.Formatter)
     add = parser.add_argument
-    add("--data", default="shapes", metavar="D", help=KINDS)
+    add("--data", default="shapes", metavar="D", help=DATA_HELP)
     add("--preset", default="quick", choices=DEFAULTS, help="networks and settings, see flags.sh")
     budgets = ", ".join(f"{name} {values['budget']}" for name, values in DEFAULTS.items())
     add(

@@ -23,9 +23,9 @@ from typing import Any
 
 from comparison import distributed, formatting
 from comparison.cli import UserError, make_parser, non_negative_int, positive_int
-from comparison.data.sources import KINDS, check_source
+from comparison.data.sources import DATA_HELP, check_source
 from comparison.files import write_json
-from comparison.places import find_place
+from comparison.ranks import get_rank_info
 from comparison.scores.inception import check_weights, find_weights, require  # torch only when they compute
 from comparison.scores.statistics import read_statistics
 
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="run folder, .npz or .zip file, or folder of images")
-    add("--reference", required=True, metavar="SOURCE", help=f"training data: {KINDS}")
+    add("--reference", required=True, metavar="SOURCE", help=f"training data: {DATA_HELP}")
     add("--image_size", type=positive_int, default=32, help="pixels of samples and reference")
     images = "images per row and of the reference; with --anchors at most half of the training images"
     add("--num_images", type=positive_int, default=5000, metavar="N", help=images)
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Validate the paths, then score and print."""
-    place = find_place()
+    place = get_rank_info()
     check_source(args.reference, "--reference")
     for name in args.runs:
         check_run(name)

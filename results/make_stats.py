@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from comparison import cli
-from comparison.data.sources import KINDS, check_source
+from comparison.data.sources import DATA_HELP, check_source
 from comparison.scores import inception  # torch only when it computes
 from comparison.scores.statistics import DIMENSIONS, is_statistics, write_statistics
 
@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("source", metavar="SOURCE", help=KINDS)
+    add("source", metavar="SOURCE", help=DATA_HELP)
     add("--out", type=Path, required=True, metavar="FILE", help="output file, .npz")
     add("--overwrite", action="store_true", help="replace --out if it exists")
     add("--image_size", type=cli.positive_int, default=32, help="pixels; images are resized as for training")

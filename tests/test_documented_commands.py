@@ -216,7 +216,7 @@ def test_line_of_a_job_is_accepted(command, prepared, shell):
         job = runpy.run_path(str(ROOT / "results" / "compare.py"))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(prepared)
-            plan = job["Plan"].of(job["parse_args"](words))
+            plan = job["Plan"](job["parse_args"](words))
         assert plan.name == words[words.index("--name") + 1]
 
 

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "results" / "comparison"
 LAYERS = (
     ("cli", "progress", "formatting", "device", "rng", "files", "png"),
     ("data", "runs", "checkpoints", "curves"),
-    ("training", "schedule", "places", "distributed", "models", "gpu"),
+    ("training", "schedule", "ranks", "distributed", "models", "gpu"),
     ("sampling", "scores"),
     ("report",),
     ("jobs", "studies", "study_images"),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import shlex
 import subprocess
 import sys
@@ -129,56 +130,69 @@ def test_unknown_preset_is_said(shell):
     assert "PRESET=big: must be seed" in shell("source ./flags.sh", PRESET="big").stderr
 
 
-@pytest.mark.parametrize("script", ALL_SCRIPTS)
-def test_help_and_wrong_flags_need_no_torch(script, checkout, environment, tmp_path):
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    environment = environment | {"PYTHONPATH": f"{tmp_path}:{environment['PYTHONPATH']}"}
-    command = [sys.executable, str(checkout / script)]
-    shown = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert "usage:" in shown.stdout
-    wrong = subprocess.run([*command, "--no_such_flag", "1"], env=environment, capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr.count("\n") == 1
-    assert "error:" in wrong.stderr
+@pytest.fixture(scope="module")
+def without_torch(checkout, environment):
+    """Return a function that runs command lines where torch cannot be imported, and returns status, output, errors."""
+
+    def run(lines):
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("scripts_without_torch.py"))],
+            input=json.dumps(lines),
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("gans/cifar_gan.py --data {missing}", "missing"),
-        ("gans/cifar_gan.py --data {empty}", "no image found"),
-        ("gans/sample_gan.py --checkpoint {missing}.pt", "missing.pt"),
-        ("results/studies/gans.py --data {missing}", "missing"),
-        ("improved-diffusion/scripts/image_train.py --data_dir {missing}", "missing"),
-        ("improved-diffusion/scripts/image_train.py --data_dir {empty}", "no image found"),
-        ("improved-diffusion/scripts/image_sample.py --model_path {missing}.pt", "missing.pt"),
-        ("denoising-diffusion-gan/train_ddgan.py --dataset {missing} --exp e --ch_mult 1 2", "missing"),
-        ("denoising-diffusion-gan/train_ddgan.py --dataset {empty} --exp e --ch_mult 1 2", "no image found"),
-        ("denoising-diffusion-gan/test_ddgan.py --dataset shapes --exp {missing}", "missing"),
-        ("denoising-diffusion-gan/tune_ddgan.py --dataset {missing}", "missing"),
-        ("results/evaluate.py {missing} --reference shapes", "missing"),
-        ("results/evaluate.py {empty} --reference {missing}", "missing"),
-        ("results/evaluate.py --reference shapes --anchors a.json --inception_weights {missing}.pth", "missing.pth"),
-        ("results/report.py --name x --anchors {missing}.json {empty}", "missing.json"),
-        ("results/make_stats.py {missing} --out stats.npz", "missing"),
-        ("results/make_stats.py shapes --out stats.npz --inception_weights {missing}.pth", "missing.pth"),
-        ("results/benchmark.py {missing}", "missing"),
-        ("results/readme.py --readme {missing}.md", "missing.md"),
-        ("results/train_classifier.py --data {missing} --test {empty}", "missing"),
-        ("results/studies/steps.py --data {missing}", "missing"),
-    ],
-)
-def test_unusable_paths_are_judged_before_torch_is_imported(line, message, checkout, environment, tmp_path):
-    (tmp_path / "stub").mkdir()
-    (tmp_path / "stub" / "torch.py").write_text("raise SystemExit('torch was imported')")
+def test_help_and_wrong_flags_need_no_torch(without_torch):
+    for script, (status, out, err) in zip(
+        ALL_SCRIPTS, without_torch([[s, "--help"] for s in ALL_SCRIPTS]), strict=True
+    ):
+        assert (status, err) == (0, ""), script
+        assert "usage:" in out, script
+    lines = [[script, "--no_such_flag", "1"] for script in ALL_SCRIPTS]
+    for script, (status, _, err) in zip(ALL_SCRIPTS, without_torch(lines), strict=True):
+        assert (status, err.count("\n")) == (2, 1), (script, err)
+        assert "error:" in err, script
+
+
+UNUSABLE_PATHS = [
+    ("gans/cifar_gan.py --data {missing}", "missing"),
+    ("gans/cifar_gan.py --data {empty}", "no image found"),
+    ("gans/sample_gan.py --checkpoint {missing}.pt", "missing.pt"),
+    ("results/studies/gans.py --data {missing}", "missing"),
+    ("improved-diffusion/scripts/image_train.py --data_dir {missing}", "missing"),
+    ("improved-diffusion/scripts/image_train.py --data_dir {empty}", "no image found"),
+    ("improved-diffusion/scripts/image_sample.py --model_path {missing}.pt", "missing.pt"),
+    ("denoising-diffusion-gan/train_ddgan.py --dataset {missing} --exp e --ch_mult 1 2", "missing"),
+    ("denoising-diffusion-gan/train_ddgan.py --dataset {empty} --exp e --ch_mult 1 2", "no image found"),
+    ("denoising-diffusion-gan/test_ddgan.py --dataset shapes --exp {missing}", "missing"),
+    ("denoising-diffusion-gan/tune_ddgan.py --dataset {missing}", "missing"),
+    ("results/evaluate.py {missing} --reference shapes", "missing"),
+    ("results/evaluate.py {empty} --reference {missing}", "missing"),
+    ("results/evaluate.py --reference shapes --anchors a.json --inception_weights {missing}.pth", "missing.pth"),
+    ("results/report.py --name x --anchors {missing}.json {empty}", "missing.json"),
+    ("results/make_stats.py {missing} --out stats.npz", "missing"),
+    ("results/make_stats.py shapes --out stats.npz --inception_weights {missing}.pth", "missing.pth"),
+    ("results/benchmark.py {missing}", "missing"),
+    ("results/readme.py --readme {missing}.md", "missing.md"),
+    ("results/train_classifier.py --data {missing} --test {empty}", "missing"),
+    ("results/studies/steps.py --data {missing}", "missing"),
+]
+
+
+def test_unusable_paths_are_refused_before_torch_is_imported(without_torch, tmp_path):
     (tmp_path / "empty").mkdir()
-    environment = environment | {"PYTHONPATH": f"{tmp_path / 'stub'}:{environment['PYTHONPATH']}"}
-    words = shlex.split(line.format(missing=tmp_path / "missing", empty=tmp_path / "empty"))
-    done = subprocess.run([sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    names = {"missing": tmp_path / "missing", "empty": tmp_path / "empty"}
+    answers = without_torch([shlex.split(line.format(**names)) for line, _ in UNUSABLE_PATHS])
+    for (line, message), (status, _, err) in zip(UNUSABLE_PATHS, answers, strict=True):
+        assert (status, err.count("\n")) == (2, 1), (line, err)
+        assert message in err, line
 
 
 def test_make_targets_run_the_documented_scripts(shell):

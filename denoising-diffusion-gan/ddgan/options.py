@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from comparison import ranks
 from comparison.cli import (
     UserError,
     default_run_folder,
@@ -15,7 +16,7 @@ from comparison.cli import (
     positive_float,
     positive_int,
 )
-from comparison.places import Place, find_place
+from comparison.ranks import RankInfo
 
 MODEL = "denoising-diffusion-gan"
 DOMAINS = ("pixel", "patch", "haar")
@@ -174,15 +175,15 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     add("--local_rank", type=non_negative_int, default=0, metavar="X", help=help_text)
 
 
-def get_rank_info(args: argparse.Namespace) -> Place:
-    """Return the rank of this process, see `comparison.places.find_place`.
+def get_rank_info(args: argparse.Namespace) -> RankInfo:
+    """Return the rank of this process, see `comparison.ranks.get_rank_info`.
 
     Raises:
         UserError: the flags contradict each other or a launcher.
     """
     if args.node_rank >= args.num_proc_node:
         raise UserError(f"--node_rank {args.node_rank}: must be below --num_proc_node {args.num_proc_node}")
-    return find_place(
+    return ranks.get_rank_info(
         processes=args.num_process_per_node, nodes=args.num_proc_node, node_rank=args.node_rank,
         address=args.master_address, port=args.master_port,
     )  # fmt: skip

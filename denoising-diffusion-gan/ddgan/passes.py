@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from comparison.distributed import world_size
-from comparison.gpu.replay import Inputs, Outputs
+from comparison.gpu.cuda_graphs import Inputs, Outputs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -11,9 +11,9 @@ from comparison.data.sources import check_source
 from comparison.device import autocast_dtype, precision_name, set_threads
 from comparison.distributed import device_of, group
 from comparison.files import atomic, digest, read_json, write_json
-from comparison.gpu.replay import for_sampling
-from comparison.places import Place
+from comparison.gpu.cuda_graphs import for_sampling
 from comparison.png import write_pngs
+from comparison.ranks import RankInfo
 from comparison.rng import SampleNoise
 from comparison.sampling.draw import draw_samples
 from comparison.sampling.interpolation import COLUMNS, WalkNoise, draw_interpolation
@@ -34,7 +34,7 @@ from ddgan.training_setup import check_same_flags
 JPEG_QUALITY = 90  # of the contact sheet, which is never scored
 
 
-def sample_run(rank_info: Place, args: argparse.Namespace, path: Path, out: Path, count: int) -> int:
+def sample_run(rank_info: RankInfo, args: argparse.Namespace, path: Path, out: Path, count: int) -> int:
     """Sample `count` images of a checkpoint into `out` together with the other ranks; rank 0 writes and scores them."""
     given = {n: v for n, v in vars(args).items() if n in ARCHITECTURE and n not in DISCRIMINATOR_ONLY}
     generator, config = load_generator(path, given if args.dataset is None else {**given, "dataset": args.dataset})

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from comparison import rng
-from comparison.gpu.replay import Inputs, Outputs, Recorder, Replay
-from comparison.places import Place
+from comparison.gpu.cuda_graphs import GraphCapture, GraphedFunction, Inputs, Outputs
+from comparison.ranks import RankInfo
 from torch import Tensor, nn
 
 from ddgan.domain import PIXELS, Domain
@@ -22,7 +22,7 @@ from ddgan.process import DenoisingProcess
 
 LossesOf = Callable[[Inputs], tuple[Tensor, Outputs]]  # total loss, losses to report
 
-SINGLE_PROCESS = Place()
+SINGLE_PROCESS = RankInfo()
 PUBLISHED = Objective()
 ADVERSARIAL = Phase()
 DENOISER_BETAS = (0.9, 0.99)  # Adam's, for the denoiser's regression loss
@@ -65,7 +65,7 @@ class Trainer:
         autocast_dtype: dtype of the network passes; None for float32.
         rank_info: rank of this process; several ranks, in a `distributed.group`, train on their joint batch.
         compile_backend: backend of torch.compile for the networks; None does not compile.
-        capture: recorder of `comparison.gpu.replay` that captures both half-updates for later ones to replay; None
+        capture: recorder of `comparison.gpu.cuda_graphs` that captures both half-updates for later ones to replay; None
             runs eagerly, as do several ranks, several micro-batches, exact penalties and denoising updates.
     """
 
@@ -90,9 +90,9 @@ class Trainer:
         lr_denoiser: float = 0.0,
         denoiser_d_every: int = 0,
         autocast_dtype: torch.dtype | None = None,
-        rank_info: Place = SINGLE_PROCESS,
+        rank_info: RankInfo = SINGLE_PROCESS,
         compile_backend: str | None = None,
-        capture: Recorder | None = None,
+        capture: GraphCapture | None = None,
     ):
         self.generator, self.discriminator, self.process, self.ema = generator, discriminator, process, ema
         self.rank_info = rank_info
@@ -126,15 +126,15 @@ class Trainer:
                 generator.parameters(), lr=lr_denoiser, betas=DENOISER_BETAS, **fused
             )
         # Graphed gradients: the discriminator's without and with the penalty, and the generator's.
-        self._graphed_d: dict[bool, Replay] = {}
-        self._graphed_g: Replay | None = None
+        self._graphed_d: dict[bool, GraphedFunction] = {}
+        self._graphed_g: GraphedFunction | None = None
         if capture and rank_info.world_size == 1:
             for due in (False, True) if objective.penalty_estimate == "finite" else (False,):
                 losses_of = partial(self._passes.discriminator_losses, due=due)
                 work = partial(_gradient, self.optimizer_d, losses_of)
-                self._graphed_d[due] = Replay(work, discriminator.parameters(), capture)
+                self._graphed_d[due] = GraphedFunction(work, discriminator.parameters(), capture)
             work = partial(_gradient, self.optimizer_g, self._passes.generator_losses, frozen=discriminator)
-            self._graphed_g = Replay(work, generator.parameters(), capture)
+            self._graphed_g = GraphedFunction(work, generator.parameters(), capture)
 
     def set_learning_rates(self, step: int, last: int, factor: float = 1.0, denoiser_factor: float = 0.0) -> None:
         """Set the adversarial rates to `cosine_lr` times a factor, and the denoiser's rate to its own factor.

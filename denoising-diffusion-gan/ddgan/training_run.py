@@ -9,7 +9,7 @@ from comparison.data.images import ImageSet
 from comparison.data.streaming import FileStream
 from comparison.device import describe_device, peak_memory_bytes, precision_name, set_threads
 from comparison.distributed import device_of, group
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from comparison.runs import Run
 from comparison.schedule import Schedule
 from comparison.training import Budget, Loop
@@ -23,7 +23,7 @@ from ddgan.training import Trainer
 from ddgan.training_setup import build_trainer, check_same_flags, make_objective, open_batches, open_data
 
 
-def train(rank_info: Place, args: argparse.Namespace, run: Run, budget: Budget) -> int:
+def train(rank_info: RankInfo, args: argparse.Namespace, run: Run, budget: Budget) -> int:
     """Train on this rank until the epochs or the budget end; rank 0 writes the files. Return the exit status."""
     device = device_of(rank_info, args.device)
     set_threads(args.threads, rank_info.local_world_size)

@@ -17,8 +17,8 @@ from comparison.data.images import ImageSet, open_images
 from comparison.data.streaming import FileStream, open_stream
 from comparison.device import autocast_dtype
 from comparison.distributed import first_on_machine, gather, same
-from comparison.gpu.replay import cuda_graph
-from comparison.places import Place
+from comparison.gpu.cuda_graphs import cuda_graph
+from comparison.ranks import RankInfo
 
 from ddgan.checkpoints import seeded_networks
 from ddgan.domain import Domain
@@ -48,7 +48,7 @@ def check_same_flags(args: argparse.Namespace) -> None:
                 raise UserError(f"--{name}: {value} on rank 0, but {other[name]} on rank {rank}; use the same flags")
 
 
-def open_data(args: argparse.Namespace, rank_info: Place) -> ImageSet | FileSet:
+def open_data(args: argparse.Namespace, rank_info: RankInfo) -> ImageSet | FileSet:
     """Load the images, or list them if they do not fit in memory; the result is the same on every rank.
 
     Raises:
@@ -72,7 +72,7 @@ def open_data(args: argparse.Namespace, rank_info: Place) -> ImageSet | FileSet:
 
 
 def open_batches(
-    images: ImageSet | FileSet, args: argparse.Namespace, device: torch.device, rank_info: Place
+    images: ImageSet | FileSet, args: argparse.Namespace, device: torch.device, rank_info: RankInfo
 ) -> BatchStream | FileStream:
     """Return this rank's slices of the micro-batches; raise UserError if there are fewer images than a batch."""
     return open_stream(
@@ -89,7 +89,7 @@ def open_batches(
 
 
 def build_trainer(
-    args: argparse.Namespace, classes: Mapping[str, Any], device: torch.device, rank_info: Place
+    args: argparse.Namespace, classes: Mapping[str, Any], device: torch.device, rank_info: RankInfo
 ) -> Trainer:
     """Build the networks on their device, with initial weights that depend on --seed alone, and their trainer.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from comparison.files import atomic, read_json, write_text
-from comparison.formatting import listed, markdown_table, metric, plain, seconds, with_error
+from comparison.formatting import format_interval, format_number, join_words, markdown_table, metric, seconds
 from comparison.report import study_page
 from matplotlib import pyplot
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -66,16 +66,18 @@ def verdict(study: Study) -> list[str]:
     for role, name in (("winner", "winner"), ("default", "base flags")):
         all_values = [entry["value"] for entry in study["confirm"] if entry["role"] == role]
         values = [value for value in all_values if value is not None]
-        average = f" {with_error(mean(values), stdev(values))}" if len(values) > 1 else ""
-        results.append(f"{name}{average} ({', '.join('diverged' if v is None else plain(v, 4) for v in all_values)})")
+        average = f" {format_interval(mean(values), stdev(values))}" if len(values) > 1 else ""
+        results.append(
+            f"{name}{average} ({', '.join('diverged' if v is None else format_number(v, 4) for v in all_values)})"
+        )
         groups.append(values)
-    line = f"With seeds other than the search's: {listed(results)}"
+    line = f"With seeds other than the search's: {join_words(results)}"
     if min(map(len, groups)) < 2:
         return [f"{line}."]
     low, high = ttest_ind(*groups).confidence_interval()
     conclusion = "The winner is better than the base flags" if high < 0 else "Inconclusive"
     conclusion = "The winner is worse than the base flags" if low > 0 else conclusion
-    change = with_error((low + high) / 2, (high - low) / 2)
+    change = format_interval((low + high) / 2, (high - low) / 2)
     line += ", mean ± standard deviation."
     return [line, f"**{conclusion}**: winner minus base flags {change}, 95% interval by Student's t."]
 
@@ -86,7 +88,11 @@ def page(study: Study) -> str:
     states, names = [row["state"] for row in study["trials"]], [flag["name"] for flag in study["space"]]
     spent = seconds(sum(row["scores"][-1]["seconds"] for row in study["trials"] if row["scores"]))
     counts = [f"{states.count(state)} {state}" for state in ("finished", "pruned", "diverged", "failed")]
-    results, cells, use = [f"{len(states)} trials: {listed(counts)}; {spent} of training."], [], "No trial finished."
+    results, cells, use = (
+        [f"{len(states)} trials: {join_words(counts)}; {spent} of training."],
+        [],
+        "No trial finished.",
+    )
     if ranked:
         base = next((row["scores"][-1] for row in ranked if row["default"]), None)
         results.append(
@@ -99,7 +105,7 @@ def page(study: Study) -> str:
     for row in [row for rank, row in enumerate(ranked) if rank < MAX_ROWS or row["default"]]:
         label = f"{row['number']} (base flags)" if row["default"] else str(row["number"])
         cells.append([label, *(f"{row['values'][n]:.6g}" for n in names), metric(QUALITY, row["scores"][-1])])
-    space = listed([f"`{k['name']}` {k['low']:g} to {k['high']:g}" for k in study["space"]])
+    space = join_words([f"`{k['name']}` {k['low']:g} to {k['high']:g}" for k in study["space"]])
     pruning = (
         f" A trial that is worse than the median after {' or '.join(f'{r:,}' for r in rungs[:-1])} images is pruned."
     )

@@ -2,7 +2,7 @@
 
 import torch
 from comparison import rng
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from ddgan.checkpoints import seeded_networks
 from ddgan.draws import Batch, PairNoise
 from ddgan.ema import Ema
@@ -17,7 +17,7 @@ SHAPE = (3, 16, 16)
 N = 8  # images of a part
 
 
-def make_trainer(rank_info: Place = SINGLE_PROCESS, **changes) -> Trainer:
+def make_trainer(rank_info: RankInfo = SINGLE_PROCESS, **changes) -> Trainer:
     """A trainer of networks whose every layer matters; the published ones begin with layers of nearly zero."""
     generator, discriminator = seeded_networks(CONFIG, "small", seed=0)
     with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,7 @@ import test_ddgan
 import torch
 import train_ddgan
 from comparison.checkpoints import load_torch
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from comparison.runs import read_progress
 from ddgan.checkpoints import seeded_networks
 from ddgan.discriminator import PlainDiscriminator
@@ -119,10 +119,10 @@ def test_shifts_of_each_process_are_its_rows_of_the_joint_batch():
     trainer = closed_form_trainer(discriminator_shift=True)
     joint = trainer._inputs(Batch(images(8), None, 3), "d")["shift"]
     for rank in (0, 1):
-        trainer.rank_info = Place(rank=rank, world_size=2)
+        trainer.rank_info = RankInfo(rank=rank, world_size=2)
         part = trainer._inputs(Batch(images(4), None, 3), "d")["shift"]
         assert torch.equal(part, joint[4 * rank : 4 * rank + 4])
-    trainer.rank_info = Place()
+    trainer.rank_info = RankInfo()
     assert not torch.equal(joint, trainer._inputs(Batch(images(8), None, 3), "g")["shift"])
 
 

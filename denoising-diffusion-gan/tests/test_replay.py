@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from comparison.gpu.replay import Replay, cuda_graph
+from comparison.gpu.cuda_graphs import GraphedFunction, cuda_graph
 from ddgan.draws import Batch
 from ddgan.objective import Objective, Phase
 from ddgan.training import Trainer, gradient_norm
 from joint_batches import images, make_trainer
 
 
-class Recorder:
+class GraphCapture:
     """Does recorded work again into the memory of its first results, as a CUDA graph does."""
 
     def __init__(self) -> None:
@@ -38,8 +38,8 @@ class Recorder:
         return outputs, replay
 
 
-def recorded_trainer(**changes) -> tuple[Trainer, Recorder]:
-    recorder = Recorder()
+def recorded_trainer(**changes) -> tuple[Trainer, GraphCapture]:
+    recorder = GraphCapture()
     recorder.trainer = make_trainer(capture=recorder, **changes)
     return recorder.trainer, recorder
 
@@ -59,7 +59,7 @@ def test_recorded_updates_are_the_plain_ones(lazy_reg):
     trainer, recorder = recorded_trainer(lazy_reg=lazy_reg)
     recorded, recorded_reports = train(trainer, 9)
     due = len(range(0, 9, lazy_reg))
-    assert recorder.replayed == 9 - Replay.WARM_UP + max(0, 9 - due - Replay.WARM_UP)
+    assert recorder.replayed == 9 - GraphedFunction.WARM_UP + max(0, 9 - due - GraphedFunction.WARM_UP)
     torch.testing.assert_close(recorded, plain, rtol=0, atol=0)
     assert recorded_reports == reports
 

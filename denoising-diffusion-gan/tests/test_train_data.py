@@ -9,7 +9,7 @@ import train_ddgan
 from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
 from comparison.data.images import open_images
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from ddgan.options import MODEL
 from ddgan.training_setup import check_compiler, open_batches
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
@@ -125,7 +125,7 @@ def test_no_flip_leaves_the_images_as_they_are(tmp_path, flag):
     ramp = np.linspace(200, 50, 16).astype(np.uint8)
     np.savez(tmp_path / "images.npz", arr_0=np.broadcast_to(ramp[None, None, :, None], (64, 16, 16, 3)))
     args = train_ddgan.parse_args(["--dataset", str(tmp_path / "images.npz"), *TINY_NETWORK, *TINY_TRAINING, *flag])
-    with open_batches(open_images(args.dataset, 16), args, torch.device("cpu"), Place()) as stream:
+    with open_batches(open_images(args.dataset, 16), args, torch.device("cpu"), RankInfo()) as stream:
         batches = torch.cat([stream.batch(step)[0] for step in range(8)])
     darkening = (batches[:, :, :, 0] > batches[:, :, :, -1]).float().mean()
     assert darkening == 1 if flag else 0.2 < darkening < 0.8

@@ -18,7 +18,7 @@ from comparison import rng
 from comparison.checkpoints import load_torch
 from comparison.cli import UserError
 from comparison.distributed import launch
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from comparison.runs import read_progress
 from ddgan import training_setup
 from ddgan.checkpoints import make_generator, save_generator
@@ -29,7 +29,7 @@ from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import N, draws, gradients, images, joint_batch, let_draw, make_trainer
 
 SCRIPT = FOLDER / "train_ddgan.py"
-TWO = Place(world_size=2, local_world_size=2)
+TWO = RankInfo(world_size=2, local_world_size=2)
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +40,11 @@ def one_thread_each(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "place"),
     [
-        ("--local_rank 1", Place()),
-        ("--num_process_per_node 3", Place(0, 3, 0, 3)),
+        ("--local_rank 1", RankInfo()),
+        ("--num_process_per_node 3", RankInfo(0, 3, 0, 3)),
         (
             "--num_process_per_node 2 --num_proc_node 3 --node_rank 2 --master_address there",
-            Place(4, 6, 0, 2, "", "there", 6020),
+            RankInfo(4, 6, 0, 2, "", "there", 6020),
         ),
     ],
 )
@@ -65,7 +65,7 @@ def test_machines_with_other_flags_are_refused_but_for_their_own(monkeypatch):
 def test_processes_draw_their_rows_of_the_joint_noise():
     alone = draws([5], 2 * N, "d")
     for rank in range(2):
-        trainer = make_trainer(Place(rank, 2, rank, 2))
+        trainer = make_trainer(RankInfo(rank, 2, rank, 2))
         noise, _, _ = trainer._draw(Batch(joint_batch(5).chunk(2)[rank], None, 5), "d")
         for name in vars(noise):
             assert torch.equal(getattr(noise, name), getattr(alone, name)[rank * N : (rank + 1) * N])
@@ -73,7 +73,7 @@ def test_processes_draw_their_rows_of_the_joint_noise():
 
 def test_dropout_differs_from_process_to_process_and_not_from_start_to_start(monkeypatch):
     drawn = []
-    for place in (Place(), Place(0, 2), Place(1, 2), Place(1, 2)):
+    for place in (RankInfo(), RankInfo(0, 2), RankInfo(1, 2), RankInfo(1, 2)):
         trainer = make_trainer(place)
         monkeypatch.setattr(trainer, "_update_discriminator", lambda *_: drawn.append(torch.rand(8)) or {})
         monkeypatch.setattr(trainer, "_update_generator", lambda *_: {})
@@ -114,7 +114,7 @@ def test_joint_gradients_are_the_mean_of_the_parts(phase):
     alone.update([let_draw(alone, [0], 2 * N)], 0, phase)
     parts = []
     for rank in range(2):
-        trainer = make_trainer(Place(rank, 2), **options)
+        trainer = make_trainer(RankInfo(rank, 2), **options)
         trainer.update([Batch(joint_batch(0).chunk(2)[rank], None, 0)], 0, phase)
         parts.append(trainer)
     for name in ("generator",) if phase.denoiser else ("generator", "discriminator"):

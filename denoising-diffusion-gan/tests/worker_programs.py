@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 from comparison.distributed import group
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from ddgan.draws import Batch
 from joint_batches import joint_batch, make_trainer
 
 
-def update(place: Place, folder: Path) -> int:
+def update(place: RankInfo, folder: Path) -> int:
     """Make three updates, each process from its rows, count messages, and let go of the group."""
     torch.set_num_threads(1)
     with group(place, torch.device("cpu")):

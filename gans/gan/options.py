@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from comparison import cli
-from comparison.places import find_place
+from comparison.ranks import get_rank_info
 from comparison.schedule import add_schedule_options
 from comparison.training import Budget
 
@@ -76,7 +76,7 @@ def parse(doc: str | None, argv: list[str] | None) -> argparse.Namespace:
     cli.add_run_options(parser)
     parser.set_defaults(**PRESETS.get(preset, {}))
     args = parser.parse_args(argv)
-    args.ngpu = find_place(processes=args.ngpu).world_size  # a launcher may have started the processes
+    args.ngpu = get_rank_info(processes=args.ngpu).world_size  # a launcher may have started the processes
     _check(parser, args)
     return args
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from comparison.checkpoints import newest
-from comparison.files import agrees, digest, read_json
+from comparison.files import digest, json_matches, read_json
 
 MODEL = "gans"  # model family in run folders and checkpoints
 CHECKPOINTS = "checkpoint_*.pt"
@@ -44,6 +44,6 @@ def samples_exist(
     if use_ema is not None:
         expected["network"] = "ema" if use_ema else "raw"
     path = out.parent / "sampling.json"
-    if not agrees(path, expected):
+    if not json_matches(path, expected):
         return False
     return not interpolation or ("interpolation" in read_json(path) and (out.parent / "interpolation.png").is_file())

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from comparison import rng
-from comparison.gpu.replay import Outputs, Recorder, Replay
+from comparison.gpu.cuda_graphs import GraphCapture, GraphedFunction, Outputs
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm, parametrize
 
@@ -37,7 +37,7 @@ class DCGAN:
         r1_gamma: weight of the gradient penalty, 0 for none.
         r1_every: updates per penalty, which is multiplied by this number.
         dtype: autocast dtype of the networks; None computes in float32.
-        capture: `comparison.gpu.replay` recorder that captures an iteration for later ones to replay; None runs
+        capture: `comparison.gpu.cuda_graphs` recorder that captures an iteration for later ones to replay; None runs
             eagerly, as do augmentation and the gradient penalty. With it the learning rates must be constant.
 
     Attributes:
@@ -62,13 +62,13 @@ class DCGAN:
         r1_gamma: float = 0.0,
         r1_every: int = 16,
         dtype: torch.dtype | None = None,
-        capture: Recorder | None = None,
+        capture: GraphCapture | None = None,
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.g_lr, self.d_lr = g_lr, d_lr
-        self._graphed_step: Replay | None = None
+        self._graphed_step: GraphedFunction | None = None
         if capture is not None and augment is None and not r1_gamma:
-            self._graphed_step = Replay(
+            self._graphed_step = GraphedFunction(
                 lambda inputs: self._train_iteration(inputs["real"], inputs["z"], 0), [], capture
             )
         graphed = self._graphed_step is not None
@@ -217,7 +217,7 @@ def build_gan(
     device: torch.device | str,
     dtype: torch.dtype | None,
     rows: slice | None = None,
-    capture: Recorder | None = None,
+    capture: GraphCapture | None = None,
 ) -> DCGAN:
     """Build a GAN on the device, channels last, with the initial weights of its seed.
 

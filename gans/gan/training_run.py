@@ -9,8 +9,8 @@ from comparison.data.batches import BatchStream
 from comparison.data.held_out import load_data, test_split
 from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
 from comparison.distributed import device_of, first_on_machine, group
-from comparison.gpu.replay import cuda_graph
-from comparison.places import Place
+from comparison.gpu.cuda_graphs import cuda_graph
+from comparison.ranks import RankInfo
 from comparison.runs import Run
 from comparison.schedule import Schedule
 from comparison.training import Loop
@@ -22,7 +22,7 @@ from .training import build_gan, to_channels
 from .training_logger import TrainingLogger, restore
 
 
-def train(rank_info: Place, args: argparse.Namespace, run: Run) -> int:
+def train(rank_info: RankInfo, args: argparse.Namespace, run: Run) -> int:
     """Train on this rank until the budget ends; rank 0 writes the files.
 
     Returns:
@@ -34,7 +34,7 @@ def train(rank_info: Place, args: argparse.Namespace, run: Run) -> int:
         return _train_on(device, rank_info, args, run)
 
 
-def _train_on(device: torch.device, rank_info: Place, args: argparse.Namespace, run: Run) -> int:
+def _train_on(device: torch.device, rank_info: RankInfo, args: argparse.Namespace, run: Run) -> int:
     dtype = autocast_dtype(args.precision, device)
     with first_on_machine(rank_info):
         images, held_out = load_data(args.data, args.image_size, args.limit, args.held_out, args.batch_size)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comparison.distributed import group, launch
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from gan.distributed import average_buffers, average_gradients
 from gan.networks import Discriminator, normalize_spectrally
 
@@ -48,7 +48,7 @@ def average(place, folder):
 
 
 def test_two_processes_compute_the_gradient_of_the_whole_batch_and_share_their_spectral_norms(tmp_path):
-    assert launch(average, Place(world_size=2, local_world_size=2), tmp_path) == 0
+    assert launch(average, RankInfo(world_size=2, local_world_size=2), tmp_path) == 0
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     x = torch.arange(12.0).reshape(4, 3)
     whole = (2 * x.sum(1, keepdim=True) * x).mean(0)

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 from comparison import rng
-from comparison.gpu.replay import Replay, cuda_graph
+from comparison.gpu.cuda_graphs import GraphedFunction, cuda_graph
 from gan.options import PRESETS
 from gan.training import DCGAN, build_gan
 
 TINY = {"image_size": 16, "nz": 8, "ngf": 8, "ndf": 8, "nc": 3, "seed": 0, "batch_size": 8, "label_smoothing": "none"}
 
 
-class Recorder:
+class GraphCapture:
     """Does recorded work again into the memory of its first results, as a CUDA graph does."""
 
     def __init__(self) -> None:
@@ -51,10 +51,10 @@ def train(gan: DCGAN, iterations: int = 6, device="cpu") -> tuple[torch.Tensor, 
 )
 def test_recorded_iterations_are_the_plain_ones(changes):
     plain, reports = train(make(**changes))
-    recorder = Recorder()
+    recorder = GraphCapture()
     recorder.gan = make(record=recorder, **changes)
     recorded, recorded_reports = train(recorder.gan)
-    assert recorder.replayed == 6 - Replay.WARM_UP
+    assert recorder.replayed == 6 - GraphedFunction.WARM_UP
     torch.testing.assert_close(recorded, plain, rtol=0, atol=0)
     for found, expected in zip(recorded_reports, reports, strict=True):  # each call's own, not the last one's
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -62,7 +62,7 @@ def test_recorded_iterations_are_the_plain_ones(changes):
 
 @pytest.mark.parametrize("changes", [{"diffaugment": "color"}, {"r1_gamma": 1.0}, {"lr_decay": "linear"}])
 def test_what_changes_from_step_to_step_is_not_recorded(changes):
-    recorder = Recorder()
+    recorder = GraphCapture()
     recorder.gan = make(record=recorder, **changes)
     train(recorder.gan, 5)
     assert recorder.replayed == 0

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-# Variables with the rank, the number of ranks, and both on this machine; `comparison.places` has the same table.
+# Variables with the rank, the number of ranks, and both on this machine; `comparison.ranks` has the same table.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),

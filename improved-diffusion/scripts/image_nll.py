@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 
 from comparison.cli import add_device_options, make_parser, non_negative_int, positive_int, str2bool
-from comparison.data.sources import KINDS, check_source
+from comparison.data.sources import DATA_HELP, check_source
 from comparison.distributed import run
 from improved_diffusion.flags import model_and_diffusion_defaults
 from model_options import MODEL, add_checkpoint_flags, add_network_flags, download_data, network_flags
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_network_flags(parser, model_and_diffusion_defaults())
     add_checkpoint_flags(parser)
     add = parser.add_argument_group("likelihood").add_argument
-    add("--data_dir", "--data", required=True, help=KINDS)
+    add("--data_dir", "--data", required=True, help=DATA_HELP)
     add(
         "--split",
         default="test",

@@ -11,7 +11,7 @@ import torch
 from comparison.cli import UserError
 from comparison.data.images import ImageSet, from_uint8, load_images
 from comparison.distributed import gather
-from comparison.files import agrees, digest, write_json
+from comparison.files import digest, json_matches, write_json
 from comparison.progress import bar
 from comparison.report.plots import save, tidy
 from comparison.rng import SampleNoise
@@ -42,7 +42,7 @@ def measure_nll(args: argparse.Namespace, flags: dict[str, Any]) -> int:
             "clip_denoised": args.clip_denoised,
             "seed": args.seed,
         }
-        if broadcast_object(agrees(out_dir / "nll.json", facts)):
+        if broadcast_object(json_matches(out_dir / "nll.json", facts)):
             print(f"{out_dir / 'nll.json'}: measured already")
             return 0
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,9 @@ from comparison.cli import UserError
 from comparison.device import autocast_dtype, computes_bf16, precision_name, set_threads
 from comparison.distributed import device_of, group
 from comparison.files import digest
+from comparison.gpu.cuda_graphs import for_sampling
 from comparison.gpu.group_norm import group_norm, is_fused
-from comparison.gpu.replay import for_sampling
-from comparison.places import find_place
+from comparison.ranks import get_rank_info
 from improved_diffusion.checkpoints import check_counters, fill_network, read_network
 from improved_diffusion.nn import NormKernel, use_norm_kernel
 from improved_diffusion.respace import SpacedDiffusion
@@ -56,7 +56,7 @@ def connected_device(args: argparse.Namespace) -> Iterator[torch.device]:
     Raises:
         UserError: no such device, or the ranks do not find each other.
     """
-    place = find_place()
+    place = get_rank_info()
     device = device_of(place, args.device)
     set_threads(args.threads, place.local_world_size)
     with group(place, device):

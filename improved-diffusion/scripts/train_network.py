@@ -12,8 +12,8 @@ from comparison.data.folders import FileSet
 from comparison.data.images import ImageSet, from_uint8, open_images
 from comparison.data.streaming import open_stream
 from comparison.distributed import same, world_size
-from comparison.gpu.replay import by_cuda_graph
-from comparison.places import find_place
+from comparison.gpu.cuda_graphs import by_cuda_graph
+from comparison.ranks import get_rank_info
 from comparison.rng import SampleNoise
 from comparison.schedule import ema_rate
 from grids import enlarge, in_rows
@@ -98,7 +98,7 @@ def train_network(args: argparse.Namespace, training: Training, task: ImageTask)
 
 
 def _train(args: argparse.Namespace, training: Training, task: ImageTask, device: torch.device) -> int:
-    run, place = training.run, find_place()
+    run, place = training.run, get_rank_info()
     dtype = choose_dtype(args.precision, args.use_fp16, device)
     images = load_data(training, task)
     stream = open_stream(
@@ -168,7 +168,7 @@ def load_data(training: Training, task: ImageTask) -> ImageSet | FileSet:
             between the ranks.
     """
     source, run = training.data_dir, training.run
-    images = open_images(source, task.size, processes=find_place().local_world_size)
+    images = open_images(source, task.size, processes=get_rank_info().local_world_size)
     if task.class_cond and images.labels is None:
         raise UserError(f"--class_cond True: {source} has no classes (folders, or file names that begin with class_)")
     saved, present = run.config.get("data", {}), images.describe()

@@ -19,8 +19,8 @@ from comparison.cli import (
     positive_int,
     str2bool,
 )
-from comparison.data.sources import KINDS, check_source, source_name
-from comparison.places import find_place
+from comparison.data.sources import DATA_HELP, check_source, source_name
+from comparison.ranks import get_rank_info
 from comparison.runs import Run
 from comparison.schedule import Schedule, add_schedule_options
 from comparison.training import Budget
@@ -74,7 +74,7 @@ class Training:
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training, which the network and the process do not depend on."""
     add = parser.add_argument_group("training").add_argument
-    add("--data_dir", "--data", default="", help=f"{KINDS}; '' for data/cifar_train")
+    add("--data_dir", "--data", default="", help=f"{DATA_HELP}; '' for data/cifar_train")
     add("--run_dir", type=local_path, help="run folder; the same command resumes a run")
     add("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
     add("--weight_decay", type=non_negative_float, default=0.0, help="weight decay of AdamW")
@@ -195,7 +195,7 @@ def validate_train_flags(args: argparse.Namespace, flags: dict[str, Any]) -> tup
     validate_flags(flags, args)
     if unknown := next((name for name in log_formats() if name not in LOG_FORMATS), None):
         raise UserError(f"OPENAI_LOG_FORMAT: a log format must be one of {', '.join(LOG_FORMATS)}, not {unknown!r}")
-    if args.batch_size % (ranks := find_place().world_size):
+    if args.batch_size % (ranks := get_rank_info().world_size):
         raise UserError(f"--batch_size {args.batch_size}: shared by all ranks, so it must be a multiple of {ranks}")
     if args.beta2 == 1:
         raise UserError("--beta2 must be below 1")

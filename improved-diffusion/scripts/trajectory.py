@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from comparison.data.images import to_uint8
-from comparison.files import agrees, read_json, write_json
+from comparison.files import json_matches, read_json, write_json
 from comparison.png import save_grid
 
 IMAGES, COLUMNS = 8, 10
@@ -29,7 +29,7 @@ def draw_trajectory(folder: Path, draw: Callable[..., torch.Tensor], steps: int,
     count = min(COLUMNS, steps)
     shown = [round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)]
     note = {"file": FILE, "sampler": sampler, "seed": seed, "images": IMAGES, "evaluations": [i + 1 for i in shown]}
-    if path.is_file() and agrees(record, {"trajectory": note}):
+    if path.is_file() and json_matches(record, {"trajectory": note}):
         print(f"{path}: exists already", flush=True)
         return
     seen: list[torch.Tensor] = []  # each (IMAGES, 2, 3, S, S)

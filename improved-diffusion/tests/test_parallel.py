@@ -12,7 +12,7 @@ import numpy as np
 import parallel_programs
 import pytest
 import torch
-from comparison import places
+from comparison import ranks
 from diffusion_testing import call_script, script_command, script_env
 from improved_diffusion import launch
 from improved_diffusion.launch import launched_ranks
@@ -73,7 +73,7 @@ def assert_close_weights(one, two):
 
 
 def test_package_reads_the_variables_of_the_launchers_that_the_scripts_read():
-    assert (launch.TORCHRUN, launch.MPI) == (places.TORCHRUN, places.MPI)
+    assert (launch.TORCHRUN, launch.MPI) == (ranks.TORCHRUN, ranks.MPI)
     assert launched_ranks({}) == (0, 1, 0, 1)
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     assert launched_ranks(torchrun) == (3, 4, 1, 2)

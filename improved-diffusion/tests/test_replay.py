@@ -4,12 +4,12 @@ import weakref
 
 import pytest
 import torch
-from comparison.gpu.replay import Replay, by_cuda_graph
+from comparison.gpu.cuda_graphs import GraphedFunction, by_cuda_graph
 from improved_diffusion.training import Trainer
 from test_training import tiny_batch, tiny_trainer
 
 
-class Recorder:
+class GraphCapture:
     """Does recorded work again into the memory of its first results, as a CUDA graph does."""
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Recorder:
 
 
 def by(record):
-    return lambda work, parameters: Replay(work, parameters, record)
+    return lambda work, parameters: GraphedFunction(work, parameters, record)
 
 
-def recorded_trainer(**options) -> tuple[Trainer, Recorder]:
-    recorder = Recorder()
+def recorded_trainer(**options) -> tuple[Trainer, GraphCapture]:
+    recorder = GraphCapture()
     trainer = tiny_trainer(replayed=by(recorder), **options)
     recorder.parameters = list(trainer.model.parameters())
     return trainer, recorder
@@ -64,7 +64,7 @@ def test_recorded_updates_are_the_plain_ones(options, extra):
     plain, means = train(tiny_trainer(**options), 6, **extra)
     trainer, recorder = recorded_trainer(**options)
     recorded, recorded_means = train(trainer, 6, **extra)
-    assert recorder.replayed == 6 - Replay.WARM_UP
+    assert recorder.replayed == 6 - GraphedFunction.WARM_UP
     torch.testing.assert_close(recorded, plain, rtol=0, atol=0)
     assert recorded_means == means
 

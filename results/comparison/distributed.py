@@ -1,7 +1,7 @@
 """Jobs of several processes on torch.distributed, started here or by torchrun, mpiexec or srun.
 
-`launch` starts the processes of a `Place`, `group` connects them, and `run` exits with one error for all. Imports torch
-inside functions, since scripts validate their command line first.
+`launch` starts the processes of a `RankInfo`, `group` connects them, and `run` exits with one error for all. Torch is
+imported inside functions, since scripts validate their command line first.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, SupportsFloat, TypeVar
 
 from comparison import cli
 from comparison.cli import INTERRUPTED, UserError
-from comparison.places import LOOPBACK, Place, find_place
+from comparison.ranks import LOOPBACK, RankInfo, get_rank_info
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ GRACE = 1.0  # seconds from a failure to the end of the other processes
 PATIENCE = 7.0  # seconds that a rank waits to be ended before it reports an error that another's may have caused
 
 
-def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
+def launch(worker: Callable[..., int], place: RankInfo, *arguments: Any) -> int:
     """Run worker(place, *arguments) in every process of the job, and return the exit status.
 
     A single process, or one that a launcher started, runs it here. Otherwise this starts all processes of this machine;
@@ -44,7 +44,7 @@ def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
 
     Args:
         worker: module-level function that returns an exit status.
-        place: result of `find_place`.
+        place: result of `get_rank_info`.
         arguments: picklable arguments.
     """
     if place.world_size == 1 or place.launcher:
@@ -87,7 +87,7 @@ def launch(worker: Callable[..., int], place: Place, *arguments: Any) -> int:
     return 0
 
 
-def _worker(local_rank: int, worker: Callable[..., int], place: Place, arguments: tuple[Any, ...]) -> NoReturn:
+def _worker(local_rank: int, worker: Callable[..., int], place: RankInfo, arguments: tuple[Any, ...]) -> NoReturn:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # torch sends it when the parent dies
     multiprocessing.set_start_method(None, force=True)  # else data workers would be spawned instead of forked
@@ -109,9 +109,9 @@ def _handled(handler: Any, *numbers: int) -> Iterator[None]:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit as `comparison.cli.run` does; of a launcher's processes only one reports an error."""
     try:
-        place = find_place()
+        place = get_rank_info()
     except UserError:
-        place = Place()  # `main` raises it again
+        place = RankInfo()  # `main` raises it again
     if place.world_size == 1:
         cli.run(main)
     if place.launcher == "mpi":
@@ -120,7 +120,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     _report_once(place, main)
 
 
-def _report_once(place: Place, main: Callable[[], int | None]) -> NoReturn:
+def _report_once(place: RankInfo, main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as `comparison.cli.run` does, without output on ranks other than 0.
 
     An error on these ranks, or one that may be a lost connection, is printed only if the process is not ended within
@@ -149,7 +149,7 @@ def _report_once(place: Place, main: Callable[[], int | None]) -> NoReturn:
     os._exit(status)  # threads of the process group would wait for the other ranks
 
 
-def device_of(place: Place, name: str) -> "torch.device":
+def device_of(place: RankInfo, name: str) -> "torch.device":
     """Return the device of this process: with several ranks and no number in --device, the GPU of its local rank.
 
     More processes than GPUs share the GPUs in turn.
@@ -167,7 +167,7 @@ def device_of(place: Place, name: str) -> "torch.device":
 
 
 @contextlib.contextmanager
-def group(place: Place, device: "torch.device") -> Iterator[None]:
+def group(place: RankInfo, device: "torch.device") -> Iterator[None]:
     """Connect the ranks of a job inside the `with` block, which all leave together; do nothing for a single process.
 
     NCCL moves GPU tensors if each rank has a GPU of its own, as it requires, else gloo does. CPU tensors always use
@@ -207,7 +207,7 @@ def group(place: Place, device: "torch.device") -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _make_store(place: Place) -> "torch.distributed.Store":
+def _make_store(place: RankInfo) -> "torch.distributed.Store":
     import torch.distributed as dist
 
     if place.launcher == "torchrun":
@@ -218,7 +218,7 @@ def _make_store(place: Place) -> "torch.distributed.Store":
     )
 
 
-def _address_by_mpi(place: Place) -> tuple[str, int]:
+def _address_by_mpi(place: RankInfo) -> tuple[str, int]:
     """Return rank 0's address and port, broadcast by MPI."""
     try:
         mpi = importlib.import_module("mpi4py.MPI")
@@ -243,7 +243,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def agree(stop: bool, seconds: float) -> tuple[bool, float]:
+def sync_stop(stop: bool, seconds: float) -> tuple[bool, float]:
     """Return True if any rank was asked to stop, and rank 0's clock, so that all ranks end at the same update."""
     if world_size() == 1:
         return stop, seconds
@@ -271,7 +271,7 @@ def gather(value: T) -> list[T]:
 
 
 @contextlib.contextmanager
-def first_on_machine(place: Place) -> Iterator[None]:
+def first_on_machine(place: RankInfo) -> Iterator[None]:
     """Run the `with` block in the first process of each machine before the others, which find its downloads."""
     if place.local_rank:
         gather(None)

@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def agrees(path: Path, wanted: dict[str, Any]) -> bool:
+def json_matches(path: Path, wanted: dict[str, Any]) -> bool:
     """Return True if a JSON file exists and holds all wanted entries."""
     if not path.is_file():
         return False

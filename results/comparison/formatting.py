@@ -34,7 +34,7 @@ _PERCENT = ("memorised", "modes_matched")
 _THOUSANDTHS = ("kernel_distance", "kid")
 
 
-def plain(value: float, digits: int = 3) -> str:
+def format_number(value: float, digits: int = 3) -> str:
     """Return a number as text with so many significant digits, without an exponent from 1e-4 to 1e7."""
     if value == 0:
         return "0"
@@ -44,10 +44,10 @@ def plain(value: float, digits: int = 3) -> str:
     return f"{float(text):,.0f}" if "e" in text or abs(value) >= 1000 else text
 
 
-def with_error(value: float, half: float) -> str:
+def format_interval(value: float, half: float) -> str:
     """Return value ± half width as text; the half width has one digit if its first digit is 3 or more, else two."""
     if half <= 0 or abs(value) >= 1e5:
-        return plain(value)
+        return format_number(value)
     step = 0
     while half * 10**step < 2.95 and step < 6:
         step += 1
@@ -60,7 +60,7 @@ def half_width(entry: Mapping[str, Any]) -> float:
     return max(entry["value"] - low, high - entry["value"])
 
 
-def apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+def differ_significantly(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Return True if two entries of metrics.json differ by more than the 95% interval of their difference."""
     return abs(a["value"] - b["value"]) > math.hypot(half_width(a), half_width(b))
 
@@ -76,7 +76,7 @@ def metric(name: str, entry: Mapping[str, Any] | None, *, error: bool = True) ->
         return f"{100 * value:.1f}%"
     if name in _THOUSANDTHS:
         value, half = 1000 * value, 1000 * half
-    return with_error(value, half)
+    return format_interval(value, half)
 
 
 def count(value: float | None) -> str:
@@ -111,15 +111,15 @@ def memory(value: float | None) -> str:
 
 def rate(value: float | None) -> str:
     """Return images per second as text."""
-    return MISSING if value is None else f"{plain(value)}/s"
+    return MISSING if value is None else f"{format_number(value)}/s"
 
 
 def number(value: float | None) -> str:
     """Return a number as text, `-` for None."""
-    return MISSING if value is None else plain(value)
+    return MISSING if value is None else format_number(value)
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """Return the words as an enumeration: A, B and C."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 

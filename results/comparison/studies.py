@@ -13,7 +13,7 @@ from typing import Any
 
 from comparison import cli, formatting, jobs
 from comparison.cli import UserError
-from comparison.data.sources import KINDS, check_source, is_name, source_name
+from comparison.data.sources import DATA_HELP, check_source, is_name, source_name
 from comparison.files import read_json
 from comparison.models import SUPER_RESOLUTION, Model, preset_flags, value_of
 from comparison.report import study_page
@@ -30,7 +30,7 @@ Cell = dict[str, Any]
 def add_options(parser: argparse.ArgumentParser, seconds: float | None, num_samples: int | None) -> None:
     """Add the options of all studies; None as a default leaves out --seconds and --seeds, or --num_samples."""
     add = parser.add_argument
-    add("--data", default="shapes", help=KINDS)
+    add("--data", default="shapes", help=DATA_HELP)
     if seconds is not None:
         add("--seconds", type=cli.positive_float, default=seconds, metavar="S", help="training time of each cell")
         add("--seeds", type=cli.positive_int, default=1, metavar="K", help="trainings of each cell, seeds 0 to K - 1")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from comparison.cli import INTERRUPTED, UserError
 from comparison.curves import draw_run_loss
-from comparison.distributed import agree, mean, same
+from comparison.distributed import mean, same, sync_stop
 from comparison.progress import bar
 from comparison.runs import Run
 
@@ -179,7 +179,7 @@ class Loop:
         total = min((n for n in (last, self.budget.max_steps, by_images) if n), default=None)
         with StopSignal() as stop, bar(total, self.step, "train", "steps") as self.bar:
             while True:
-                stopped, self._agreed = agree(stop.requested, self.seconds)
+                stopped, self._agreed = sync_stop(stop.requested, self.seconds)
                 used = (self.step, self.images_seen, self._agreed)
                 self.reason = name if last and self.step >= last else self.budget.exhausted(*used)
                 if self.reason or stopped:

@@ -175,7 +175,9 @@ def speed_up(cell: Row, cells: Sequence[Row]) -> str:
     if cell["precision"] != "bf16" or other is None:
         return formatting.MISSING
     pairs = zip(other["rounds"], cell["rounds"], strict=True)
-    return with_range(spread([a["seconds_per_image"] / b["seconds_per_image"] for a, b in pairs]), formatting.plain)
+    return with_range(
+        spread([a["seconds_per_image"] / b["seconds_per_image"] for a, b in pairs]), formatting.format_number
+    )
 
 
 def page(study: dict[str, Any]) -> str:

@@ -130,7 +130,7 @@ def page(study: Row) -> str:
     extra = {
         "images": lambda row: formatting.count(row["training_images"]),
         "images seen": lambda row: formatting.count(row["training"]["images_seen"]),
-        "epochs": lambda row: formatting.plain(row["training"]["images_seen"] / row["training_images"], 2),
+        "epochs": lambda row: formatting.format_number(row["training"]["images_seen"] / row["training_images"], 2),
         "time per image": lambda row: formatting.seconds(row["seconds_per_image"]),
     }
     held = {"held out": lambda row: formatting.metric("memorised", row["held_out"])}

@@ -71,7 +71,7 @@ COLUMNS: dict[str, dict[str, Cell]] = {  # kind -> its columns before the metric
     },
     "overfitting": {
         "images": lambda row: formatting.count(row["training_images"]),
-        "epochs": lambda row: formatting.plain(row["training"]["images_seen"] / row["training_images"], 2),
+        "epochs": lambda row: formatting.format_number(row["training"]["images_seen"] / row["training_images"], 2),
         "gap": lambda row: formatting.metric("gap", row.get("gap")),
         "held out": lambda row: formatting.metric("memorised", row.get("held_out")),
     },

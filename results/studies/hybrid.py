@@ -166,7 +166,7 @@ def half_width(values: list[float]) -> float:
 def compare(row: Row, other: Row, name: str) -> str:
     """Return how a row compares with another in a metric, by the intervals."""
     a, b = row["metrics"][name], other["metrics"][name]
-    if not formatting.apart(a, b):
+    if not formatting.differ_significantly(a, b):
         return SAME
     return "better" if (a["value"] < b["value"]) == (formatting.METRICS[name][1] == "lower") else "worse"
 
@@ -189,7 +189,7 @@ def crossing(times: dict[str, list[Row]]) -> list[str]:
             if name in hybrid["metrics"] and name in other["metrics"]
         ]
         if verdicts:
-            text = formatting.listed(verdicts)
+            text = formatting.join_words(verdicts)
             sentences.append(f"{formatting.METRICS[name][0]}, hybrid against denoiser alone: {text}.")
     return sentences
 

@@ -138,7 +138,9 @@ def by_series(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def best_value_sentence(series: str, rows: Sequence[Row]) -> str:
     """Return the fewest evaluations whose distance is not significantly worse than the lowest of the series."""
     best = min(rows, key=lambda row: row["metrics"][QUALITY]["value"])
-    fewest = next(row for row in rows if not formatting.apart(row["metrics"][QUALITY], best["metrics"][QUALITY]))
+    fewest = next(
+        row for row in rows if not formatting.differ_significantly(row["metrics"][QUALITY], best["metrics"][QUALITY])
+    )
     texts = [f"{row['nfe']:g} ({formatting.metric(QUALITY, row['metrics'][QUALITY])})" for row in (fewest, best)]
     return f"{series}: {texts[0]}, the best" if fewest is best else f"{series}: {texts[0]}; the best is {texts[1]}"
 
@@ -154,7 +156,7 @@ def page(study: Row) -> str:
     }
     given = sorted({row["name"].split("-")[0] for row in rows if row["given"]})
     setup = [f"Each cell was trained for {options['seconds']:g} s."] if not all(row["given"] for row in rows) else []
-    setup += [f"Runs trained earlier: {formatting.listed(given)}."] if given else []
+    setup += [f"Runs trained earlier: {formatting.join_words(given)}."] if given else []
     series = by_series(rows)
     fewest = [best_value_sentence(name, points) for name, points in series.items() if len(points) > 1]
     shown = {name.removeprefix("improved DDPM, ") for name in series}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from comparison.cli import UserError
-from comparison.distributed import agree, device_of, first_on_machine, gather, group, launch, mean, run, same
-from comparison.places import Place, find_place
+from comparison.distributed import device_of, first_on_machine, gather, group, launch, mean, run, same, sync_stop
+from comparison.ranks import RankInfo, get_rank_info
 from comparison.runs import Run
 from comparison.training import Budget, Loop
 from torch.utils.data import DataLoader
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 CPU = torch.device("cpu")
 
 
-def together(place: Place, folder: Path) -> int:
+def together(place: RankInfo, folder: Path) -> int:
     """Agree on all that can be agreed on; leave what was found in a file of each process."""
     with group(place, CPU):
         with first_on_machine(place):
@@ -31,8 +31,8 @@ def together(place: Place, folder: Path) -> int:
             refused = str(error)
         found = {
             "seen": seen,
-            "stop": agree(place.rank == 1, 10.0 + place.rank),
-            "go on": agree(False, 10.0 + place.rank),
+            "stop": sync_stop(place.rank == 1, 10.0 + place.rank),
+            "go on": sync_stop(False, 10.0 + place.rank),
             "mean": mean({"a": float(place.rank), "b": torch.tensor(3.0), "c": float("nan") if place.rank else 1.0}),
             "gathered": gather(place.rank),
             "refused": refused,
@@ -61,7 +61,7 @@ class _Unpicklable:
         return self.number(i)
 
 
-def train(place: Place, folder: Path) -> int:
+def train(place: RankInfo, folder: Path) -> int:
     """Train until a stop comes; say in a file of each process after how many steps."""
     run_folder = Run.open(folder / "run", {}, model="test")
     with group(place, CPU):
@@ -74,7 +74,7 @@ def train(place: Place, folder: Path) -> int:
         return loop.finish()
 
 
-def fail(place: Place, error: Exception, ranks: tuple[int, ...]) -> int:
+def fail(place: RankInfo, error: Exception, ranks: tuple[int, ...]) -> int:
     """Fail in some processes while the others wait for them."""
     with group(place, CPU):
         if place.rank in ranks:
@@ -83,22 +83,22 @@ def fail(place: Place, error: Exception, ranks: tuple[int, ...]) -> int:
     return 0
 
 
-def both(place: Place, folder: Path) -> int:
+def both(place: RankInfo, folder: Path) -> int:
     return fail(place, UserError("--flag: wrong"), (0, 1))
 
 
-def last(place: Place, folder: Path) -> int:
+def last(place: RankInfo, folder: Path) -> int:
     return fail(place, UserError("--flag: wrong"), (1,))
 
 
-def bug(place: Place, folder: Path) -> int:
+def bug(place: RankInfo, folder: Path) -> int:
     return fail(place, ZeroDivisionError("a bug"), (1,))
 
 
 def main() -> int:
     name, folder, *numbers = sys.argv[1:]
     processes, nodes, port, rank = (*map(int, numbers), *(1, 1, 0, 0)[len(numbers) :])
-    place = find_place(processes=processes, nodes=nodes, port=port, node_rank=rank)
+    place = get_rank_info(processes=processes, nodes=nodes, port=port, node_rank=rank)
     return launch(globals()[name], place, Path(folder))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from comparison.cli import UserError
-from comparison.distributed import agree, gather, launch, mean, same
-from comparison.places import Place, find_place
+from comparison.distributed import gather, launch, mean, same, sync_stop
+from comparison.ranks import RankInfo, get_rank_info
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("distributed_programs.py"))]
 TORCHRUN = {
@@ -29,21 +29,21 @@ SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1", "SLURM_PROCID": "5", "SLURM_N
 
 
 def slurm(rank, size, local_rank, local_size, address="127.0.0.1", port=15218):
-    return Place(rank, size, local_rank, local_size, "slurm", address, port)
+    return RankInfo(rank, size, local_rank, local_size, "slurm", address, port)
 
 
 @pytest.mark.parametrize(
     ("env", "place"),
     [
-        ({}, Place()),
-        (TORCHRUN, Place(3, 4, 1, 2, "torchrun", "there", 77)),
-        ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, Place()),
-        (OPEN_MPI, Place(2, 4, 0, 2, "mpi", "")),
-        ({**OPEN_MPI, "MASTER_ADDR": "there", "MASTER_PORT": "9"}, Place(2, 4, 0, 2, "mpi", "there", 9)),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Place(1, 2, 1, 2, "mpi", "")),
+        ({}, RankInfo()),
+        (TORCHRUN, RankInfo(3, 4, 1, 2, "torchrun", "there", 77)),
+        ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, RankInfo()),
+        (OPEN_MPI, RankInfo(2, 4, 0, 2, "mpi", "")),
+        ({**OPEN_MPI, "MASTER_ADDR": "there", "MASTER_PORT": "9"}, RankInfo(2, 4, 0, 2, "mpi", "there", 9)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, RankInfo(1, 2, 1, 2, "mpi", "")),
         (
             {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"},
-            Place(1, 2, 0, 1, "mpi", ""),
+            RankInfo(1, 2, 0, 1, "mpi", ""),
         ),
         ({**SRUN, "SLURM_NTASKS_PER_NODE": "4"}, slurm(5, 8, 1, 4)),
         ({**SRUN, "SLURM_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"}, slurm(5, 8, 1, 2)),
@@ -53,33 +53,33 @@ def slurm(rank, size, local_rank, local_size, address="127.0.0.1", port=15218):
         ({**SRUN, "SLURM_JOB_NODELIST": "r[1-2]n[5,7]", "SLURM_STEP_ID": "2"}, slurm(5, 8, 1, 8, "r1n5", 15219)),
         ({**SRUN, "SLURM_JOB_NODELIST": "gpu03", "SLURM_NNODES": "1"}, slurm(5, 8, 1, 8)),
         ({**SRUN, "MASTER_ADDR": "there", "MASTER_PORT": "99"}, slurm(5, 8, 1, 8, "there", 99)),
-        ({**SRUN, **HYDRA, "SLURM_PROCID": "0"}, Place(1, 2, 1, 2, "mpi", "")),
+        ({**SRUN, **HYDRA, "SLURM_PROCID": "0"}, RankInfo(1, 2, 1, 2, "mpi", "")),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}, slurm(1, 2, 1, 2, port=15000)),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, Place()),
-        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Place()),
-        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "ENVIRONMENT": "BATCH"}, Place()),
-        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"}, Place()),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, RankInfo()),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, RankInfo()),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "ENVIRONMENT": "BATCH"}, RankInfo()),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"}, RankInfo()),
     ],
 )
 def test_place_is_what_the_launcher_says(env, place):
-    assert find_place(env) == place
-    assert find_place(env, processes=place.world_size).world_size == place.world_size
+    assert get_rank_info(env) == place
+    assert get_rank_info(env, processes=place.world_size).world_size == place.world_size
 
 
 @pytest.mark.parametrize(
     ("asked", "place"),
     [
-        ({"processes": 3}, Place(0, 3, 0, 3)),
+        ({"processes": 3}, RankInfo(0, 3, 0, 3)),
         (
             {"processes": 2, "nodes": 3, "node_rank": 2, "address": "there", "port": 6},
-            Place(4, 6, 0, 2, "", "there", 6),
+            RankInfo(4, 6, 0, 2, "", "there", 6),
         ),
-        ({"nodes": 2, "port": 9}, Place(0, 2, 0, 1, "", "127.0.0.1", 9)),
-        ({"processes": 2, "address": "there", "port": 9}, Place(0, 2, 0, 2)),  # one machine finds a port by itself
+        ({"nodes": 2, "port": 9}, RankInfo(0, 2, 0, 1, "", "127.0.0.1", 9)),
+        ({"processes": 2, "address": "there", "port": 9}, RankInfo(0, 2, 0, 2)),  # one machine finds a port by itself
     ],
 )
 def test_without_a_launcher_the_place_is_what_is_asked_for(asked, place):
-    assert find_place({}, **asked) == place
+    assert get_rank_info({}, **asked) == place
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_without_a_launcher_the_place_is_what_is_asked_for(asked, place):
 )
 def test_contradictions_are_refused(env, words):
     with pytest.raises(UserError, match=words):
-        find_place(env, processes=2)
+        get_rank_info(env, processes=2)
 
 
 def test_a_process_alone_agrees_with_itself():
-    assert agree(True, 1.0) == (True, 1.0)
+    assert sync_stop(True, 1.0) == (True, 1.0)
     assert mean({"a": torch.tensor(2.0), "b": 1.0}) == {"a": 2.0, "b": 1.0}
     assert gather("x") == ["x"]
     same(1, "number")
@@ -260,6 +260,6 @@ def test_processes_do_not_outlive_a_failure_to_start_one_more(monkeypatch):
 
     monkeypatch.setattr(SpawnProcess, "start", start_first_only)
     with pytest.raises(BlockingIOError):
-        launch(max, Place(world_size=2, local_world_size=2))
+        launch(max, RankInfo(world_size=2, local_world_size=2))
     started[0].join()
     assert started[0].exitcode == -signal.SIGKILL

@@ -102,7 +102,7 @@ def test_break_even_is_where_the_total_costs_are_equal():
     [(12.34, 0.4, "12.3 ± 0.4"), (0.93, 0.0047, "0.930 ± 0.005"), (6380, 13, "6,380 ± 13"), (-0.2, 3, "0 ± 3")],
 )
 def test_numbers_are_rounded_to_their_error(value, half, text):
-    assert formatting.with_error(value, half) == text
+    assert formatting.format_interval(value, half) == text
 
 
 def test_quantities_carry_their_units():

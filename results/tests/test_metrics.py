@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from comparison.formatting import apart
+from comparison.formatting import differ_significantly
 from comparison.scores import distances, metrics, neighbours
 
 
@@ -264,6 +264,6 @@ def test_share_at_its_bound_still_has_an_interval():
 
 def test_entries_are_apart_only_beyond_both_intervals():
     a, b = {"value": 1.0, "interval": [0.7, 1.3]}, {"value": 1.4, "interval": [1.0, 1.8]}
-    assert not apart(a, b)
-    assert apart(a, {"value": 1.6, "interval": [1.2, 2.0]})
-    assert apart({"value": 3}, {"value": 4})
+    assert not differ_significantly(a, b)
+    assert differ_significantly(a, {"value": 1.6, "interval": [1.2, 2.0]})
+    assert differ_significantly({"value": 3}, {"value": 4})

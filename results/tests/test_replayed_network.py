@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison.gpu.replay import Replay, ReplayedNetwork, for_sampling
+from comparison.gpu.cuda_graphs import GraphedFunction, GraphedModule, for_sampling
 from comparison.sampling.draw import EvaluationCounter
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ class Network(nn.Module):
         return out if y is None else out * y[:, None, None, None]
 
 
-class Recorder:
+class GraphCapture:
     """Does recorded work again into the memory of its first results, as a CUDA graph does."""
 
     def __init__(self) -> None:
@@ -42,15 +42,15 @@ def batch(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return (torch.randn(size, 3, 4, 4, generator=numbers), *torch.randn(2, size, generator=numbers))
 
 
-def replayed() -> tuple[ReplayedNetwork, Recorder]:
+def replayed() -> tuple[GraphedModule, GraphCapture]:
     torch.manual_seed(0)
-    recorder = Recorder()
-    return ReplayedNetwork(Network().eval(), recorder), recorder
+    recorder = GraphCapture()
+    return GraphedModule(Network().eval(), recorder), recorder
 
 
 def test_networks_are_recorded_on_cuda_unless_told_not_to_be():
     network = Network().eval()
-    assert isinstance(for_sampling(network, torch.device("cuda")), ReplayedNetwork)
+    assert isinstance(for_sampling(network, torch.device("cuda")), GraphedModule)
     assert for_sampling(network, torch.device("cuda"), record=False) is network
     assert for_sampling(network, torch.device("cpu")) is network
 
@@ -71,7 +71,7 @@ def test_replayed_evaluations_are_the_plain_ones(labels, autocast):
     for found, expected in results:  # no replay wrote into an earlier result
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert recorder.recorded == 1
-    assert recorder.replayed == 6 - Replay.WARM_UP
+    assert recorder.replayed == 6 - GraphedFunction.WARM_UP
     assert counter.images == 6 * 4
 
 
@@ -95,7 +95,7 @@ def test_what_needs_gradients_or_is_large_is_computed_plainly(monkeypatch):
     for _ in range(6):
         network(*batch(2, 0)[:2]).sum().backward()
     assert network.network.conv.weight.grad is not None
-    monkeypatch.setattr(ReplayedNetwork, "LARGEST", 4)
+    monkeypatch.setattr(GraphedModule, "LARGEST", 4)
     with torch.no_grad():
         for _ in range(6):
             network(*batch(5, 0)[:2])
@@ -104,7 +104,7 @@ def test_what_needs_gradients_or_is_large_is_computed_plainly(monkeypatch):
 
 
 def test_large_batches_let_recordings_go(monkeypatch):
-    monkeypatch.setattr(ReplayedNetwork, "LARGEST", 4)
+    monkeypatch.setattr(GraphedModule, "LARGEST", 4)
     network, recorder = replayed()
     with torch.no_grad():
         for size in (2, 2, 2, 2, 5, 2, 2, 2):
@@ -114,7 +114,7 @@ def test_large_batches_let_recordings_go(monkeypatch):
 
 
 def test_old_recordings_are_let_go(monkeypatch):
-    monkeypatch.setattr(ReplayedNetwork, "SHAPES", 2)
+    monkeypatch.setattr(GraphedModule, "SHAPES", 2)
     network, recorder = replayed()
     with torch.no_grad():
         for size in (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3):
@@ -129,7 +129,7 @@ def test_old_recordings_are_let_go(monkeypatch):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_cuda_graphs_evaluate_as_the_network_does(autocast):
     torch.manual_seed(0)
-    network = ReplayedNetwork(Network().eval().cuda())
+    network = GraphedModule(Network().eval().cuda())
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         for seed in range(12):
             with torch.inference_mode():

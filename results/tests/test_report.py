@@ -29,7 +29,7 @@ def change(path, edit):
 
 
 def anchors_of(folder):
-    return page.load_anchors(folder / "report" / "anchors.json")
+    return page.load_controls(folder / "report" / "anchors.json")
 
 
 def make(folder, out, *, name="x", budget=None):
@@ -163,14 +163,14 @@ def test_pictures_that_the_files_do_not_suffice_for_are_left_out(copy):
     assert "interpolation.png" not in (out / "REPORT.md").read_text()
 
 
-KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "array": list}
+DATA_HELP = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "array": list}
 
 
 def check(value, schema, root, where="report"):
     """Check a value against the parts of JSON Schema that report.schema.json uses."""
     schema = root["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", [])
-    fits = [value is None if kind == "null" else isinstance(value, KINDS[kind]) for kind in types]
+    fits = [value is None if kind == "null" else isinstance(value, DATA_HELP[kind]) for kind in types]
     assert not types or any(fits), f"{where}: {value!r} is not {types}"
     assert value in schema.get("enum", [schema.get("const", value)]), where
     if isinstance(value, dict):

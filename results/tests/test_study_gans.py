@@ -17,7 +17,7 @@ from fake_models import FakeModels
 
 RESULTS = Path(__file__).parents[1]
 COUNT, SIZE = 1280, 16
-KINDS = ("stability", "collapse", "modes", "overfitting")
+DATA_HELP = ("stability", "collapse", "modes", "overfitting")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_documented_plan_of_all_kinds_ends_within_three_hours_and_runs_nothing(g
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     cells, minutes = (int(word) for word in done.stdout.splitlines()[-1].split() if word.isdigit() and int(word) > 2)
-    assert cells == len({cell for kind in KINDS for cell in gans.CELLS[kind]})
+    assert cells == len({cell for kind in DATA_HELP for cell in gans.CELLS[kind]})
     assert cells * 5 < minutes <= 180
     assert [path.name for path in tmp_path.iterdir()] == ["torch.py"]
 
@@ -164,7 +164,7 @@ def test_shares_of_the_data_are_taken_by_limit_with_and_without_diffaugment(fini
     assert {c["percent"]: c["training_images"] for c in cells} == {p: int(n or total) for p, n in limits.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DATA_HELP)
 def test_page_is_made_from_study_json_alone_and_names_no_path(script, finished, photos, tmp_path, kind):
     made = {path.name: path.read_bytes() for path in (finished[0] / "out" / f"gan-{kind}").iterdir()}
     (place := tmp_path / f"gan-{kind}").mkdir()
@@ -177,7 +177,7 @@ def test_page_is_made_from_study_json_alone_and_names_no_path(script, finished, 
 
 def test_pages_show_what_is_measured_along_a_training_and_against_the_floor(finished):
     folder, _ = finished
-    stability, collapse, modes, overfitting = (page(folder, name) for name in KINDS)
+    stability, collapse, modes, overfitting = (page(folder, name) for name in DATA_HELP)
     assert "| DCGAN | 128 | 4 | " in stability  # 200 at the end, 50 at best
     assert "| 3 of 3 |" in stability
     assert "| DCGAN plus, best checkpoint |" in stability
@@ -192,7 +192,7 @@ def test_flags_of_every_gan_are_accepted_by_its_script(gans):
     args = argparse.Namespace(image_size=32, images=9, seconds=300, num_samples=2000)
     code = "import json, sys; from gan.options import parse; "
     code += "print(json.dumps([vars(parse(None, words)) for words in json.loads(sys.argv[1])], default=str))"
-    cells = [cell for kind in KINDS for cell in gans.CELLS[kind] if cell.model.name == models.GAN]
+    cells = [cell for kind in DATA_HELP for cell in gans.CELLS[kind] if cell.model.name == models.GAN]
     words = json.dumps([gans.training_flags(cell, args, 50_000) for cell in cells])
     environment = {"PYTHONPATH": f"{RESULTS}:{RESULTS.parent / 'gans'}"}
     done = subprocess.run([sys.executable, "-c", code, words], env=environment, capture_output=True, text=True)
@@ -250,7 +250,7 @@ def test_two_updates_of_real_networks_end_with_four_pages(script, photos, tmp_pa
     cells += ["dcgan-photos", "dcgan-plus-photos", "dcgan-plus-photos-10-noaug"]
     result = run(script, photos, tmp_path, "--cells", ",".join(cells), "--seeds", 1)
     assert result.returncode == 0, result.stderr
-    for kind in KINDS:
+    for kind in DATA_HELP:
         study = json.loads((tmp_path / "out" / f"gan-{kind}" / "study.json").read_text())
         assert all(cell["training"]["images_seen"] >= 128 for cell in study["cells"])
         assert page(tmp_path, kind).startswith(f"# Study: GANs, {kind}")

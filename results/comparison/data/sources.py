@@ -12,7 +12,7 @@ from comparison.cli import UserError, data_root
 SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SHAPES_MODES = (10, 100, 200, 1000)  # the data set `shapes:N`; plain `shapes` has 200
 NAMES = ("shapes", "cifar10", "stackmnist", "lsun", "celeba_256")  # shapes:N, lsun:CATEGORY too
-KINDS = f"{', '.join(NAMES)}, a folder of images, an .npz or a .zip file"  # for --help
+DATA_HELP = f"{', '.join(NAMES)}, a folder of images, an .npz or a .zip file"  # for --help
 MNIST_FILES = {  # images and labels of each split, as they are published, or .gz
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),

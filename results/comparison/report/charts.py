@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from comparison.formatting import half_width, plain, seconds
+from comparison.formatting import format_number, half_width, seconds
 from comparison.report.plots import CONTROL, DPI, INK, colours, save, tidy
 from comparison.report.tradeoffs import QUALITY, pareto_front, training_points
 
@@ -54,7 +54,7 @@ def _finish_quality(figure: Figure, axes: Axes, controls: Mapping[str, Any], fre
             axes.text(0.01, value, control["label"], fontsize=8.5, color="#666666", **where)
     axes.set_yscale("log")
     axes.margins(y=0.12)
-    axes.yaxis.set_major_formatter(lambda value, _: plain(value))
+    axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
     axes.set_ylabel(f"{frechet}\n(log scale, lower is better)")
     tidy(axes)
     _legend(figure, axes)
@@ -129,9 +129,9 @@ def draw_trilemma(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str
     real = [quality(floor[QUALITY]["value"]), floor["coverage"]["value"]]
     axes.plot(range(2), real, "--", color=CONTROL, marker="_", markersize=14, label=controls["floor"]["label"])
     ticks = (
-        [(quality(value), plain(value)) for value in _steps(best, worst)],
-        [(value, plain(value)) for value in (0, 0.25, 0.5, 0.75, 1)],
-        [(speed(value), f"{plain(value)}/s") for value in _steps(slow, fast)],
+        [(quality(value), format_number(value)) for value in _steps(best, worst)],
+        [(value, format_number(value)) for value in (0, 0.25, 0.5, 0.75, 1)],
+        [(speed(value), f"{format_number(value)}/s") for value in _steps(slow, fast)],
     )
     for axis, marks in enumerate(ticks):
         axes.axvline(axis, color=INK, linewidth=1, zorder=1)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from comparison.formatting import apart, count, listed, metric, plain, seconds
+from comparison.formatting import count, differ_significantly, format_number, join_words, metric, seconds
 from comparison.report.tables import DEVICES_DIFFER, devices_differ, frechet_name, memorises
 from comparison.report.tradeoffs import QUALITY, main_rows, pareto_front
 
@@ -29,7 +29,7 @@ def findings(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None
     texts = [rank(mains, QUALITY, f"Quality ({frechet_name(anchors['extractor'])}, lower is better)", lowest=True)]
     if texts[0]:
         scale = [f"{label} {metric(QUALITY, controls[name]['metrics'][QUALITY])}" for name, label in SCALE.items()]
-        texts[0] += f" For scale: {listed(scale)}."
+        texts[0] += f" For scale: {join_words(scale)}."
     counted = [row for row in mains if "modes_covered" in row["metrics"]]
     modes = f" Modes covered: {_cells(counted, 'modes_covered')}." if counted else ""
     texts += [f"{rank(mains, 'coverage', topic, lowest=False) or ''}{modes}".strip(), _speed(mains), _front(rows)]
@@ -44,7 +44,7 @@ def rank(rows: Sequence[Row], name: str, topic: str, *, lowest: bool) -> str | N
     if len(ranked) < 2:
         return None
     best = ranked[0]["metrics"][name]
-    rest = [row for row in ranked[1:] if apart(best, row["metrics"][name])]
+    rest = [row for row in ranked[1:] if differ_significantly(best, row["metrics"][name])]
     tied = [row for row in ranked if not any(row is other for other in rest)]
     text = f"no significant difference between {_cells(tied, name)}"
     if len(tied) == 1:
@@ -53,7 +53,7 @@ def rank(rows: Sequence[Row], name: str, topic: str, *, lowest: bool) -> str | N
 
 
 def _cells(rows: Sequence[Row], name: str) -> str:
-    return listed([f"{_name(row)} ({metric(name, row['metrics'][name])})" for row in rows])
+    return join_words([f"{_name(row)} ({metric(name, row['metrics'][name])})" for row in rows])
 
 
 def _name(row: Row) -> str:
@@ -69,10 +69,10 @@ def _speed(rows: Sequence[Row]) -> str | None:
     for row in timed:
         steps = "" if row["nfe"] is None else f", {row['nfe']:g} network evaluation{'' if row['nfe'] == 1 else 's'}"
         cells.append(f"{seconds(row['seconds_per_image'])}{steps}")
-    ratios = [f"{plain(row['seconds_per_image'] / timed[0]['seconds_per_image'], 2)}x" for row in timed]
+    ratios = [f"{format_number(row['seconds_per_image'] / timed[0]['seconds_per_image'], 2)}x" for row in timed]
     slower = [f"{row['label']} takes {x} as long ({c})" for row, x, c in zip(timed, ratios, cells, strict=True)][1:]
     text = f"Speed (time per image at full throughput): **{timed[0]['label']}** is fastest ({cells[0]})."
-    return f"{text} {listed(slower)}.{f' {DEVICES_DIFFER}' if devices_differ(timed) else ''}"
+    return f"{text} {join_words(slower)}.{f' {DEVICES_DIFFER}' if devices_differ(timed) else ''}"
 
 
 def _front(rows: Sequence[Row]) -> str | None:
@@ -80,20 +80,23 @@ def _front(rows: Sequence[Row]) -> str | None:
     if len(scored) < 2:
         return None
     cells = [f"{_name(r)} ({seconds(r['seconds_per_image'])}, {metric(QUALITY, r['metrics'][QUALITY])})" for r in front]
-    text = f"Pareto-optimal (time per image, Frechet distance): {listed(cells)}."
+    text = f"Pareto-optimal (time per image, Frechet distance): {join_words(cells)}."
     for fast, slow in pairwise(front):
-        if not apart(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
+        if not differ_significantly(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
             text += f" {_name(slow)} is not significantly better than the faster {_name(fast)}."
     for clear, reason in ((True, "faster and better"), (False, "faster and not significantly worse")):
         names = [_name(r) for r in scored if not any(r is f for f in front) and _beaten(r, front) == clear]
-        text += f" Dominated, as another model or sampler is {reason}: {listed(names)}." if names else ""
+        text += f" Dominated, as another model or sampler is {reason}: {join_words(names)}." if names else ""
     return text
 
 
 def _beaten(row: Row, front: Sequence[Row]) -> bool:
     """Return True if a row of the front is faster and significantly better."""
     faster = [f["metrics"][QUALITY] for f in front if f["seconds_per_image"] <= row["seconds_per_image"]]
-    return any(f["value"] < row["metrics"][QUALITY]["value"] and apart(f, row["metrics"][QUALITY]) for f in faster)
+    return any(
+        f["value"] < row["metrics"][QUALITY]["value"] and differ_significantly(f, row["metrics"][QUALITY])
+        for f in faster
+    )
 
 
 def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
@@ -102,7 +105,7 @@ def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
         used = [f"{row['label']} {write(row[key])}" for row in rows if row[key] is not None]
         if not used:
             return None
-        sentences[unit] = f"{name}: {listed(used)}."
+        sentences[unit] = f"{name}: {join_words(used)}."
     unit, _, amount = (budget or "").partition("=")
     text = {"": "not given", "recipe": "each model's own recipe"}.get(unit, "different for each model")
     if unit in UNITS:

@@ -21,7 +21,7 @@ FEW_IMAGES = 1000
 Report = dict[str, Any]  # the content of report.json
 
 
-def load_anchors(path: Path) -> dict[str, Any]:
+def load_controls(path: Path) -> dict[str, Any]:
     """Return the content of the controls' file of evaluate.py; raise UserError if it is unusable."""
     anchors = read_json(path)
     if not {"anchors", "checks", "n", "reference", "extractor"} <= set(anchors) or "floor" not in anchors["anchors"]:
@@ -47,7 +47,7 @@ def make_report(
     Raises:
         UserError: files are damaged or not comparable.
     """
-    anchors = load_anchors(anchors_path)
+    anchors = load_controls(anchors_path)
     rows = read_rows(folders, anchors)
     protocol = ("reference", "extractor", "n", "image_size", "seed", "intervals", "versions")
     report = {

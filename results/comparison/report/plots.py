@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from comparison.curves import running_mean
 from comparison.files import atomic
-from comparison.formatting import half_width, plain
+from comparison.formatting import format_number, half_width
 from comparison.models import MODELS
 
 # Okabe and Ito 2008: safe for colour-blind readers, and distinct in grey
@@ -135,7 +135,7 @@ def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, pa
             low = max(np.nanmin(values[values > 0]), controls["floor"]["metrics"][name]["value"]) / 5
             axes.set_xscale("log")
             axes.set_xlim(low, np.nanmax(values) * 3)
-            axes.xaxis.set_major_formatter(lambda value, _: plain(value))
+            axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
             axes.locator_params(axis="x", numticks=4)
         else:
             low = 0.0

@@ -9,7 +9,7 @@ from typing import Any
 from comparison import formatting
 from comparison.cli import UserError
 from comparison.files import read_json, write_json, write_text
-from comparison.formatting import listed
+from comparison.formatting import join_words
 from comparison.report.tradeoffs import QUALITY
 
 Study = dict[str, Any]
@@ -141,7 +141,7 @@ def machine(cells: Sequence[Row]) -> str:
         "commit {} (`+`: with local changes)": [entry.get("git_commit") for entry in training],
     }
     distinct = {text: [value for value in dict.fromkeys(every) if value] for text, every in values.items()}
-    return "; ".join(text.format(listed(every)) for text, every in distinct.items() if every) + "."
+    return "; ".join(text.format(join_words(every)) for text, every in distinct.items() if every) + "."
 
 
 def protocol(study: Study, intervals: str = "") -> str:
@@ -151,7 +151,7 @@ def protocol(study: Study, intervals: str = "") -> str:
     for part in parts:
         source = f"{part['reference']['name']} ({part['reference']['fingerprint']})"
         sources.setdefault(part["extractor"]["name"], []).append(source)
-    against = "; ".join(f"{listed(names)}, in features of the {extractor}" for extractor, names in sources.items())
+    against = "; ".join(f"{join_words(names)}, in features of the {extractor}" for extractor, names in sources.items())
     cells = [cell["name"] for cell in study["cells"]]
     trainings = {cells.count(name) for name in cells}
     if not intervals and trainings == {1}:
@@ -200,5 +200,5 @@ def unequal_time_note(rows: Sequence[Row]) -> str | None:
     times = {row["label"]: row["training"]["seconds"] for row in rows}
     if not times or max(times.values()) <= (1 + EQUAL) * min(times.values()):
         return None
-    text = listed([f"{label} {formatting.seconds(value)}" for label, value in times.items()])
+    text = join_words([f"{label} {formatting.seconds(value)}" for label, value in times.items()])
     return f"Training times differ, so the rows are not compared at equal time: {text}."

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from comparison.formatting import count, plain
+from comparison.formatting import count, format_number
 from comparison.report.panels import Bars, Entry, Line, Lines
 from comparison.report.plots import DPI, INK, save, tidy
 
@@ -130,5 +130,5 @@ def _make_logarithmic(axes: Axes, side: str, values: Sequence[float]) -> None:
     else:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     axis.set_minor_formatter(NullFormatter())

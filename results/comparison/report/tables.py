@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from comparison import formatting
-from comparison.formatting import METRICS, MISSING, STANDARD, count, listed, number
+from comparison.formatting import METRICS, MISSING, STANDARD, count, join_words, number
 from comparison.report.tradeoffs import break_evens, main_rows
 
 Row = Mapping[str, Any]
@@ -44,7 +44,7 @@ def frechet_name(extractor: Mapping[str, Any]) -> str:
 def memorises(metrics: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
     """Return True if the fraction of memorised samples is significantly above the floor's."""
     entry, real = metrics.get("memorised"), floor.get("memorised")
-    return bool(entry and real and entry["value"] > real["value"] and formatting.apart(entry, real))
+    return bool(entry and real and entry["value"] > real["value"] and formatting.differ_significantly(entry, real))
 
 
 def devices_differ(rows: Sequence[Row]) -> bool:
@@ -75,7 +75,10 @@ def numbers_sentence(anchors: Mapping[str, Any]) -> str:
     for name in formatting.metrics_columns([floor]):
         if floor[name].get("n", anchors["n"]) != anchors["n"]:
             fewer.setdefault(floor[name]["n"], []).append(METRICS[name][0])
-    parts = [f"{anchors['n']:,} images per row", *(f"{n:,} of them for {listed(names)}" for n, names in fewer.items())]
+    parts = [
+        f"{anchors['n']:,} images per row",
+        *(f"{n:,} of them for {join_words(names)}" for n, names in fewer.items()),
+    ]
     return f"{', '.join(parts)}. The controls come first."
 
 
@@ -139,7 +142,7 @@ def timing_protocol(rows: Sequence[Row]) -> str | None:
     for row in rows:
         if row["timing_protocol"]:
             labels.setdefault(row["timing_protocol"].strip().rstrip("."), []).append(row["label"])
-    of = {text: f" of {listed(names)}" if len(labels) > 1 else "" for text, names in labels.items()}
+    of = {text: f" of {join_words(names)}" if len(labels) > 1 else "" for text, names in labels.items()}
     return " ".join(f"Timing protocol{of[text]}: {text}." for text in labels) or None
 
 
@@ -224,5 +227,5 @@ def standard_notes(rows: Sequence[Row]) -> str:
     return (
         f"Features of the standard Inception network (`{weights['file']}`, SHA-256 `{str(weights['sha256'])[:16]}`), "
         f"against {against}{images}. Precision and recall use k = 3. FID falls with the number of images, so compare "
-        f"it only at equal numbers.{f' {listed(sorted(fewer))}.' if fewer else ''}"
+        f"it only at equal numbers.{f' {join_words(sorted(fewer))}.' if fewer else ''}"
     )

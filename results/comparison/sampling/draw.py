@@ -15,7 +15,7 @@ from comparison.cli import UserError
 from comparison.data.images import save_npz, to_uint8
 from comparison.device import describe_device, peak_memory_bytes, reset_peak_memory, synchronize
 from comparison.distributed import gather, world_size
-from comparison.files import agrees, read_json, write_json
+from comparison.files import json_matches, read_json, write_json
 from comparison.png import save_grid
 from comparison.progress import bar
 
@@ -81,7 +81,7 @@ def draw_samples(
     """
     rank = distributed.get_rank() if world_size() > 1 else 0
     settings = {"file": out.name, "images": num_samples, **facts, "batch_size": batch_size}
-    if gather(out.is_file() and agrees(out.parent / "sampling.json", settings))[0]:
+    if gather(out.is_file() and json_matches(out.parent / "sampling.json", settings))[0]:
         print(f"{out}: drawn already", flush=True)
         return out
     part = _Part(out, num_samples, image_size, {**facts, "batch_size": batch_size}) if rank == 0 else None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from comparison.cli import UserError
 from comparison.data.images import to_uint8
-from comparison.files import agrees, read_json, write_json
+from comparison.files import json_matches, read_json, write_json
 from comparison.png import save_grid
 from comparison.rng import Key, SampleNoise
 
@@ -76,7 +76,7 @@ def draw_interpolation(folder: Path, draw_walk: Callable[[int], Tensor], *, late
     """
     record, path = folder / "sampling.json", folder / FILE
     note = {"file": FILE, "latent": latent, "sampler": sampler, "walks": WALKS, "columns": COLUMNS}
-    if path.is_file() and agrees(record, {"interpolation": note}):
+    if path.is_file() and json_matches(record, {"interpolation": note}):
         print(f"{path}: drawn already", flush=True)
         return
     with torch.inference_mode():

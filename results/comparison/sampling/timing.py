@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from comparison.cli import UserError
 from comparison.device import describe_device, peak_memory_bytes, reset_peak_memory, synchronize
-from comparison.files import agrees, write_json
-from comparison.gpu.replay import Replay
+from comparison.files import json_matches, write_json
+from comparison.gpu.cuda_graphs import GraphedFunction
 from comparison.runs import versions
 from comparison.sampling.draw import EvaluationCounter
 
@@ -51,7 +51,7 @@ def write_benchmark(
 ) -> None:
     """Write timing.json unless it holds the same measurement already; arguments as in `benchmark`."""
     wanted = {**_with_machine(facts, device), "image_size": image_size}
-    if agrees(path, {**wanted, "protocol": protocol(min_seconds, LIMIT * min_seconds)}):
+    if json_matches(path, {**wanted, "protocol": protocol(min_seconds, LIMIT * min_seconds)}):
         print(f"{path}: measured already; delete it to measure anew", flush=True)
         return
     timing = benchmark(
@@ -256,7 +256,7 @@ class _Stopwatch:
 
     def _estimate_seconds(self, size: int) -> None:
         """Estimate the seconds of a call from the fastest of three evaluations."""
-        for _ in range(Replay.WARM_UP + 1 if self.device.type == "cuda" else 1):
+        for _ in range(GraphedFunction.WARM_UP + 1 if self.device.type == "cuda" else 1):
             self.evaluate(size)
         self.expected = self.nfe * min(self._time(lambda: self.evaluate(size)) for _ in range(3))
 

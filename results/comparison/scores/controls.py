@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from comparison.data import shapes
-from comparison.formatting import METRICS, apart
+from comparison.formatting import METRICS, differ_significantly
 
 BLUR_SIGMA = 1.0  # pixels at 32 pixels; scaled with the image
 SMEAR_SIGMA = 3.0  # pixels at 32 pixels: half the radius of a large figure
@@ -173,7 +173,7 @@ FURTHER = (("frechet_distance", "noise", "blur"), ("modes_covered", "noise", "ha
 
 def verdict(metric: str, entry: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return `worse`, `better` or `unchanged`: how an entry of metrics.json differs from another, by the intervals."""
-    if not apart(entry, other):
+    if not differ_significantly(entry, other):
         return UNCHANGED
     lower = entry["value"] < other["value"]
     return BETTER if lower == (METRICS[metric][1] == "lower") else WORSE

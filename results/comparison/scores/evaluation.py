@@ -207,7 +207,7 @@ def _read_same(target: Path | None, identity: dict[str, Any]) -> dict[str, Any] 
     return saved if all(saved.get(name) == value for name, value in identity.items()) else None
 
 
-def evaluate_anchors(evaluator: Evaluator, target: Path) -> dict[str, Any]:
+def evaluate_controls(evaluator: Evaluator, target: Path) -> dict[str, Any]:
     """Score the controls; reuse `target`, an anchors.json, if it is of the same reference, else write it.
 
     Also writes `<stem>-real.png`, the first 64 real images, and `<stem>-controls.png`, a row of each control.

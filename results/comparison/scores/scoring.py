@@ -8,14 +8,14 @@ import torch
 
 from comparison import distributed
 from comparison.device import set_threads
-from comparison.places import Place
+from comparison.ranks import RankInfo
 from comparison.scores import evaluation, sharding
 from comparison.scores.reference import Reference
 
 Scores = tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]  # controls, if asked for; samples by name
 
 
-def score_all(args: argparse.Namespace, standard: dict[str, Any] | None, place: Place) -> Scores | None:
+def score_all(args: argparse.Namespace, standard: dict[str, Any] | None, place: RankInfo) -> Scores | None:
     """Return the scores on rank 0, None on the others, which extract features for it.
 
     Args:
@@ -56,7 +56,7 @@ def _score(args: argparse.Namespace, standard: dict[str, Any] | None, device: to
         print(f"note: {used} images per row instead of {args.num_images}: {limit} of the reference")
     scores = None if standard is None else evaluation.Standard(**standard, device=device)
     evaluator = evaluation.Evaluator(reference, extrapolate=args.extrapolate, standard=scores)
-    anchors = evaluation.evaluate_anchors(evaluator, args.anchors) if args.anchors else None
+    anchors = evaluation.evaluate_controls(evaluator, args.anchors) if args.anchors else None
     results = {}
     for name, file in files.items():
         target = Path(name) / args.out if file != Path(name) else None

@@ -19,7 +19,7 @@ SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of batch scripts and shel
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """The place of a process in a job.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place:
         return None if self.world_size == 1 else slice(self.rank * n, (self.rank + 1) * n)
 
 
-def find_place(
+def get_rank_info(
     env: Mapping[str, str] = os.environ,
     *,
     processes: int = 1,
@@ -57,7 +57,7 @@ def find_place(
     node_rank: int = 0,
     address: str = LOOPBACK,
     port: int = 0,
-) -> Place:
+) -> RankInfo:
     """Return the launcher's place of this process, else the first place on this machine of the requested job.
 
     Args:
@@ -73,7 +73,7 @@ def find_place(
     place, requested = _launched(env), nodes * processes
     if place.world_size == 1:
         address, port = (address, port) if nodes > 1 else (LOOPBACK, 0)
-        return Place(node_rank * processes, requested, 0, processes, "", address, port)
+        return RankInfo(node_rank * processes, requested, 0, processes, "", address, port)
     if requested not in (1, place.world_size):
         raise UserError(
             f"{requested} processes are asked for, but {place.launcher} has started {place.world_size} already; leave "
@@ -82,7 +82,7 @@ def find_place(
     return place
 
 
-def _launched(env: Mapping[str, str]) -> Place:
+def _launched(env: Mapping[str, str]) -> RankInfo:
     if "RANK" in env and "WORLD_SIZE" in env:
         place = _read(env, TORCHRUN, "torchrun")
         if place.world_size > 1 and not place.port:
@@ -99,10 +99,10 @@ def _launched(env: Mapping[str, str]) -> Place:
     return slurm
 
 
-def _slurm_place(env: Mapping[str, str]) -> Place:
+def _slurm_place(env: Mapping[str, str]) -> RankInfo:
     step = env.get("SLURM_STEP_ID", env.get("SLURM_STEPID"))
     if "SLURM_PROCID" not in env or step in SHELLS or (step is None and env.get("ENVIRONMENT") == "BATCH"):
-        return Place()
+        return RankInfo()
     size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
     by_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")  # such as 3(x2),2
     counts = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", by_node) for _ in range(int(times or 1))]
@@ -119,7 +119,7 @@ def _slurm_place(env: Mapping[str, str]) -> Place:
 
 def _read(
     env: Mapping[str, str], names: tuple[str, str, str, str], launcher: str, address: str = "", port: int = 0
-) -> Place:
+) -> RankInfo:
     """Return the place in the variables; MASTER_ADDR and MASTER_PORT take precedence over `address` and `port`."""
     rank, size = _number(env, names[0], 0), _number(env, names[1], 1)
     local_size = _number(env, names[3], size)
@@ -127,12 +127,12 @@ def _read(
     if rank >= size or local_rank >= local_size:
         raise UserError(f"{names[0]} {rank} must be below {names[1]} {size}, and {names[2]} {local_rank} as well")
     if size == 1:
-        return Place()
+        return RankInfo()
     address = env.get("MASTER_ADDR") or address
     port = _number(env, "MASTER_PORT", port) if address else 0
     if port > 65535:
         raise UserError(f"MASTER_PORT must be from 1 to 65535, not {port}")
-    return Place(rank, size, local_rank, local_size, launcher, address, port)
+    return RankInfo(rank, size, local_rank, local_size, launcher, address, port)
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -14,7 +14,7 @@ Inputs = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
 Work = Callable[[Inputs], Outputs]
 # Captures a call without arguments: returns its outputs, and a function that repeats it into the same memory.
-Recorder = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], object]]]
+GraphCapture = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], object]]]
 
 
 def cuda_graph(work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
@@ -25,7 +25,7 @@ def cuda_graph(work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], objec
     return outputs, graph.replay
 
 
-class Replay:
+class GraphedFunction:
     """A function of tensors that runs eagerly in its first calls, is then captured, and replayed from there on.
 
     The function may compute gradients, which it sets anew in every call. It must not synchronize with the CPU or branch
@@ -40,7 +40,7 @@ class Replay:
 
     WARM_UP = 3  # eager calls, in which libraries choose algorithms and the optimizer creates its state
 
-    def __init__(self, work: Work, parameters: Iterable[torch.nn.Parameter], record: Recorder) -> None:
+    def __init__(self, work: Work, parameters: Iterable[torch.nn.Parameter], record: GraphCapture) -> None:
         self._work, self._parameters, self._record = work, list(parameters), record
         self._calls = 0
         self._replay: Callable[[], object] | None = None
@@ -78,17 +78,17 @@ class Replay:
         )
 
 
-def by_cuda_graph(work: Work, parameters: Iterable[torch.nn.Parameter]) -> Replay:
+def by_cuda_graph(work: Work, parameters: Iterable[torch.nn.Parameter]) -> GraphedFunction:
     """Return work that sets the gradients of parameters, replayed as a CUDA graph."""
-    return Replay(work, parameters, cuda_graph)
+    return GraphedFunction(work, parameters, cuda_graph)
 
 
 def for_sampling(network: nn.Module, device: torch.device, record: bool = True) -> nn.Module:
-    """Return a network in eval mode, wrapped in `ReplayedNetwork` on a CUDA GPU if `record` is true."""
-    return ReplayedNetwork(network) if record and device.type == "cuda" else network
+    """Return a network in eval mode, wrapped in `GraphedModule` on a CUDA GPU if `record` is true."""
+    return GraphedModule(network) if record and device.type == "cuda" else network
 
 
-class ReplayedNetwork(nn.Module):
+class GraphedModule(nn.Module):
     """A network in eval mode whose evaluations of small batches are captured and replayed.
 
     Large batches keep a GPU busy anyway, and their graphs would hold much memory. With gradients, the network runs
@@ -102,11 +102,11 @@ class ReplayedNetwork(nn.Module):
     LARGEST = 256  # maximum batch size of a graph
     SHAPES = 16  # maximum number of graphs held, one per input shape
 
-    def __init__(self, network: nn.Module, record: Recorder = cuda_graph) -> None:
+    def __init__(self, network: nn.Module, record: GraphCapture = cuda_graph) -> None:
         super().__init__()
         self.network = network
         self._record = record
-        self._recorded: dict[object, Replay] = {}
+        self._recorded: dict[object, GraphedFunction] = {}
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the network's output, one tensor; the first argument is the images (N, C, H, W)."""
@@ -123,7 +123,7 @@ class ReplayedNetwork(nn.Module):
         if key not in self._recorded:
             if len(self._recorded) == self.SHAPES:
                 del self._recorded[next(iter(self._recorded))]
-            self._recorded[key] = Replay(self._work(len(args), device, autocast), (), self._record)
+            self._recorded[key] = GraphedFunction(self._work(len(args), device, autocast), (), self._record)
         return self._recorded[key](inputs)["output"]
 
     def _work(self, positional: int, device: str, autocast: torch.dtype | None) -> Work:
