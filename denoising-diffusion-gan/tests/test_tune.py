@@ -117,6 +117,7 @@ def test_a_study_refuses_other_settings_by_name_and_takes_flags_in_another_order
     tuning.begin(args)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):
     command = [sys.executable, str(FOLDER / "tune_ddgan.py"), *flags(pictures, tmp_path, "--workers", "2")]
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # tests in the background ignore it

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusion_testing import fake_cuda, script_env, tiny_flags, words
+from diffusion_testing import fake_cuda, run_script, script_env, tiny_flags, words
 from improved_diffusion import logger, train_util
 from improved_diffusion.resample import LossSecondMomentResampler
 from improved_diffusion.script_util import create_model_and_diffusion
@@ -26,8 +26,12 @@ SR_NETWORK = NETWORK.replace("--image_size 16", "--large_size 16 --small_size 8"
 
 
 def run_openai_style(script, *flags, launcher=(), **env):
-    command = [*launcher, sys.executable, str(SCRIPTS / f"{script}.py"), *words(*flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=script_env(**env))
+    if launcher:
+        command = [*launcher, sys.executable, str(SCRIPTS / f"{script}.py"), *words(*flags)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=script_env(**env))
+    else:
+        done = run_script(f"tests/openai_style/{script}.py", *flags, **env)
+        logger.reset()
     assert done.returncode == 0, done.stderr
     return done.stdout
 

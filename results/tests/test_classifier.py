@@ -124,6 +124,7 @@ def test_training_writes_weights_that_know_the_colours_and_says_what_they_are(te
     assert json.loads((ten_classes / "out" / "cifar_classifier.json").read_text())["accuracy"] == facts["accuracy"]
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_to_the_same_weights(ten_classes, script, monkeypatch):
     from comparison.scores import classifier_training
 

@@ -157,7 +157,7 @@ def assert_agreed(folder):
         }
 
 
-@pytest.mark.parametrize("launcher", ["spawn", "torchrun", "mpiexec"])
+@pytest.mark.parametrize("launcher", ["spawn", pytest.param("torchrun", marks=pytest.mark.slow), "mpiexec"])
 def test_two_processes_agree_and_the_first_one_speaks(launcher, tmp_path):
     status, out, err = finish(launcher, "together", tmp_path)
     assert status == 0, out + err
@@ -180,7 +180,8 @@ def test_two_machines_work_together(tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "name", "sentence"),
     [
-        *(("spawn", name, "error: --flag: wrong") for name in ("last", "both")),
+        ("spawn", "last", "error: --flag: wrong"),
+        pytest.param("spawn", "both", "error: --flag: wrong", marks=pytest.mark.slow),
         ("torchrun", "last", "error: --flag: wrong"),
         ("mpiexec", "both", "error: --flag: wrong"),
         ("spawn", "bug", "ZeroDivisionError: a bug\n(in process 1 of 2)"),
@@ -195,7 +196,7 @@ def test_failure_ends_all_and_is_told_once(launcher, name, sentence, tmp_path):
         assert (out + err).count("Traceback") == (name == "bug")
 
 
-@pytest.mark.parametrize("launcher", ["spawn", "mpiexec"])
+@pytest.mark.parametrize("launcher", ["spawn", pytest.param("mpiexec", marks=pytest.mark.slow)])
 def test_killed_process_ends_the_job_within_seconds_and_is_named(launcher, tmp_path):
     process = start(command(launcher, "train", tmp_path))
     pids = wait_for_training(process, tmp_path)

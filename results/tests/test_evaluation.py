@@ -257,7 +257,7 @@ def test_other_weights_are_refused_before_anything_is_scored(place, evaluate):
     assert not (run_folder(place) / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "mpiexec"])
 def test_several_processes_give_the_same_numbers(place, launcher):
     args = ("runs/model/first", *map(str, STANDARD), "--features", "cifar", "--threads", "1", "--json")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
