@@ -155,6 +155,24 @@ class ConsistencyLoss:
         """Return the losses (N,) of images; arguments of `GaussianDiffusion.training_losses`, t may be fractional."""
         sigma = self.levels.sigma(t)
         r = self.lower_level(sigma)
+        difference = self.difference(model, x_start, sigma, r, model_kwargs, noise)
+        squared = difference.square().flatten(1).sum(1)
+        if self.huber == float("inf"):
+            distance = squared
+        else:
+            distance = (squared + self.huber**2).clamp(min=1e-12).sqrt() - self.huber
+        return {"loss": distance / (sigma - r).float(), "mse": difference.detach().square().flatten(1).mean(1)}
+
+    def difference(
+        self,
+        model: Model,
+        x_start: Tensor,
+        sigma: Tensor,
+        r: Tensor,
+        model_kwargs: dict[str, Any] | None,
+        noise: Tensor,
+    ) -> Tensor:
+        """Return f at the levels sigma (N,) minus f at r (N,), without a gradient of the latter, like x_start."""
         view = [-1, *[1] * (x_start.ndim - 1)]
         states = _rng_states(x_start.device)
         with torch.no_grad():
@@ -163,13 +181,7 @@ class ConsistencyLoss:
             target = torch.where((r == 0).view(view), x_start, target)
         _set_rng_states(x_start.device, states)  # the same dropout mask
         y = x_start + sigma.float().view(view) * noise
-        difference = predict(model, self.diffusion, self.levels, y, sigma, model_kwargs) - target
-        squared = difference.square().flatten(1).sum(1)
-        if self.huber == float("inf"):
-            distance = squared
-        else:
-            distance = (squared + self.huber**2).clamp(min=1e-12).sqrt() - self.huber
-        return {"loss": distance / (sigma - r).float(), "mse": difference.detach().square().flatten(1).mean(1)}
+        return predict(model, self.diffusion, self.levels, y, sigma, model_kwargs) - target
 
 
 def _rng_states(device: torch.device) -> list[Tensor]:

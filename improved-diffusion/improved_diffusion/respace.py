@@ -41,4 +41,9 @@ class SpacedDiffusion(GaussianDiffusion):
         if t.device not in self._map_on_device:
             with torch.inference_mode(False):
                 self._map_on_device[t.device] = torch.tensor(self.timestep_map, device=t.device)
-        return super()._model_timesteps(self._map_on_device[t.device][t])
+        table = self._map_on_device[t.device]
+        if t.is_floating_point():  # between two timesteps
+            low = t.floor().clamp(0, max(0, len(table) - 2)).long()
+            high = (low + 1).clamp(max=len(table) - 1)
+            return super()._model_timesteps(torch.lerp(table[low].to(t), table[high].to(t), t - low))
+        return super()._model_timesteps(table[t])
