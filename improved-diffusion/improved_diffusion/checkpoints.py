@@ -4,6 +4,7 @@ opt<step>.pt holds the optimizer, the counters and the state of the timestep sam
 as saved once this file exists.
 """
 
+import io
 import os
 import re
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import blob, dist_util
+from . import blob
 from .training import Trainer
 
 
@@ -22,10 +23,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ValueError: damaged, or not a checkpoint.
         OSError, ImportError: see `blob.open_file`.
     """
+    with blob.open_file(path, "rb") as file:
+        content = io.BytesIO(file.read())
     try:
-        state = dist_util.load_state_dict(path, map_location="cpu")
-    except (OSError, ImportError):
-        raise
+        state = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise their own on a damaged file
         if "Weights only load failed" in str(error):
             raise ValueError(f"{path}: not a checkpoint of plain types and tensors") from None
@@ -36,28 +37,31 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return state
 
 
-def read_network(path: str) -> dict[str, Tensor]:
-    """Read the state dict of a network.
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Read the state dict of any network.
 
     Raises:
-        ValueError: damaged, or another file.
+        ValueError: damaged, or a file of another kind.
         OSError, ImportError: see `blob.open_file`.
     """
     state = read_checkpoint(path)
     if "param_groups" in state:
         raise ValueError(f"{path}: an optimizer's file; give model<step>.pt or ema_<rate>_<step>.pt")
+    if isinstance(state.get("model"), str):
+        raise ValueError(f"{path}: a checkpoint of {state['model']}, not of improved-diffusion")
+    return state
+
+
+def read_network(path: str) -> dict[str, Tensor]:
+    """Read the state dict of a `UNetModel` or `SuperResModel`; raises as `read_weights`."""
+    state = read_weights(path)
     if "time_embed.0.weight" not in state:
-        family = state.get("model")
-        kind = f"a checkpoint of {family}" if isinstance(family, str) else "not a network"
-        raise ValueError(f"{path}: {kind}, not of improved-diffusion")
-    for name, value in state.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            raise ValueError(f"{path}: {name} is not a dense tensor of floating-point numbers")
+        raise ValueError(f"{path}: not a network of improved-diffusion")
     return state
 
 
 def fill_network(module: nn.Module, state: dict[str, Tensor], path: str) -> None:
-    """Load a state dict of `read_network` into a network.
+    """Load a state dict of `read_weights` into a network.
 
     Raises:
         ValueError: names the first parameter that does not fit.
@@ -68,7 +72,12 @@ def fill_network(module: nn.Module, state: dict[str, Tensor], path: str) -> None
             raise ValueError(f"{path}: has no {name}; check the model flags, such as --num_channels")
         if name not in own:
             raise ValueError(f"{path}: unexpected key {name}; check the model flags")
-        if own[name].shape != state[name].shape:
+        value = state[name]
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise ValueError(f"{path}: {name} is not a dense tensor")
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{path}: {name} has the dtype {value.dtype}, not {own[name].dtype}")
+        if own[name].shape != value.shape:
             shapes = f"{tuple(state[name].shape)} in the file, {tuple(own[name].shape)} by the flags"
             raise ValueError(f"{path}: {name} is {shapes}")
     module.load_state_dict(state)
@@ -102,14 +111,14 @@ def load_step(path: str, trainer: Trainer) -> tuple[dict[str, Any], list[str]]:
     folder, name = os.path.split(path)
     if name.startswith(("ema_", "opt")):
         raise ValueError(f"resume_checkpoint {path}: give the model<step>.pt beside it")
-    state = read_network(path)
+    state = read_weights(path)
     fill_network(trainer.model, state, path)
     step = f"{step_of(path):06d}"
     whole, missing = name == f"model{step}.pt", []
     for rate, ema in trainer.ema.items():
         ema_path = os.path.join(folder, f"ema_{rate}_{step}.pt")
         saved = whole and blob.backend(ema_path).exists(ema_path)
-        fill_network(ema, read_network(ema_path) if saved else state, ema_path if saved else path)
+        fill_network(ema, read_weights(ema_path) if saved else state, ema_path if saved else path)
         missing += [] if saved else [f"ema_{rate}_{step}.pt (the average starts from the network)"]
     opt_path = os.path.join(folder, f"opt{step}.pt")
     if not (whole and blob.backend(opt_path).exists(opt_path)):

@@ -35,10 +35,7 @@ _members: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def setup_dist(device: str | None = None) -> None:
-    """Initialize the process group, once, on `device` ('cpu', 'cuda:N') or the GPU of the local rank.
-
-    Raises ValueError where the launcher's variables do not say where the ranks meet.
-    """
+    """Initialize the process group on `device` or the GPU of the local rank; ValueError if the ranks cannot meet."""
     global _device
     rank, world_size, local_rank, local_size = launched_ranks()
     if dist.is_initialized():
@@ -48,10 +45,10 @@ def setup_dist(device: str | None = None) -> None:
     _device = torch.device(device) if device else _local_device(local_rank)
     if _device.type == "cuda":
         torch.cuda.set_device(_device)
-    own_gpu = world_size == 1 or (device is None and local_size <= torch.cuda.device_count())  # as NCCL demands
     store: dist.Store = dist.HashStore() if world_size == 1 else _connect(rank, world_size)
-    nccl = _device.type == "cuda" and own_gpu and dist.is_nccl_available()
-    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    store.set(f"gpu/{rank}", str(torch.cuda.get_device_properties(_device).uuid) if _device.type == "cuda" else "")
+    gpus = {store.get(f"gpu/{other}") for other in range(world_size)} - {b""}  # NCCL demands one for each rank
+    backend = "cpu:gloo,cuda:nccl" if len(gpus) == world_size and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     atexit.register(shutdown)
     if world_size > 1:
@@ -68,6 +65,8 @@ def _local_device(local_rank: int) -> torch.device:
 def _connect(rank: int, world_size: int) -> dist.Store:
     """Connect to the store of rank 0: at MASTER_ADDR and MASTER_PORT, or at an address that MPI broadcasts."""
     if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+        if "RANK" in os.environ:
+            raise ValueError("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
         try:
             comm = importlib.import_module("mpi4py.MPI").COMM_WORLD
         except (ImportError, RuntimeError) as error:

@@ -152,12 +152,15 @@ def list_images(data_dir: str) -> list[str]:
     """
     if not data_dir:
         raise ValueError("data_dir must be a folder of images, not ''")
+    data_dir = os.fspath(data_dir)
     files = blob.backend(data_dir)
     if not files.isdir(data_dir):
         raise ValueError(f"data_dir {data_dir}: no such folder")
-    below = [os.path.join(root, name) for root, _, names in files.walk(data_dir) for name in names]
+    below = (os.path.join(root, name) for root, _, names in files.walk(data_dir) for name in names)
     hidden = re.compile(r"/\.")  # below the folder
-    paths = sorted(p for p in below if p.lower().endswith(SUFFIXES) and not hidden.search(p, len(data_dir.rstrip("/"))))
+    start, local = len(data_dir.rstrip("/")), not blob.is_remote(data_dir)
+    paths = sorted(p for p in below if p.lower().endswith(SUFFIXES) and not hidden.search(p, start))
+    paths = [path for path in paths if not local or os.path.exists(path)]  # no links to missing files
     if not paths:
         raise ValueError(f"data_dir {data_dir}: no image found in this folder")
     return paths

@@ -216,9 +216,13 @@ class TrainLoop:
     def save(self) -> None:
         """Write the checkpoint of the updates made so far; rank 0 writes, the others wait."""
         if dist_util.get_rank() == 0:
-            logger.log(f"saving the checkpoint of step {self.updates} to {self.folder}")
-            save_step(self.folder, self.updates, self.trainer, self.counters())
+            self.write_checkpoint()
         dist_util.barrier()
+
+    def write_checkpoint(self) -> None:
+        """Write the files of the present step."""
+        logger.log(f"saving the checkpoint of step {self.updates} to {self.folder}")
+        save_step(self.folder, self.updates, self.trainer, self.counters())
 
     def counters(self) -> dict[str, Any]:
         """Return the entries of opt<step>.pt beside the optimizer's state and the step."""

@@ -282,6 +282,11 @@ class Trainer:
             {**saved, **{name: own[name] for name in ("lr", "betas", "weight_decay", "fused")}}
             for saved, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
         ]
+        parameters = list(self.model.parameters())
+        for index, moments in state["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameters[index].shape:
+                    raise ValueError(f"{name} of parameter {index} has the shape {tuple(moments[name].shape)}")
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])

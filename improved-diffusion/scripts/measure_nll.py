@@ -50,7 +50,8 @@ def measure_nll(args: argparse.Namespace, flags: dict[str, Any]) -> int:
         sums = measure(loaded, images, state, args)
         if get_rank() == 0:
             write_results(sums, out_dir, {**facts, "trained": training_of(args.model_path)})
-            state.unlink()
+            for part in out_dir.glob(state.name.replace("000", "*")):  # others are of an older version
+                part.unlink()
         return 0
 
 

@@ -4,7 +4,6 @@ import argparse
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,9 @@ def out_folder(args: argparse.Namespace) -> Path:
     Raises:
         UserError: it cannot be written.
     """
-    variable = folder_of_environment()
+    variable = None if args.out_dir else folder_of_environment()
     folder = args.out_dir or variable or args.model_path.parent
-    check_folder(folder, "OPENAI_LOGDIR" if variable and not args.out_dir else "--out_dir")
+    check_folder(folder, "OPENAI_LOGDIR" if variable else "--out_dir")
     return folder
 
 
@@ -167,31 +166,46 @@ def download_model(flag: str, path: "Path | str | None", ema_rates: Iterable[str
 
 
 def _download(flag: str, remote: str, names: list[str] | None, optional: list[str]) -> Path:
-    """Copy files of a remote folder that the local copy lacks; None for all files. Ranks wait for each other."""
+    """Copy files of a remote folder that have changed since the last copy. Ranks wait for each other.
+
+    Args:
+        flag: named in errors.
+        remote: the folder.
+        names: files that must exist; None for all files of a data set, which are copied once.
+        optional: files that may be missing.
+    """
+    shown = remote if names is None else f"{remote}/{names[0]}"
     scheme, _, rest = remote.partition("://")
     if not rest or ".." in rest.split("/"):
-        raise UserError(f"{flag} {remote}: not a remote path")
+        raise UserError(f"{flag} {shown}: not a remote path")
     folder = data_root() / "cache" / scheme / rest
     folder.mkdir(parents=True, exist_ok=True)
 
     def fetch(name: str) -> None:
-        if not (target := folder / name).is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(target) as temporary:
-                files.copy(f"{remote}/{name}", str(temporary), overwrite=True)
+        target, source = folder / name, f"{remote}/{name}"
+        if target.is_file() and names is None:
+            return
+        found = files.stat(source)
+        if target.is_file() and (target.stat().st_size, int(target.stat().st_mtime)) == (found.size, int(found.mtime)):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(target) as temporary:
+            files.copy(source, str(temporary), overwrite=True)
+            os.utime(temporary, (found.mtime, found.mtime))
 
     try:
         files = backend(remote)
         with FileLock(folder / ".lock"), ThreadPoolExecutor(CONNECTIONS) as pool:
             if names is None:
                 below = (f"{root}/{name}" for root, _, found in files.walk(remote) for name in found)
-                names = [os.path.relpath(path, remote) for path in below]
-                if not names:
+                if not (paths := [os.path.relpath(path, remote) for path in below]):
                     raise FileNotFoundError("no files in this folder")
-            list(pool.map(fetch, names))
+            list(pool.map(fetch, paths if names is None else names))
             for name in optional:
-                with suppress(FileNotFoundError):
+                try:
                     fetch(name)
+                except FileNotFoundError:
+                    (folder / name).unlink(missing_ok=True)
     except Exception as error:  # blobfile's own errors, and those of the network libraries below it
-        raise UserError(f"{flag} {remote}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise UserError(f"{flag} {shown}: {' '.join(str(error).split()) or type(error).__name__}") from None
     return folder

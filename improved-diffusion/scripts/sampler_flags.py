@@ -70,10 +70,6 @@ class Sampler:
         start = f", sigma_max {self.sigma_max:g}" if self.sigma_max else ""
         return f"{NAMES[self.name]}, {self.steps} steps{eta}{spacing}{start}"
 
-    def adds_noise(self) -> bool:
-        """Return True if its steps add noise."""
-        return self.name in NOISY and (self.name != "ddim" or self.eta > 0)
-
 
 def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
     """Return the sampler of the command line.

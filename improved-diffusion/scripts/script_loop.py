@@ -2,8 +2,10 @@
 
 import argparse
 import itertools
+import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from comparison.data.batches import BatchStream
 from comparison.data.images import to_uint8
 from comparison.data.streaming import FileStream
 from comparison.device import peak_memory_bytes
+from comparison.files import write_text
 from comparison.png import save_grid
+from comparison.runs import read_progress
 from comparison.schedule import Schedule
-from comparison.training import Loop
+from comparison.training import Loop, StopSignal
 from improved_diffusion import logger
-from improved_diffusion.checkpoints import saved_steps
+from improved_diffusion.checkpoints import save_step, saved_steps
 from improved_diffusion.dist_util import broadcast_object, get_rank, get_world_size
 from improved_diffusion.train_util import TrainLoop
 from improved_diffusion.training import Trainer
@@ -39,9 +43,6 @@ class ScriptLoop(TrainLoop):
         task: inputs of the network, and images of the grids; see train_network.py.
         stream: this rank's part of the batches.
         options: arguments of `TrainLoop`, with `trainer`.
-
-    Raises:
-        UserError: a checkpoint is damaged or does not fit.
     """
 
     _loop: Loop
@@ -59,13 +60,14 @@ class ScriptLoop(TrainLoop):
 
     def own_checkpoint(self) -> str:
         """Return the run's newest checkpoint, the same for all ranks; '' for a new run, whose folder is cleared."""
-        return broadcast_object(super().own_checkpoint() if self.run.resumed else "")
+        return broadcast_object(newest_model(self.run.folder) if self.run.resumed else "")
 
     def restore_counters(self, step: int, payload: dict[str, Any], path: str) -> None:
         """Restore the clock too."""
-        super().restore_counters(step, payload, path)
+        super().restore_counters(step if re.fullmatch(r"model\d+\.pt", os.path.basename(path)) else 0, payload, path)
         if payload.get("model", self.run.config["model"]) != self.run.config["model"]:
-            raise ValueError(f"{path}: a checkpoint of {payload['model']}, not of {self.run.config['model']}")
+            optimizer_file = os.path.join(os.path.dirname(path), f"opt{step:06d}.pt")
+            raise ValueError(f"{optimizer_file}: a checkpoint of {payload['model']}, not of {self.run.config['model']}")
         self._seconds_before = payload.get("wall_seconds") or 0.0
         self._saved_step = step if os.path.dirname(path) == self.folder else -1
 
@@ -96,12 +98,9 @@ class ScriptLoop(TrainLoop):
     def run_loop(self, description: str = "", metadata: dict[str, Any] | None = None) -> int:  # type: ignore[override]
         """Train until the budget is used up or the user stops it; return the exit status.
 
-        Args:
-            description: data, budget and device, for the log.
-            metadata: entries of config.json.
+        `description` (data, budget, device) is for the log, `metadata` for config.json.
         """
-        args, main = self.args, get_rank() == 0
-        before, samples = self.updates, self.samples
+        args, main, before, samples = self.args, get_rank() == 0, self.updates, self.samples
         self._loop = loop = Loop(
             self.run if main else None,
             self.budget,
@@ -115,12 +114,12 @@ class ScriptLoop(TrainLoop):
         )
         loop.begin(description, **(metadata or {}))
         formats = ["json", *(["tensorboard"] if "tensorboard" in log_formats() else [])] if main else []
+        if main:
+            write_progress_json(self.run.folder)
         try:
             with logger.scoped_configure(self.folder, formats):
                 logger.drop_after(before)
                 return self._run(loop)
-        except ImportError as error:
-            raise UserError(f"OPENAI_LOG_FORMAT: {error}") from None
         finally:
             self.trainer.leave_group()
 
@@ -137,25 +136,29 @@ class ScriptLoop(TrainLoop):
                 self.save()
             if planned:
                 self._save_grid()
-        if loop.reason:
-            self._write_row()
-        if self._saved_step != self.updates:
-            self.save()
-        if loop.reason:
-            self._save_grid()
+        with StopSignal():  # a signal may come again while the end is saved
+            if loop.reason:
+                self._write_row()
+            if self._saved_step != self.updates:
+                self.save()
+            if loop.reason:
+                self._save_grid()
         return loop.finish(peak_memory_bytes=peak_memory_bytes(self.trainer.device))
 
     def save(self) -> None:
-        """Write the checkpoint, then delete old ones; UserError where a weight is not finite or the disk is full."""
+        """Write the checkpoint; UserError where a weight is not finite."""
         if not self.trainer.is_finite():
             raise UserError(f"step {self.updates}: a weight is NaN or infinite; {ADVICE}")
+        super().save()
+        self._saved_step = self.updates
+
+    def write_checkpoint(self) -> None:
+        """Write the files of the present step, then delete old ones; UserError where the disk is full."""
         try:
-            super().save()
+            save_step(self.folder, self.updates, self.trainer, self.counters())
         except (OSError, RuntimeError) as error:
             raise UserError(f"{self.folder}: checkpoint not written ({error})") from None
-        self._saved_step = self.updates
-        if get_rank() == 0:
-            prune(self.run.folder, self.save_interval, self.args.keep)
+        prune(self.run.folder, self.save_interval, self.args.keep)
 
     def _write_row(self) -> None:
         """Write a row of the mean losses since the last row; UserError where the loss is not finite."""
@@ -167,12 +170,11 @@ class ScriptLoop(TrainLoop):
             return
         (step, seconds), self._logged = self._logged, (self.updates, loop.seconds)
         rate = (self.updates - step) * self.args.batch_size / max(self._logged[1] - seconds, 1e-9)
-        row = {**means, "lr": self.trainer.optimizer.param_groups[0]["lr"], "images_per_second": rate}
-        if self.trainer.scaler.is_enabled():
-            row["lg_loss_scale"] = math.log2(self.trainer.scaler.get_scale())
-        counts = {"step": self.updates, "images_seen": self.samples, "wall_seconds": round(loop.seconds, 3)}
+        row = {**means, **optimizer_values(self.trainer), "images_per_second": rate}
         loop.run.log_row(self.updates, self.samples, loop.seconds, **row)
-        logger.logkvs({**counts, **row})
+        logger.logkvs(
+            {"step": self.updates, "images_seen": self.samples, "wall_seconds": round(loop.seconds, 3), **row}
+        )
         logger.dumpkvs()
         parts = " ".join(f"{name} {means[name]:.4g}" for name in ("loss", "mse", "vb", "grad_norm") if name in means)
         loop.log(f"step {self.updates} images {self.samples} {parts} {rate:.1f} images/s {loop.seconds:.0f} s")
@@ -182,6 +184,33 @@ class ScriptLoop(TrainLoop):
         if self.args.grid_images and get_rank() == 0 and not path.is_file():
             with self._loop.pause():
                 save_sample_grid(self.trainer, path, self.args, self.task)
+
+
+def newest_model(folder: Path) -> str:
+    """Return the model file of the newest step with an opt file, '' where there is none.
+
+    Raises:
+        UserError: it is missing; training must not go on from an older step.
+    """
+    steps = [int(m[1]) for path in folder.glob("opt*.pt") if (m := re.fullmatch(r"opt(\d+)\.pt", path.name))]
+    path = folder / f"model{max(steps, default=0):06d}.pt"
+    if steps and not path.is_file():
+        raise UserError(f"{path}: no such checkpoint, but the opt file of its step exists; restore or delete it")
+    return str(path) if steps else ""
+
+
+def optimizer_values(trainer: Trainer) -> dict[str, float]:
+    """Return the learning rate, and in float16 log2 of the loss scale."""
+    values = {"lr": trainer.optimizer.param_groups[0]["lr"]}
+    if trainer.scaler.is_enabled():
+        values["lg_loss_scale"] = math.log2(trainer.scaler.get_scale())
+    return values
+
+
+def write_progress_json(folder: Path) -> None:
+    """Write the rows of progress.csv, which `Run.start` has trimmed, to progress.json, one object per line."""
+    rows = read_progress(path) if (path := folder / "progress.csv").is_file() else []
+    write_text(folder / "progress.json", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def save_sample_grid(trainer: Trainer, path: Path, args: argparse.Namespace, task: Any) -> None:

@@ -1,6 +1,7 @@
 """Options of image_train.py and super_res_train.py, their validation, and the run folder; without torch."""
 
 import argparse
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def open_run(args: argparse.Namespace, family: Family, data_dir: str) -> Run:
         raise UserError(f"--resume_checkpoint {args.resume_checkpoint}: --fresh would delete it; copy it first")
     return Run.open(
         folder,
-        {**vars(args), "data_dir": args.data_dir if is_remote(args.data_dir) else data_dir},
+        {**vars(args), "data_dir": args.data_dir.rstrip("/") if is_remote(args.data_dir) else data_dir},
         model=family.model,
         may_change=("resume_checkpoint", "grid_images", "grid_steps", "compile", "cuda_graph"),
         implied={**IMPLIED, "prediction": "x_start" if args.predict_xstart else "epsilon"},
@@ -195,6 +196,8 @@ def validate_train_flags(args: argparse.Namespace, flags: dict[str, Any]) -> tup
     validate_flags(flags, args)
     if unknown := next((name for name in log_formats() if name not in LOG_FORMATS), None):
         raise UserError(f"OPENAI_LOG_FORMAT: a log format must be one of {', '.join(LOG_FORMATS)}, not {unknown!r}")
+    if "tensorboard" in log_formats() and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("OPENAI_LOG_FORMAT: log format tensorboard needs the package tensorboard")
     if args.batch_size % (ranks := get_rank_info().world_size):
         raise UserError(f"--batch_size {args.batch_size}: shared by all ranks, so it must be a multiple of {ranks}")
     if args.beta2 == 1:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-FUNCTIONS = ("BlobFile", "copy", "exists", "isdir", "listdir", "makedirs", "walk")
+FUNCTIONS = ("BlobFile", "copy", "exists", "isdir", "listdir", "makedirs", "stat", "walk")
 
 
 def install(folder: Path, set_attribute: Callable[[object, str, object], None] = setattr) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comparison.cli import UserError
 from diffusion_testing import FOLDER, call_script, tiny_flags
-from improved_diffusion.checkpoints import check_counters, read_network
+from improved_diffusion.checkpoints import check_counters
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image
@@ -267,10 +267,9 @@ def test_network_of_other_things_than_dense_tensors_is_refused(damage, model):
     state = torch.load(model)
     torch.save({**state, "out.2.weight": damage(state["out.2.weight"])}, model)
     flags = [NETWORK, "--model_path", model, "--device cpu --threads 1"]
-    refused("net.pt: out.2.weight is not a dense tensor", SAMPLE, *flags)
-    refused("net.pt: out.2.weight is not a dense tensor", NLL, *flags, "--data_dir shapes")
-    with pytest.raises(ValueError, match=r"net\.pt: out\.2\.weight is not a dense tensor"):
-        read_network(str(model))
+    words = "net.pt: out.2.weight (is not a dense tensor|has the dtype torch.int8)"
+    refused(words, SAMPLE, *flags)
+    refused(words, NLL, *flags, "--data_dir shapes")
 
 
 @pytest.mark.parametrize(

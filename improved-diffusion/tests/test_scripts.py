@@ -175,6 +175,24 @@ def test_damaged_checkpoint_is_refused_and_nothing_overwritten(trained, images, 
         assert contents(run_dir) == before
 
 
+def test_rows_of_a_damaged_progress_json_are_those_of_progress_csv(trained, images, tmp_path):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    (run_dir / "progress.json").write_text('{"step": 3}\n{"step": garbage\n')
+    assert call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 21) == 0
+    lines = [json.loads(line) for line in (run_dir / "progress.json").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12, 15, 18, 20, 21]
+    assert lines[0]["loss"] > 0
+
+
+def test_missing_network_of_the_newest_step_is_refused(trained, images, tmp_path):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    (run_dir / "model000020.pt").unlink()
+    before = contents(run_dir)
+    with pytest.raises(UserError, match=r"model000020\.pt: no such checkpoint"):
+        call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 21)
+    assert contents(run_dir) == before
+
+
 def test_checkpoints_that_do_not_fit_are_refused(trained, images, tmp_path):
     torch.save({"model": "gans", "step": 3}, tmp_path / "gan.pt")
     torch.save({"time_embed.0.weight": torch.zeros(2, 2)}, tmp_path / "model000005.pt")

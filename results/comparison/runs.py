@@ -116,7 +116,7 @@ class Run:
         config["created"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         path = folder / "config.json"
         if not path.is_file():
-            if not fresh and (any(folder.glob("*.pt")) or any(folder.glob("*.pth"))):
+            if any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
                 raise UserError(f"{folder}: holds checkpoints but no config.json; name another folder")
             return cls(folder, config, False, [])
         saved = read_config(path)

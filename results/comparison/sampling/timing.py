@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.benchmark import Measurement, Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from comparison.cli import UserError
@@ -163,12 +162,14 @@ def convolution_speed(device: torch.device, precision: str, seconds: float = 0.3
     return 2 * 64 * 32**2 * 128**2 * 9 / timing.median / 1e9
 
 
-def _repeat(call: Callable[[], object], device: torch.device, seconds: float) -> Measurement:
+def _repeat(call: Callable[[], object], device: torch.device, seconds: float) -> Any:
     """Time a call repeatedly for so many seconds."""
 
     def finished() -> None:
         call()
         synchronize(device)
+
+    from torch.utils.benchmark import Timer  # warns on its import where there is a CUDA toolkit but no GPU
 
     timer = Timer("call()", globals={"call": finished}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=seconds)
