@@ -45,6 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=cli.local_path, help=".npz file to write; default: samples.npz of the run")
     add("--png_dir", type=cli.local_path, help="folder for one PNG per image")
     add("--contact_sheet", type=cli.local_path, help="JPEG file for the first 64 images, for viewing only")
+    export_help = "write the generator's weights under NVlabs's names, for their test script, and exit"
+    add("--export_nvlabs", type=cli.local_path, metavar="FILE", help=export_help)
     graph_help = "do not replay evaluations of small batches as CUDA graphs, on a CUDA GPU"
     add("--no_cuda_graph", action="store_true", help=graph_help)
     add = parser.add_argument_group("score").add_argument
@@ -69,8 +71,12 @@ def main(args: argparse.Namespace) -> int:
     check_targets(args, out, count)
     if args.benchmark and rank_info.world_size > 1:
         raise UserError("--benchmark: measures a single process; leave out --num_process_per_node and torchrun")
-    from ddgan.sample_writer import sample_run
+    if args.export_nvlabs:
+        check_folder(args.export_nvlabs.parent, "--export_nvlabs")
+    from ddgan.sample_writer import export_run, sample_run
 
+    if args.export_nvlabs:
+        return export_run(args, path)
     return launch(sample_run, rank_info, args, path, out, count)
 
 

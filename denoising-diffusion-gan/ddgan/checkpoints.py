@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint
 from comparison.cli import UserError
+from comparison.files import atomic
 from torch import Tensor
 
 from ddgan.discriminator import Discriminator, PlainDiscriminator
 from ddgan.domain import Domain
 from ddgan.generator import Generator, GeneratorConfig
-from ddgan.nvlabs import looks_like_nvlabs, translate_generator
+from ddgan.nvlabs import looks_like_nvlabs, published_state, translate_generator
 from ddgan.options import ARCHITECTURE, LATER, MODEL, check_architecture, defaults, is_value
 from ddgan.training import Trainer
 
@@ -94,6 +95,26 @@ def load_generator(path: Path, given: Mapping[str, Any]) -> tuple[Generator, dic
     if not all(isinstance(value, int) and value >= 0 for value in counts.values()):
         raise UserError(f"{path}: damaged; it says {counts['step']!r} updates on {counts['images_seen']!r} images")
     return generator.eval(), {**config, **counts}
+
+
+def export_generator(path: Path, out: Path, given: Mapping[str, Any]) -> None:
+    """Write the weights of netG_<epoch>.pth to `out`, as NVlabs's test script loads them.
+
+    Args:
+        path, given: see `load_generator`.
+        out: file to write.
+
+    Raises:
+        UserError: the generator has parts that the published code lacks, or see `load_generator`.
+    """
+    generator, config = load_generator(path, given)
+    own = {name: config.get(name) for name in ("class_cond", "domain")}
+    lacking = [f"--{name} {value}" for name, value in own.items() if value not in (False, None, "pixel")]
+    lacking += [] if generator.cfg.conditional else ["a generator without time embedding"]
+    if lacking:
+        raise UserError(f"{path}: NVlabs's code has no {' and no '.join(lacking)}")
+    with atomic(out) as temporary:
+        torch.save(published_state(generator), temporary)
 
 
 def check_config(path: Path, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Translate published DDGAN state dicts from NVlabs's parameter names to this package's names."""
+"""Translate DDGAN state dicts between NVlabs's parameter names and this package's names."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -29,6 +29,20 @@ def translate_generator(generator: Generator, state: Mapping[str, Tensor]) -> di
     # Without time conditioning every published block still has its unused time layer.
     ignored = () if generator.cfg.conditional else (".Dense_0.", "all_modules.0.W")
     return _translate(state, _generator_entries(generator), ignored)
+
+
+def published_state(generator: Generator) -> dict[str, Tensor]:
+    """Return a generator's weights under the names that NVlabs's training saves, with `module.` before each."""
+    return rename(generator.state_dict(), _generator_entries(generator))
+
+
+def rename(state: Mapping[str, Tensor], entries: Iterable[Entry]) -> dict[str, Tensor]:
+    """Return a state dict of this package under published names."""
+    result = {}
+    for here, there, transpose in entries:
+        for name, value in zip(there, state[here].chunk(len(there)), strict=True):
+            result[f"module.{name}"] = (value[:, :, 0, 0].t() if transpose else value).contiguous()
+    return result
 
 
 def _translate(

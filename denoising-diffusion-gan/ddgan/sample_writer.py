@@ -21,7 +21,7 @@ from comparison.sampling.timing import write_benchmark
 from PIL import Image
 from torch import Tensor
 
-from ddgan.checkpoints import load_generator
+from ddgan.checkpoints import export_generator, load_generator
 from ddgan.conditional import cyclic_labels, find_class
 from ddgan.domain import Domain
 from ddgan.fid import frechet_inception_distance
@@ -34,10 +34,22 @@ from ddgan.training_setup import check_same_flags
 JPEG_QUALITY = 90  # of the contact sheet, which is never scored
 
 
+def export_run(args: argparse.Namespace, path: Path) -> int:
+    """Write the weights of a checkpoint under NVlabs's names."""
+    export_generator(path, args.export_nvlabs, given_flags(args))
+    print(f"{args.export_nvlabs}: weights of {path.name}")
+    return 0
+
+
+def given_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of the command line that describe a checkpoint."""
+    given = {n: v for n, v in vars(args).items() if n in ARCHITECTURE and n not in DISCRIMINATOR_ONLY}
+    return given if args.dataset is None else {**given, "dataset": args.dataset}
+
+
 def sample_run(rank_info: RankInfo, args: argparse.Namespace, path: Path, out: Path, count: int) -> int:
     """Sample `count` images of a checkpoint into `out` together with the other ranks; rank 0 writes and scores them."""
-    given = {n: v for n, v in vars(args).items() if n in ARCHITECTURE and n not in DISCRIMINATOR_ONLY}
-    generator, config = load_generator(path, given if args.dataset is None else {**given, "dataset": args.dataset})
+    generator, config = load_generator(path, given_flags(args))
     real = str(args.real_img_dir or config.get("dataset"))
     if args.compute_fid and not args.real_img_dir:
         check_source(real, "--real_img_dir")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ddgan.discriminator import Discriminator
 from ddgan.generator import Generator
-from ddgan.nvlabs import Entry, _generator_entries, _layer, _translate
+from ddgan.nvlabs import Entry, _generator_entries, _layer, _translate, rename
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -49,12 +49,8 @@ def weights_by_recipe(arrays: np.lib.npyio.NpzFile, case: str, prefix: str = "")
 
 def published_state(network: torch.nn.Module, prefix: str = "module.") -> dict[str, torch.Tensor]:
     """Return a network's weights under the names that NVlabs's code saves."""
-    state, ours = {}, network.state_dict()
     entries = _generator_entries(network) if isinstance(network, Generator) else discriminator_entries(network)
-    for here, there, transpose in entries:
-        for name, value in zip(there, ours[here].chunk(len(there)), strict=True):
-            state[prefix + name] = value[:, :, 0, 0].t() if transpose else value
-    return state
+    return {prefix + name.removeprefix("module."): v for name, v in rename(network.state_dict(), entries).items()}
 
 
 def discriminator_entries(discriminator: Discriminator) -> Iterator[Entry]:

@@ -271,6 +271,19 @@ def write_cifar_batches(folder: Path, images: torch.Tensor) -> None:
         (folder / name).write_bytes(pickle.dumps(batch))
 
 
+def test_weights_are_exported_under_the_names_of_nvlabs_and_sample_the_same(run_folder, tmp_path):
+    out = tmp_path / "netG_2.pth"
+    assert sampling.main(sampling.parse_args(["--exp", f"{run_folder}/", "--export_nvlabs", str(out)])) == 0
+    state = torch.load(out, weights_only=True)
+    assert {name.split(".")[1] for name in state} == {"all_modules", "z_transform"}
+    assert all(name.startswith("module.") for name in state)
+    common = ["--num_samples", "4", *CPU, "--out"]
+    for name, words in (("ours", ["--exp", f"{run_folder}/"]), ("theirs", ["--checkpoint", str(out), *TINY_NETWORK])):
+        assert sampling.main(sampling.parse_args([*words, *common, str(tmp_path / f"{name}.npz")])) == 0
+    ours, theirs = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("ours", "theirs"))
+    assert np.array_equal(ours, theirs)
+
+
 @pytest.fixture
 def pixels_for_inception(monkeypatch, tmp_path):
     """Let 12 pixels stand for 2048 Inception features, and return the flags that go with it."""
