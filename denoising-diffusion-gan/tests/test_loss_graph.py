@@ -49,6 +49,7 @@ def call(*arguments):
     return loss_graph.main(loss_graph.parse_args([str(argument) for argument in arguments]))
 
 
+@pytest.mark.figures
 def test_curves_are_the_numbers_of_progress_csv_against_images_seen(tmp_path, figures):
     losses = write_run(tmp_path / "run")
     call(f"{tmp_path}/run", "--smooth", 1, "--out", tmp_path / "loss.png")

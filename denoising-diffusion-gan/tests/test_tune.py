@@ -352,6 +352,7 @@ def test_the_page_says_whether_the_winner_helps(default, winner, says):
     assert says in " ".join(tuning_page.verdict({"confirm": entries}))
 
 
+@pytest.mark.figures
 def test_the_committed_page_is_that_of_its_study(tmp_path):
     source = FOLDER.parent / "results" / "studies" / "ddgan-tuning"
     shutil.copy(source / "study.json", tmp_path)

@@ -128,6 +128,7 @@ def test_log_names_a_collapse(tmp_path):
     assert words.splitlines()[1] == "mode collapse at step 20: coverage 0.100 is below half its best, 0.400"
 
 
+@pytest.mark.figures
 def test_picture_shows_what_there_is(tmp_path):
     draw_diagnosis(tmp_path)
     assert not (tmp_path / "diagnosis.png").exists()

@@ -1,8 +1,11 @@
 """Sheets of images in the pictures of a report."""
 
 import numpy as np
+import pytest
 from comparison.report.pictures import Sheet, draw_sheets
 from PIL import Image
+
+pytestmark = pytest.mark.figures
 
 
 def pixels(path):

@@ -196,6 +196,7 @@ def test_report_json_keeps_to_its_schema(written):
         check(content, schema, schema)
 
 
+@pytest.mark.figures
 def test_all_pictures_are_drawn_and_small_and_the_page_holds_them(written):
     text, html = ((written / f"REPORT.{kind}").read_text() for kind in ("md", "html"))
     assert json.loads((written / "report.json").read_text())["pictures"] == list(PICTURES)

@@ -94,6 +94,7 @@ class TestRun:
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
         assert rows[-1] == {"step": 4, "images_seen": 16, "wall_seconds": 9.0, "loss": 0.5, "fd": 2.0}
 
+    @pytest.mark.figures
     def test_loss_picture_is_drawn(self, tmp_path):
         run = open_run(tmp_path)
         for step in range(1, 80):

@@ -70,6 +70,7 @@ def study(script, pictures, trained, monkeypatch):
     return run
 
 
+@pytest.mark.figures
 def test_solvers_are_compared_with_the_ancestral_steps_of_the_same_noise(study, trained):
     result, commands = study("--cells", "dpmpp-20,unipc-20,ancestral-uniform-20")
     assert result.returncode == 0, result.stderr
