@@ -14,6 +14,7 @@ from ddgan import toy, toy_page
 from ddgan.process import DenoisingProcess
 from helpers_ddgan import FOLDER
 
+pytestmark = pytest.mark.figures
 TINY = ("--max_steps", 4, "--eval_every", 2, "--width", 8, "--batch_size", 16, "--num_samples", 1000, "--seeds", 2)
 
 

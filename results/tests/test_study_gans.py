@@ -164,7 +164,6 @@ def test_shares_of_the_data_are_taken_by_limit_with_and_without_diffaugment(fini
     assert {c["percent"]: c["training_images"] for c in cells} == {p: int(n or total) for p, n in limits.items()}
 
 
-@pytest.mark.figures
 @pytest.mark.parametrize("kind", DATA_HELP)
 def test_page_is_made_from_study_json_alone_and_names_no_path(script, finished, photos, tmp_path, kind):
     made = {path.name: path.read_bytes() for path in (finished[0] / "out" / f"gan-{kind}").iterdir()}
