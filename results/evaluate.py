@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Validate the paths, then score and print."""
-    place = get_rank_info()
+    rank_info = get_rank_info()
     check_source(args.reference, "--reference")
     for name in args.runs:
         check_run(name)
@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     from comparison.scores import scoring  # torch
 
-    scores = scoring.score_all(args, standard, place)
+    scores = scoring.score_all(args, standard, rank_info)
     if scores is None:  # not rank 0
         return
     print_table(*scores)

@@ -56,10 +56,10 @@ def connected_device(args: argparse.Namespace) -> Iterator[torch.device]:
     Raises:
         UserError: no such device, or the ranks do not find each other.
     """
-    place = get_rank_info()
-    device = device_of(place, args.device)
-    set_threads(args.threads, place.local_world_size)
-    with group(place, device):
+    rank_info = get_rank_info()
+    device = device_of(rank_info, args.device)
+    set_threads(args.threads, rank_info.local_world_size)
+    with group(rank_info, device):
         yield device
 
 

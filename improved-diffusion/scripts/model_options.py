@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from comparison.cli import UserError, check_folder, data_root, str2bool
+from comparison.cli import UserError, check_folder, data_root, local_path, str2bool
 from comparison.files import atomic
 from comparison.runs import read_config
 from filelock import FileLock
@@ -33,7 +33,7 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("checkpoint").add_argument
     help_text = "model<step>.pt or ema_<rate>_<step>.pt; local or remote"
     add("--model_path", "--checkpoint", type=path_or_url, required=True, help=help_text)
-    add("--out_dir", "--out", type=local_folder, help="output folder; default: OPENAI_LOGDIR, else the model's folder")
+    add("--out_dir", "--out", type=local_path, help="output folder; default: OPENAI_LOGDIR, else the model's folder")
     add(
         "--compile",
         type=str2bool,
@@ -52,13 +52,6 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 def path_or_url(text: str) -> Path | str:
     """Parse a flag: a local path, or the text of a remote one."""
     return text if is_remote(text) else Path(text)
-
-
-def local_folder(text: str) -> Path:
-    """Parse an output folder, which must be local."""
-    if is_remote(text):
-        raise argparse.ArgumentTypeError(f"must be a local folder, not {text}")
-    return Path(text)
 
 
 def folder_of_environment() -> Path | None:
@@ -147,7 +140,7 @@ def download_data(flag: str, source: str) -> str:
 
 
 def download_model(flag: str, path: "Path | str | None", ema_rates: Iterable[str] = ()) -> Any:
-    """Return the local path of a model file; a remote one is copied once, with its run's records.
+    """Return the local path of a model file; a remote one is copied when it has changed, with its run's records.
 
     Args:
         flag: named in errors.

@@ -98,7 +98,7 @@ def train_network(args: argparse.Namespace, training: Training, task: ImageTask)
 
 
 def _train(args: argparse.Namespace, training: Training, task: ImageTask, device: torch.device) -> int:
-    run, place = training.run, get_rank_info()
+    run, rank_info = training.run, get_rank_info()
     dtype = choose_dtype(args.precision, args.use_fp16, device)
     images = load_data(training, task)
     stream = open_stream(
@@ -107,10 +107,10 @@ def _train(args: argparse.Namespace, training: Training, task: ImageTask, device
         args.seed,
         flip=args.random_flip,
         device=device,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=rank_info.rank,
+        world_size=rank_info.world_size,
         num_workers=args.num_workers,
-        local_processes=place.local_world_size,
+        local_processes=rank_info.local_world_size,
     )
     torch.manual_seed(args.seed)
     model, diffusion = task.build(images)

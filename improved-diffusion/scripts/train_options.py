@@ -58,14 +58,12 @@ class Training:
     """A validated training.
 
     Attributes:
-        family: family of the network.
         run: the run folder.
         data_dir: local path or name of the data.
         ema_rates: EMA rates of the weights.
         budget: bounds of the whole training; --stop_after cuts it.
     """
 
-    family: Family
     run: Run
     data_dir: str
     ema_rates: list[float]
@@ -154,7 +152,7 @@ def open_training(args: argparse.Namespace, family: Family) -> Training | None:
     if reason := run.finished_reason(part):
         print(f"{run.folder}: finished ({reason}); a larger budget continues it, --fresh starts over")
         return None
-    return Training(family, run, data_dir, ema_rates, budget)
+    return Training(run, data_dir, ema_rates, budget)
 
 
 def open_run(args: argparse.Namespace, family: Family, data_dir: str) -> Run:

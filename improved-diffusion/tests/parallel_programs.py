@@ -29,7 +29,7 @@ def rows() -> slice:
     return slice(dist_util.get_rank() * share, (dist_util.get_rank() + 1) * share)
 
 
-def trained(steps: int = 2, **options) -> dict[str, torch.Tensor]:
+def trained(steps: int = 3, **options) -> dict[str, torch.Tensor]:
     """Train a tiny network; return its first and last gradient, its weights, their average and the losses."""
     torch.manual_seed(dist_util.get_rank())  # so that the processes begin apart, and DDP has to join them
     changes = {name: options.pop(name) for name in list(options) if name in tiny_flags()}

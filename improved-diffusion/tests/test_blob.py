@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from comparison.cli import UserError
 from diffusion_testing import call_script
 from improved_diffusion import blob
+from model_options import download_model
 from PIL import Image
 
 TINY = (
@@ -57,6 +59,21 @@ def test_without_blobfile_a_remote_path_says_what_is_missing_and_local_ones_work
     expected = ["a remote path needs the package blobfile (pip install blobfile)", "False"]
     assert done.stdout.splitlines() == expected
     assert (tmp_path / "a").read_text(encoding="utf-8") == "größer"
+
+
+def test_remote_model_that_changed_is_copied_again_and_its_lost_records_go(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    (bucket / "model000001.pt").write_bytes(b"first")
+    (bucket / "config.json").write_text("{}")
+    path = download_model("--model_path", "gs://bucket/model000001.pt")
+    assert path.read_bytes() == b"first"
+    assert path.with_name("config.json").is_file()
+    (bucket / "model000001.pt").write_bytes(b"second")
+    (bucket / "config.json").unlink()
+    assert download_model("--model_path", "gs://bucket/model000001.pt").read_bytes() == b"second"
+    assert not path.with_name("config.json").exists()
+    with pytest.raises(UserError, match=r"--model_path gs://bucket/none\.pt: "):
+        download_model("--model_path", "gs://bucket/none.pt")
 
 
 def test_scripts_copy_remote_data_and_checkpoints_once(bucket, tmp_path, monkeypatch):

@@ -78,6 +78,10 @@ def test_package_reads_the_variables_of_the_launchers_that_the_scripts_read():
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     assert launched_ranks(torchrun) == (3, 4, 1, 2)
     assert launched_ranks({"PMI_RANK": "1", "PMI_SIZE": "2"}) == (1, 2, 1, 2)
+    srun = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+    with pytest.raises(ValueError, match="under srun set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"):
+        launched_ranks(srun)
+    assert launched_ranks({**srun, "SLURM_STEP_ID": "4294967290"}) == (0, 1, 0, 1)  # a batch script
 
 
 def test_contradictory_variables_are_refused_by_the_script():

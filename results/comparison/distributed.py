@@ -36,23 +36,23 @@ GRACE = 1.0  # seconds from a failure to the end of the other processes
 PATIENCE = 7.0  # seconds that a rank waits to be ended before it reports an error that another's may have caused
 
 
-def launch(worker: Callable[..., int], place: RankInfo, *arguments: Any) -> int:
-    """Run worker(place, *arguments) in every process of the job, and return the exit status.
+def launch(worker: Callable[..., int], rank_info: RankInfo, *arguments: Any) -> int:
+    """Run worker(rank_info, *arguments) in every process of the job, and return the exit status.
 
     A single process, or one that a launcher started, runs it here. Otherwise this starts all processes of this machine;
     the first failure ends the others, and Ctrl-C and SIGTERM are passed on to all.
 
     Args:
         worker: module-level function that returns an exit status.
-        place: result of `get_rank_info`.
+        rank_info: result of `get_rank_info`.
         arguments: picklable arguments.
     """
-    if place.world_size == 1 or place.launcher:
-        return worker(place, *arguments)
+    if rank_info.world_size == 1 or rank_info.launcher:
+        return worker(rank_info, *arguments)
     import torch.multiprocessing as mp
 
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # no log lines on ended processes
-    place = place if place.port else replace(place, port=_free_port())
+    rank_info = rank_info if rank_info.port else replace(rank_info, port=_free_port())
     stops: list[int] = []
     team: list[Any] = []
 
@@ -66,7 +66,9 @@ def launch(worker: Callable[..., int], place: RankInfo, *arguments: Any) -> int:
         try:
             # A terminal sends Ctrl-C to all its processes: workers ignore it until they have left the terminal.
             with _handled(signal.SIG_IGN, signal.SIGINT):
-                context = mp.start_processes(_worker, (worker, place, arguments), place.local_world_size, join=False)
+                context = mp.start_processes(
+                    _worker, (worker, rank_info, arguments), rank_info.local_world_size, join=False
+                )
             team += context.processes
             for number in stops[:1]:
                 forward(number, None)
@@ -77,7 +79,7 @@ def launch(worker: Callable[..., int], place: RankInfo, *arguments: Any) -> int:
                 return error.exit_code
             if stops and error.exit_code == -signal.SIGTERM:  # before its loop began
                 return INTERRUPTED
-            rank = place.rank + error.error_index
+            rank = rank_info.rank + error.error_index
             text = f"process {rank} was killed ({error.signal_name}), perhaps for lack of memory"
             print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
             return 1
@@ -87,12 +89,12 @@ def launch(worker: Callable[..., int], place: RankInfo, *arguments: Any) -> int:
     return 0
 
 
-def _worker(local_rank: int, worker: Callable[..., int], place: RankInfo, arguments: tuple[Any, ...]) -> NoReturn:
+def _worker(local_rank: int, worker: Callable[..., int], rank_info: RankInfo, arguments: tuple[Any, ...]) -> NoReturn:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # torch sends it when the parent dies
     multiprocessing.set_start_method(None, force=True)  # else data workers would be spawned instead of forked
-    place = replace(place, rank=place.rank + local_rank, local_rank=local_rank)
-    _report_once(place, lambda: worker(place, *arguments))
+    rank_info = replace(rank_info, rank=rank_info.rank + local_rank, local_rank=local_rank)
+    _report_once(rank_info, lambda: worker(rank_info, *arguments))
 
 
 @contextlib.contextmanager
@@ -109,26 +111,26 @@ def _handled(handler: Any, *numbers: int) -> Iterator[None]:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit as `comparison.cli.run` does; of a launcher's processes only one reports an error."""
     try:
-        place = get_rank_info()
+        rank_info = get_rank_info()
     except UserError:
-        place = RankInfo()  # `main` raises it again
-    if place.world_size == 1:
+        rank_info = RankInfo()  # `main` raises it again
+    if rank_info.world_size == 1:
         cli.run(main)
-    if place.launcher == "mpi":
+    if rank_info.launcher == "mpi":
         with contextlib.suppress(ImportError, RuntimeError):  # mpiexec ends a job at a failure only if it uses MPI
             importlib.import_module("mpi4py.MPI")
-    _report_once(place, main)
+    _report_once(rank_info, main)
 
 
-def _report_once(place: RankInfo, main: Callable[[], int | None]) -> NoReturn:
+def _report_once(rank_info: RankInfo, main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as `comparison.cli.run` does, without output on ranks other than 0.
 
     An error on these ranks, or one that may be a lost connection, is printed only if the process is not ended within
     PATIENCE.
     """
-    kept, text, follows = io.StringIO(), "", place.rank > 0
+    kept, text, follows = io.StringIO(), "", rank_info.rank > 0
     with contextlib.ExitStack() as quiet:
-        if place.rank:
+        if rank_info.rank:
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
             quiet.enter_context(contextlib.redirect_stderr(kept))
         try:
@@ -136,7 +138,7 @@ def _report_once(place: RankInfo, main: Callable[[], int | None]) -> NoReturn:
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         except BaseException as error:
-            error.add_note(f"(in process {place.rank} of {place.world_size})")
+            error.add_note(f"(in process {rank_info.rank} of {rank_info.world_size})")
             status, text = 1, traceback.format_exc()
             follows = follows or isinstance(error, RuntimeError)
     if status == 0:
@@ -149,7 +151,7 @@ def _report_once(place: RankInfo, main: Callable[[], int | None]) -> NoReturn:
     os._exit(status)  # threads of the process group would wait for the other ranks
 
 
-def device_of(place: RankInfo, name: str) -> "torch.device":
+def device_of(rank_info: RankInfo, name: str) -> "torch.device":
     """Return the device of this process: with several ranks and no number in --device, the GPU of its local rank.
 
     More processes than GPUs share the GPUs in turn.
@@ -161,13 +163,13 @@ def device_of(place: RankInfo, name: str) -> "torch.device":
 
     from comparison.device import pick_device
 
-    if place.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{place.local_rank % torch.cuda.device_count()}"
+    if rank_info.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{rank_info.local_rank % torch.cuda.device_count()}"
     return pick_device(name)
 
 
 @contextlib.contextmanager
-def group(place: RankInfo, device: "torch.device") -> Iterator[None]:
+def group(rank_info: RankInfo, device: "torch.device") -> Iterator[None]:
     """Connect the ranks of a job inside the `with` block, which all leave together; do nothing for a single process.
 
     NCCL moves GPU tensors if each rank has a GPU of its own, as it requires, else gloo does. CPU tensors always use
@@ -176,7 +178,7 @@ def group(place: RankInfo, device: "torch.device") -> Iterator[None]:
     Raises:
         UserError: the processes cannot connect.
     """
-    if place.world_size == 1:
+    if rank_info.world_size == 1:
         yield
         return
     import torch
@@ -186,46 +188,48 @@ def group(place: RankInfo, device: "torch.device") -> Iterator[None]:
     # group's threads would outlive it and abort the process if they free a tensor while the interpreter exits.
     import torch.distributed.nn.functional
 
-    one_machine = place.address == LOOPBACK or place.local_world_size == place.world_size
+    one_machine = rank_info.address == LOOPBACK or rank_info.local_world_size == rank_info.world_size
     if one_machine and "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may not resolve
     try:
-        store = _make_store(place)
+        store = _make_store(rank_info)
         gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
-        store.set(f"gpu/{place.rank}", gpu)
-        gpus = {store.get(f"gpu/{rank}") for rank in range(place.world_size)}
-        separate = len(gpus - {b""}) == place.world_size and dist.is_nccl_available()
+        store.set(f"gpu/{rank_info.rank}", gpu)
+        gpus = {store.get(f"gpu/{rank}") for rank in range(rank_info.world_size)}
+        separate = len(gpus - {b""}) == rank_info.world_size and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if separate else "gloo"
         dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=MESSAGE_TIMEOUT
+            backend, store=store, rank=rank_info.rank, world_size=rank_info.world_size, timeout=MESSAGE_TIMEOUT
         )
     except (RuntimeError, OSError) as error:
-        reason = f"at {place.address}:{place.port} ({str(error).splitlines()[0]})"
-        raise UserError(f"process {place.rank} of {place.world_size} did not find the others {reason}") from None
+        reason = f"at {rank_info.address}:{rank_info.port} ({str(error).splitlines()[0]})"
+        raise UserError(
+            f"process {rank_info.rank} of {rank_info.world_size} did not find the others {reason}"
+        ) from None
     yield
     gather(None)
     dist.destroy_process_group()
 
 
-def _make_store(place: RankInfo) -> "torch.distributed.Store":
+def _make_store(rank_info: RankInfo) -> "torch.distributed.Store":
     import torch.distributed as dist
 
-    if place.launcher == "torchrun":
+    if rank_info.launcher == "torchrun":
         return next(dist.rendezvous("env://", timeout=CONNECT_TIMEOUT))[0]
-    address, port = (place.address, place.port) if place.port else _address_by_mpi(place)
+    address, port = (rank_info.address, rank_info.port) if rank_info.port else _address_by_mpi(rank_info)
     return dist.TCPStore(
-        address, port, place.world_size, place.is_first, timeout=CONNECT_TIMEOUT, wait_for_workers=False
+        address, port, rank_info.world_size, rank_info.is_first, timeout=CONNECT_TIMEOUT, wait_for_workers=False
     )
 
 
-def _address_by_mpi(place: RankInfo) -> tuple[str, int]:
+def _address_by_mpi(rank_info: RankInfo) -> tuple[str, int]:
     """Return rank 0's address and port, broadcast by MPI."""
     try:
         mpi = importlib.import_module("mpi4py.MPI")
     except (ImportError, RuntimeError) as error:
         raise UserError(f"processes of mpiexec need mpi4py, or MASTER_ADDR and MASTER_PORT ({error})") from None
-    if mpi.COMM_WORLD.size != place.world_size:
-        raise UserError(f"mpiexec started {place.world_size} processes; mpi4py, of another MPI, finds others")
+    if mpi.COMM_WORLD.size != rank_info.world_size:
+        raise UserError(f"mpiexec started {rank_info.world_size} processes; mpi4py, of another MPI, finds others")
     one_machine = len(set(mpi.COMM_WORLD.allgather(mpi.Get_processor_name()))) == 1
     return mpi.COMM_WORLD.bcast((LOOPBACK if one_machine else socket.getfqdn(), _free_port()))
 
@@ -271,12 +275,12 @@ def gather(value: T) -> list[T]:
 
 
 @contextlib.contextmanager
-def first_on_machine(place: RankInfo) -> Iterator[None]:
+def first_on_machine(rank_info: RankInfo) -> Iterator[None]:
     """Run the `with` block in the first process of each machine before the others, which find its downloads."""
-    if place.local_rank:
+    if rank_info.local_rank:
         gather(None)
     yield
-    if not place.local_rank:
+    if not rank_info.local_rank:
         gather(None)
 
 

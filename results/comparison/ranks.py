@@ -70,30 +70,30 @@ def get_rank_info(
     Raises:
         UserError: the launcher's variables contradict each other or the arguments.
     """
-    place, requested = _launched(env), nodes * processes
-    if place.world_size == 1:
+    rank_info, requested = _launched(env), nodes * processes
+    if rank_info.world_size == 1:
         address, port = (address, port) if nodes > 1 else (LOOPBACK, 0)
         return RankInfo(node_rank * processes, requested, 0, processes, "", address, port)
-    if requested not in (1, place.world_size):
+    if requested not in (1, rank_info.world_size):
         raise UserError(
-            f"{requested} processes are asked for, but {place.launcher} has started {place.world_size} already; leave "
-            f"their number out, or start without {place.launcher}"
+            f"{requested} processes are asked for, but {rank_info.launcher} has started {rank_info.world_size} "
+            f"already; leave their number out, or start without {rank_info.launcher}"
         )
-    return place
+    return rank_info
 
 
 def _launched(env: Mapping[str, str]) -> RankInfo:
     if "RANK" in env and "WORLD_SIZE" in env:
-        place = _read(env, TORCHRUN, "torchrun")
-        if place.world_size > 1 and not place.port:
+        rank_info = _read(env, TORCHRUN, "torchrun")
+        if rank_info.world_size > 1 and not rank_info.port:
             raise UserError("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
-        return place
+        return rank_info
     slurm = _slurm_place(env)
     for names in MPI:
         if names[0] in env and names[1] in env:
-            place = _read(env, names, "mpi")
+            rank_info = _read(env, names, "mpi")
             # srun sets PMI's variables too; those of an mpiexec inside a Slurm job differ from srun's.
-            return slurm if (slurm.rank, slurm.world_size) == (place.rank, place.world_size) else place
+            return slurm if (slurm.rank, slurm.world_size) == (rank_info.rank, rank_info.world_size) else rank_info
     if "PMIX_RANK" in env and slurm.world_size == 1:
         raise UserError("PMIX_RANK is set, but not the number of processes; set RANK and WORLD_SIZE, or use torchrun")
     return slurm

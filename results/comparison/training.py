@@ -73,13 +73,6 @@ class Budget:
         bounds = zip(("updates", "images", "seconds"), vars(self).values(), strict=True)
         return " or ".join(f"{bound:g} {unit}" for unit, bound in bounds if bound) or "no bound"
 
-    def total_steps(self, images_per_step: int) -> int | None:
-        """Return the step at which the bounds on steps and images end the run, for a progress bar."""
-        bounds = [self.max_steps] if self.max_steps else []
-        if self.max_images:
-            bounds.append(-(-self.max_images // images_per_step))
-        return min(bounds, default=None)
-
 
 class Clock:
     """Wall seconds, starting at `elapsed`."""

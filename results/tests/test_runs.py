@@ -94,6 +94,13 @@ class TestRun:
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
         assert rows[-1] == {"step": 4, "images_seen": 16, "wall_seconds": 9.0, "loss": 0.5, "fd": 2.0}
 
+    @pytest.mark.parametrize("fresh", [False, True])
+    def test_folder_of_checkpoints_without_their_run_is_refused_and_kept(self, fresh, tmp_path):
+        (tmp_path / "model000006.pt").write_bytes(b"mine")
+        with pytest.raises(UserError, match=r"holds checkpoints but no config\.json"):
+            open_run(tmp_path, fresh=fresh)
+        assert (tmp_path / "model000006.pt").read_bytes() == b"mine"
+
     @pytest.mark.figures
     def test_loss_picture_is_drawn(self, tmp_path):
         run = open_run(tmp_path)

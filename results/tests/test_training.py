@@ -46,7 +46,6 @@ def test_each_bound_ends_the_run_at_its_value():
     assert budget.exhausted(10, 0, 0) == "max_steps 10"
     assert budget.exhausted(0, 100, 0) == "max_images 100"
     assert budget.exhausted(0, 0, 5) == "max_seconds 5"
-    assert budget.total_steps(8) == 10
     assert budget.describe() == "10 updates or 100 images or 5 seconds"
 
 

@@ -15,18 +15,18 @@ from comparison.scores.reference import Reference
 Scores = tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]  # controls, if asked for; samples by name
 
 
-def score_all(args: argparse.Namespace, standard: dict[str, Any] | None, place: RankInfo) -> Scores | None:
+def score_all(args: argparse.Namespace, standard: dict[str, Any] | None, rank_info: RankInfo) -> Scores | None:
     """Return the scores on rank 0, None on the others, which extract features for it.
 
     Args:
         args: options of evaluate.py.
         standard: weights, their hash and statistics for the standard metrics, or None.
-        place: this process's rank.
+        rank_info: this process's rank.
     """
-    set_threads(args.threads, place.local_world_size)
-    device = distributed.device_of(place, args.device)
-    with distributed.group(place, device):
-        if not place.is_first:
+    set_threads(args.threads, rank_info.local_world_size)
+    device = distributed.device_of(rank_info, args.device)
+    with distributed.group(rank_info, device):
+        if not rank_info.is_first:
             sharding.serve(device)
             return None
         scores = _score(args, standard, device)
