@@ -124,7 +124,6 @@ def main(args: argparse.Namespace) -> int:
     from ddgan import tuning, tuning_page
 
     if not args.page:
-        signal.signal(signal.SIGTERM, interrupt)
         tuning.begin(args)
         run_workers(tuning.search, args)
         if queued := tuning.queue_confirmation(args):
@@ -217,4 +216,5 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     cli.run(lambda: main(parse_args()))

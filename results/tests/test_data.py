@@ -1,6 +1,8 @@
 """Sources, images and batches."""
 
+import multiprocessing
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -49,6 +51,17 @@ def test_file_name_prefix_labels_a_flat_folder(tmp_path):
     data = load_images(str(tmp_path), 8)
     assert data.class_names == ("cat", "dog")
     assert data.labels.tolist() == [0, 0, 1]
+
+
+def test_processes_end_whatever_this_one_does_on_sigterm(folder, monkeypatch):
+    monkeypatch.setattr(images, "PROCESSES_FROM", 2)
+    monkeypatch.setattr(images, "usable_cores", lambda: 3)
+    former = signal.signal(signal.SIGTERM, lambda *_: None)  # a process that inherits it would never end
+    try:
+        assert len(load_images(str(folder), 16)) > 2
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert not multiprocessing.active_children()
 
 
 def test_processes_read_what_threads_read(folder, monkeypatch):

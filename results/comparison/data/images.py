@@ -30,6 +30,7 @@ MAX_CLASSES = 1_000_000
 SMALLER = "choose a smaller --image_size"
 CACHE_FROM = 1000  # smaller folders are not cached
 PROCESSES_FROM = 4096  # smaller folders are decoded by threads, since processes take longer to start
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AT_ONCE = 256  # images that a worker decodes at a time
 
 _files: FileSet | None = None  # of a decoding process
@@ -232,7 +233,12 @@ def _decoders(files: FileSet) -> Iterator[Callable[[Sequence[range]], Iterable[n
         with ThreadPoolExecutor(cores) as threads:
             yield partial(threads.map, partial(_read_span, files))
         return
-    with multiprocessing.get_context("fork").Pool(cores, _init_worker, (files,)) as pool:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a worker has handlers of its own
+    try:
+        pool = multiprocessing.get_context("fork").Pool(cores, _init_worker, (files,))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with pool:
         yield partial(pool.imap, _read_worker_span)
 
 
@@ -241,10 +247,12 @@ def _read_span(files: FileSet, span: range) -> np.ndarray:
 
 
 def _init_worker(files: FileSet) -> None:
-    """Keep the set in this process, so that tasks need not carry it, and ignore Ctrl-C."""
+    """Keep the set in this process, so that tasks need not carry it; ignore Ctrl-C, and end by SIGTERM."""
     global _files
     _files = files
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a pool ends its workers; a handler may be inherited
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _read_worker_span(span: range) -> np.ndarray:
