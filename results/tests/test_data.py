@@ -56,7 +56,15 @@ def test_file_name_prefix_labels_a_flat_folder(tmp_path):
 def test_processes_end_whatever_this_one_does_on_sigterm(folder, monkeypatch):
     monkeypatch.setattr(images, "PROCESSES_FROM", 2)
     monkeypatch.setattr(images, "usable_cores", lambda: 3)
-    former = signal.signal(signal.SIGTERM, lambda *_: None)  # a process that inherits it would never end
+    read = images._read_span
+
+    def check(files, span):
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL or signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+            raise UserError("a worker that SIGTERM does not end")
+        return read(files, span)
+
+    monkeypatch.setattr(images, "_read_span", check)
+    former = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         assert len(load_images(str(folder), 16)) > 2
     finally:
