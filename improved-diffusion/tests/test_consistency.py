@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from improved_diffusion.consistency import ConsistencyLoss, NoiseLevels, predict, sample_few_steps
+from improved_diffusion.consistency import ConsistencyLoss
+from improved_diffusion.few_steps import NoiseLevels, predict, sample_few_steps
 from improved_diffusion.schedules import get_named_beta_schedule
 from improved_diffusion.script_util import create_gaussian_diffusion
 from torch import nn
@@ -166,6 +167,8 @@ def test_samples_of_the_true_function_have_the_variance_of_the_data(sigmas):
         asked.append(remaining)
         return torch.randn(100_000, 1, 1, 1)
 
-    images = sample_few_steps(true_function(diffusion), diffusion, sigmas, step_noise, clip_denoised=False)
+    images = sample_few_steps(
+        true_function(diffusion), diffusion, sigmas, step_noise, renoise=True, clip_denoised=False
+    )
     assert asked == list(range(len(sigmas), 0, -1))
     assert images.var().item() == pytest.approx(VARIANCE, rel=0.02)

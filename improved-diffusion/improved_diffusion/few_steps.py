@@ -1,0 +1,133 @@
+"""Noise levels in continuous time, and images in one to four evaluations of a network that was distilled for it.
+
+A noise level sigma stands for y = x_0 + sigma * noise, which is x_t / sqrt(alpha_bar) of a diffusion process at the
+timestep with that ratio of noise to signal. Timesteps may lie between two whole ones: a network takes any number.
+`consistency` and `distillation` have the losses.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .gaussian_diffusion import GaussianDiffusion
+from .process import Model, ModelMeanType
+
+StepNoise = Callable[[int], Tensor]
+
+
+class NoiseLevels:
+    """The noise levels of a process, linear in log(sigma) between its timesteps.
+
+    Args:
+        alphas_cumprod: (T,) float64, alpha_bar of the process, decreasing.
+
+    Attributes:
+        sigma_min, sigma_max: levels of the first and the last timestep.
+    """
+
+    def __init__(self, alphas_cumprod: np.ndarray) -> None:
+        log_sigma = 0.5 * (np.log1p(-alphas_cumprod) - np.log(alphas_cumprod))
+        self._log_sigma = torch.from_numpy(log_sigma)
+        self.sigma_min, self.sigma_max = float(np.exp(log_sigma[0])), float(np.exp(log_sigma[-1]))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the levels (N,) float64 of timesteps (N,) in [0, T - 1]."""
+        table = self._log_sigma.to(t.device)
+        low = t.double().floor().clamp(0, len(table) - 2).long()
+        return torch.lerp(table[low], table[low + 1], t.double() - low).exp()
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """Return the timesteps (N,) float64 of levels (N,); those outside the process get its first or last one."""
+        table = self._log_sigma.to(sigma.device)
+        value = sigma.double().log().clamp(table[0], table[-1])
+        low = (torch.searchsorted(table, value, right=True) - 1).clamp(0, len(table) - 2)
+        return low + (value - table[low]) / (table[low + 1] - table[low])
+
+
+def predict(
+    model: Model,
+    diffusion: GaussianDiffusion,
+    levels: NoiseLevels,
+    y: Tensor,
+    sigma: Tensor,
+    model_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Return the image that a network predicts from y at a noise level.
+
+    For a network of velocity or epsilon it is y at the level 0, by construction.
+
+    Args:
+        model: the network.
+        diffusion: its process.
+        levels: `NoiseLevels` of the process.
+        y: (N, C, H, W) float32, x_0 + sigma * noise.
+        sigma: (N,) noise levels.
+        model_kwargs: further keyword arguments of the network.
+
+    Returns:
+        (N, C, H, W) float32.
+    """
+    level = sigma.float().view(-1, *[1] * (y.ndim - 1))
+    signal = (1 + level**2).rsqrt()  # a of x_t = a x_0 + s noise; s = a sigma
+    t = diffusion._model_timesteps(levels.timestep(sigma).float())
+    output = model(signal * y, t, **(model_kwargs or {}))[:, : y.shape[1]].float()
+    if diffusion.model_mean_type == ModelMeanType.VELOCITY:
+        return signal**2 * y - signal * level * output
+    if diffusion.model_mean_type == ModelMeanType.EPSILON:
+        return y - level * output
+    if diffusion.model_mean_type == ModelMeanType.START_X:
+        return output
+    raise ValueError(f"a network that predicts {diffusion.model_mean_type} has no consistency function")
+
+
+def step_towards(image: Tensor, y: Tensor, high: Tensor, low: Tensor) -> Tensor:
+    """Move y straight towards an image, from the noise levels `high` to `low`, (N,); a step of DDIM."""
+    share = (low / high).float().view(-1, *[1] * (y.ndim - 1))
+    return share * y + (1 - share) * image
+
+
+@torch.no_grad()
+def sample_few_steps(
+    model: Model,
+    diffusion: GaussianDiffusion,
+    sigmas: Sequence[float],
+    step_noise: StepNoise,
+    *,
+    renoise: bool,
+    clip_denoised: bool = True,
+    model_kwargs: dict[str, Any] | None = None,
+    on_step: Callable[[int, Tensor, Tensor], object] | None = None,
+) -> Tensor:
+    """Generate images in len(sigmas) evaluations.
+
+    Args:
+        model: a network tuned by `ConsistencyLoss` or `TrajectoryLoss`.
+        diffusion: its process.
+        sigmas: noise levels, decreasing.
+        step_noise: maps the number of evaluations that remain, from len(sigmas) down to 1, to noise (N, C, H, W).
+        renoise: True to add new noise of the next level to each predicted image (consistency models; Song et al. 2023,
+            Algorithm 1); False to step straight towards it, which uses the first noise alone (`TrajectoryLoss`).
+        clip_denoised: clip each predicted image to [-1, 1].
+        model_kwargs: further keyword arguments of the network.
+        on_step: called after each evaluation with its timestep, the network's input and the predicted image.
+
+    Returns:
+        (N, C, H, W) float32.
+    """
+    levels = NoiseLevels(diffusion.alphas_cumprod)
+    noise = step_noise(len(sigmas))
+    y = image = sigmas[0] * noise
+    for i, value in enumerate(sigmas):
+        sigma = torch.full((len(noise),), value, dtype=torch.float64, device=noise.device)
+        if i and renoise:
+            y = image + value * step_noise(len(sigmas) - i)
+        elif i:
+            y = step_towards(image, y, torch.full_like(sigma, sigmas[i - 1]), sigma)
+        image = predict(model, diffusion, levels, y, sigma, model_kwargs)
+        image = image.clamp(-1, 1) if clip_denoised else image
+        if on_step is not None:
+            on_step(round(float(levels.timestep(sigma[:1]))), y / (1 + value**2) ** 0.5, image)
+    return image

@@ -1,0 +1,144 @@
+"""Distillation by the teacher's trajectories, against the exact path of Gaussian data; few-step samples."""
+
+import numpy as np
+import pytest
+import torch
+from improved_diffusion.distillation import GRIDS, TrajectoryLoss
+from improved_diffusion.few_steps import NoiseLevels, predict, sample_few_steps
+from improved_diffusion.script_util import create_gaussian_diffusion
+
+VARIANCE = 0.25  # of the Gaussian data
+GOLDEN = [1.3e-05, 0.1367, 0.210775, 0.896517]  # losses of a path of each grid
+
+
+def process(prediction="x_start"):
+    return create_gaussian_diffusion(steps=1000, noise_schedule="cosine", prediction=prediction)
+
+
+def gaussian_teacher(diffusion):
+    """Return the network that predicts the expected image of Gaussian data, y c / (c + sigma^2)."""
+    levels = NoiseLevels(diffusion.alphas_cumprod)
+
+    def model(x, t):
+        sigma = levels.sigma(t).float().view(-1, 1, 1, 1)
+        return x * (1 + sigma**2).sqrt() * VARIANCE / (VARIANCE + sigma**2)
+
+    return model
+
+
+def exact_path(y, high, low):
+    """Return where the path through y at the level `high` is at `low`."""
+    return y * ((VARIANCE + low**2) / (VARIANCE + high**2)) ** 0.5
+
+
+def test_no_level_of_the_grids_has_two_destinations():
+    levels = [level for grid in GRIDS.values() for level in grid]
+    assert len(set(levels)) == len(levels)
+    for count, grid in GRIDS.items():
+        assert len(grid) == count
+        assert list(grid) == sorted(grid, reverse=True)
+
+
+@pytest.mark.parametrize(("high", "low"), [(80.0, 4.0), (4.0, 1.4), (1.0, 0.0), (20.0, 0.0)])
+def test_step_towards_the_target_ends_on_the_exact_path(high, low):
+    diffusion = process()
+    loss = TrajectoryLoss(diffusion, gaussian_teacher(diffusion), GRIDS)
+    y = 0.01 * torch.tensor([-high, high / 2]).view(2, 1, 1, 1)  # small, so that nothing is clipped
+    level, end = torch.full((2,), high, dtype=torch.float64), torch.full((2,), low, dtype=torch.float64)
+
+    def miss(substeps):
+        image = loss.target(y, level, end, torch.full((2,), substeps), {})
+        reached = low / high * y + (1 - low / high) * image
+        return float(((reached - exact_path(y, high, low)) / exact_path(y, high, low)).abs().max())
+
+    assert miss(64) < 0.01 if low else miss(64) < 0.02  # LAST_LEVEL remains
+    assert miss(64) < miss(4)
+
+
+def test_paths_with_different_numbers_of_steps_do_not_mix():
+    diffusion = process()
+    loss = TrajectoryLoss(diffusion, gaussian_teacher(diffusion), GRIDS)
+    y = torch.randn(3, 3, 4, 4)
+    high, low = torch.tensor([[20.0, 1.0, 4.0], [0.0, 0.0, 1.4]], dtype=torch.float64)
+    substeps = torch.tensor([8, 4, 2])
+    together = loss.target(y, high, low, substeps, {})
+    for i in range(3):
+        part = slice(i, i + 1)
+        torch.testing.assert_close(
+            loss.target(y[part], high[part], low[part], substeps[part], {}), together[part], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_loss_is_zero_for_a_student_that_makes_the_teachers_steps():
+    diffusion = process()
+    grids = {1: (1.0,), 2: (4.0, 0.5)}
+    loss = TrajectoryLoss(diffusion, gaussian_teacher(diffusion), grids, teacher_steps=64)
+    levels = NoiseLevels(diffusion.alphas_cumprod)
+    ends = {1.0: 0.0, 4.0: 0.5, 0.5: 0.0}
+    noise = 0.05 * torch.randn(6, 3, 4, 4)
+
+    def student(x, t):
+        sigma = levels.sigma(t)
+        high = torch.tensor([min(ends, key=lambda level: abs(level - s)) for s in sigma.tolist()])
+        low = torch.tensor([ends[round(level, 4)] for level in high.tolist()])
+        high, low = high.view(-1, 1, 1, 1), low.view(-1, 1, 1, 1)
+        y = x * (1 + high**2).sqrt()
+        return (exact_path(y, high, low) - low / high * y) / (1 - low / high)
+
+    t = loss.starts[torch.arange(6) % 2]
+    losses = loss.training_losses(student, torch.zeros_like(noise), t, None, noise)
+    before = loss.training_losses(gaussian_teacher(diffusion), torch.zeros_like(noise), t, None, noise)
+    assert losses["loss"].shape == (6,)
+    assert losses["loss"].max() < 0.03 * before["loss"].min()
+    torch.testing.assert_close(losses["mse"][1::2] * 2, losses["loss"][1::2])
+
+
+def test_student_learns_the_paths_of_gaussian_data_in_one_and_two_evaluations():
+    torch.manual_seed(0)
+    diffusion = process()
+    teacher, grids = gaussian_teacher(diffusion), {1: (20.0,), 2: (40.0, 1.0)}
+    loss = TrajectoryLoss(diffusion, teacher, grids, teacher_steps=32)
+    gain = torch.nn.Parameter(torch.zeros(3))
+    points = loss.levels.timestep(torch.tensor([20.0, 40.0, 1.0]))
+
+    def student(x, t):
+        chosen = (t.double().unsqueeze(1) - points).abs().argmin(1)
+        return teacher(x, t) + gain[chosen].view(-1, 1, 1, 1) * x
+
+    optimizer = torch.optim.Adam([gain], lr=0.02)
+    for _ in range(150):
+        noise = 0.3 * torch.randn(64, 1, 2, 2)
+        losses = loss.training_losses(student, noise, loss.starts[torch.arange(64) % 2], None, noise)
+        optimizer.zero_grad()
+        losses["loss"].mean().backward()
+        optimizer.step()
+    noise = 0.3 * torch.randn(50, 1, 2, 2)
+    for grid in grids.values():
+        images = sample_few_steps(student, diffusion, grid, lambda _: noise, renoise=False, clip_denoised=False)
+        untuned = sample_few_steps(teacher, diffusion, grid, lambda _: noise, renoise=False, clip_denoised=False)
+        exact = exact_path(grid[0] * noise, grid[0], 0.0)
+        assert (images - exact).norm() / exact.norm() < 0.03
+        assert (untuned - exact).norm() / exact.norm() > 0.3
+
+
+def test_losses_of_a_fixed_student_are_known():
+    diffusion = process()
+    loss = TrajectoryLoss(diffusion, gaussian_teacher(diffusion), GRIDS)
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 1, 2, 2)).astype(np.float32))
+    found = loss.training_losses(lambda x, t: 0.5 * x, noise, loss.starts, None, noise)["loss"]
+    torch.testing.assert_close(found, torch.tensor(GOLDEN), rtol=1e-4, atol=1e-6)
+
+
+def test_classes_go_to_teacher_and_student_with_their_rows():
+    diffusion = process()
+    levels = NoiseLevels(diffusion.alphas_cumprod)
+
+    def model(x, t, y):
+        return y.float().view(-1, 1, 1, 1).expand_as(x)
+
+    loss = TrajectoryLoss(diffusion, model, GRIDS)
+    noise, y = torch.randn(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+    found = loss.training_losses(model, noise, loss.starts, {"y": y}, noise)["loss"]
+    assert found.max() < 1e-3  # each path goes to its class
+    image = predict(model, diffusion, levels, noise, torch.ones(4), {"y": y})
+    torch.testing.assert_close(image[:, 0, 0, 0], y.float())
