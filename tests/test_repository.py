@@ -30,6 +30,7 @@ SCRIPTS = {
 ALL_SCRIPTS = [
     *SCRIPTS,
     "gans/sample_gan.py",
+    "improved-diffusion/scripts/distill_train.py",
     "improved-diffusion/scripts/super_res_train.py",
     "improved-diffusion/scripts/super_res_sample.py",
     "improved-diffusion/scripts/image_nll.py",

@@ -24,13 +24,16 @@ class ConsistencyLoss:
         diffusion: process of the network.
         q: sharpness of the schedule, above 1: larger brings r closer to t; may be changed during training.
         huber: c, in units of the norm of an image; 0 for the plain distance, infinity for the squared one.
+        weighting: 'inverse' for 1 / (t - r), 'uniform' for 1.
 
     Attributes:
         num_timesteps: T of the process.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion, q: float = 256.0, huber: float = 0.0) -> None:
-        self.diffusion, self.q, self.huber = diffusion, q, huber
+    def __init__(
+        self, diffusion: GaussianDiffusion, q: float = 256.0, huber: float = 0.0, weighting: str = "inverse"
+    ) -> None:
+        self.diffusion, self.q, self.huber, self.weighting = diffusion, q, huber, weighting
         self.levels, self.num_timesteps = NoiseLevels(diffusion.alphas_cumprod), diffusion.num_timesteps
 
     def lower_level(self, sigma: Tensor) -> Tensor:
@@ -50,7 +53,8 @@ class ConsistencyLoss:
             distance = squared
         else:
             distance = (squared + self.huber**2).clamp(min=1e-12).sqrt() - self.huber
-        return {"loss": distance / (sigma - r).float(), "mse": difference.detach().square().flatten(1).mean(1)}
+        loss = distance / (sigma - r).float() if self.weighting == "inverse" else distance
+        return {"loss": loss, "mse": difference.detach().square().flatten(1).mean(1)}
 
     def difference(
         self,
@@ -71,6 +75,27 @@ class ConsistencyLoss:
         _set_rng_states(x_start.device, states)  # the same dropout mask
         y = x_start + sigma.float().view(view) * noise
         return predict(model, self.diffusion, self.levels, y, sigma, model_kwargs) - target
+
+
+class LogNormalSampler:
+    """Sample noise levels whose logarithm is normal, in place of whole timesteps.
+
+    Args:
+        levels: `NoiseLevels` of the process.
+        mean, std: of the natural logarithm of the level.
+        most: levels above are lowered to it.
+    """
+
+    def __init__(self, levels: NoiseLevels, mean: float = -1.1, std: float = 2.0, most: float = 80.0) -> None:
+        self._levels, self._mean, self._std, self._most = levels, mean, std, most
+
+    def sample(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return timesteps (N,) float64, which may lie between whole ones, and loss factors, ones (N,) float32."""
+        normal = torch.randn(batch_size, generator=generator, dtype=torch.float64)
+        sigma = torch.exp(self._mean + self._std * normal).clamp(max=self._most)
+        return self._levels.timestep(sigma).to(device), torch.ones(batch_size, device=device)
 
 
 def _rng_states(device: torch.device) -> list[Tensor]:

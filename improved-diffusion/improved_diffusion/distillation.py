@@ -16,13 +16,6 @@ from .few_steps import NoiseLevels, predict, step_towards
 from .gaussian_diffusion import GaussianDiffusion
 from .process import Model
 
-# Number of evaluations -> their noise levels. No two are equal, so that a level has one destination.
-GRIDS: dict[int, tuple[float, ...]] = {
-    1: (20.0,),
-    2: (40.0, 1.0),
-    3: (60.0, 2.0, 0.6),
-    4: (80.0, 4.0, 1.4, 0.4),
-}
 LAST_LEVEL = 0.03  # at which the teacher's last evaluation predicts the image
 
 
@@ -32,7 +25,8 @@ class TrajectoryLoss:
     Args:
         diffusion: process of both networks.
         teacher: frozen network.
-        grids: number of evaluations -> decreasing noise levels.
+        grids: number of evaluations -> decreasing noise levels; no two may be equal, so that a level has one
+            destination.
         teacher_steps: evaluations of the teacher from noise to image; each part of a path gets an equal share.
 
     Attributes:
@@ -113,6 +107,24 @@ class TrajectoryLoss:
             former = former.index_copy(0, rows, image)
         share = _view(low / high, y)
         return ((state - share * y) / (1 - share)).clamp(-1.2, 1.2)
+
+
+class GridSampler:
+    """Take the grids of a `TrajectoryLoss` in turn, image by image.
+
+    Args:
+        starts: (G,) float64, timesteps of the grids' first levels.
+    """
+
+    def __init__(self, starts: Tensor) -> None:
+        self._starts = starts
+
+    def sample(
+        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return timesteps (N,) float64 and loss factors, ones (N,) float32; the generator is not used."""
+        t = self._starts[torch.arange(batch_size) % len(self._starts)]
+        return t.to(device), torch.ones(batch_size, device=device)
 
 
 def _view(values: Tensor, like: Tensor) -> Tensor:

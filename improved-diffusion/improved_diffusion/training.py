@@ -45,8 +45,8 @@ class LossMeter:
         self._updates = 0
 
     def add_losses(self, losses: dict[str, Tensor], t: Tensor) -> None:
-        """Add the losses of images, each (N,), at timesteps t, (N,) int64."""
-        quartile = QUARTILES * t // self.num_timesteps
+        """Add the losses of images, each (N,), at timesteps t, (N,)."""
+        quartile = (QUARTILES * t // self.num_timesteps).long()
         zeros = torch.zeros(QUARTILES, device=t.device)
         for name, values in losses.items():
             total = zeros.index_add(0, quartile, values.detach().float())

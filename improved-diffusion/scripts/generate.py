@@ -12,6 +12,7 @@ from comparison.sampling.draw import draw_samples
 from comparison.sampling.interpolation import COLUMNS, WalkNoise, draw_interpolation
 from comparison.sampling.timing import write_benchmark
 from improved_diffusion.dist_util import get_rank
+from improved_diffusion.few_steps import sample_few_steps
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.samplers import classifier_free, sample
 from improved_diffusion.script_util import create_model_and_diffusion
@@ -87,6 +88,17 @@ def run_sampler(
     x = noise.normal(shape, "x_T")
     common: dict[str, Any] = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs}
     common["step_noise"] = lambda step: noise.normal(shape, step)
+    if sampler.levels:
+        return sample_few_steps(
+            model,
+            diffusion,
+            sampler.levels,
+            lambda remaining: x if remaining == sampler.steps else noise.normal(shape, remaining),
+            renoise=sampler.renoise,
+            clip_denoised=sampler.clip_denoised,
+            model_kwargs=model_kwargs,
+            on_step=on_step,
+        )
     if sampler.spacing is not None:
         common |= {"sampler": sampler.name, "num_sampling_steps": sampler.steps, "spacing": sampler.spacing}
         common |= {"eta": sampler.eta, "sigma_max": sampler.sigma_max, "on_step": on_step}

@@ -89,10 +89,20 @@ def network_flags(args: argparse.Namespace, defaults: dict[str, Any], model: str
     Raises:
         UserError: there is no file, the flags disagree, the run is of another family, or nothing can be written.
     """
+    find_model(args)
+    out_folder(args)
+    return flags_of_run(args, defaults, model)
+
+
+def find_model(args: argparse.Namespace) -> None:
+    """Make `model_path` local; UserError where there is no such file."""
     args.model_path = download_model("--model_path", args.model_path)
     if not args.model_path.is_file():
         raise UserError(f"--model_path {args.model_path}: no such file")
-    out_folder(args)
+
+
+def flags_of_run(args: argparse.Namespace, defaults: dict[str, Any], model: str) -> dict[str, Any]:
+    """Merge the given flags with those of the run that wrote a local model file; see `network_flags`."""
     given = {name: value for name, value in vars(args).items() if name in defaults}
     unify_prediction(given)
     flags, path = {**defaults, **given}, args.model_path.parent / "config.json"

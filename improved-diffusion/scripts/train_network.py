@@ -41,6 +41,22 @@ class ImageTask:
         """Create the network, with the classes of the data, on the CPU, and the process of all timesteps."""
         return create_model_and_diffusion(**self.flags, num_classes=len(images.class_names))
 
+    def objective(
+        self, args: argparse.Namespace, model: nn.Module, diffusion: SpacedDiffusion, dtype: torch.dtype | None
+    ) -> tuple[Any, Any]:
+        """Return what has the method `training_losses`, and what samples the timesteps.
+
+        Args:
+            args: command line.
+            model: the network, on its device, before the first update.
+            diffusion: its process.
+            dtype: type of autocast; None computes in float32.
+        """
+        return diffusion, create_named_schedule_sampler(args.schedule_sampler, diffusion)
+
+    def set_progress(self, progress: float) -> None:
+        """Take note of the used fraction of the budget before an update."""
+
     def condition(self, x_start: Tensor) -> dict[str, Tensor]:
         """Return the network's inputs beside the classes, from (N, 3, S, S) images in [-1, 1]."""
         return {}
@@ -115,10 +131,11 @@ def _train(args: argparse.Namespace, training: Training, task: ImageTask, device
     torch.manual_seed(args.seed)
     model, diffusion = task.build(images)
     prepare_model(model, device, dtype)
-    captured = args.cuda_graph and device.type == "cuda" and not args.use_checkpoint
+    objective, schedule_sampler = task.objective(args, model, diffusion, dtype)
+    captured = objective is diffusion and args.cuda_graph and device.type == "cuda" and not task.flags["use_checkpoint"]
     trainer = Trainer(
         model,
-        diffusion,
+        objective,
         lr=args.lr,
         weight_decay=args.weight_decay,
         beta2=args.beta2,
@@ -147,10 +164,10 @@ def _train(args: argparse.Namespace, training: Training, task: ImageTask, device
             task,
             stream,
             model=model,
-            diffusion=diffusion,
+            diffusion=objective,
             trainer=trainer,
             batch_size=args.batch_size // world_size(),
-            schedule_sampler=create_named_schedule_sampler(args.schedule_sampler, diffusion),
+            schedule_sampler=schedule_sampler,
             resume_checkpoint=str(args.resume_checkpoint or ""),
             **{name: getattr(args, name) for name in ("microbatch", "lr", "ema_rate", "log_interval", "save_interval")},
             seed=args.seed,

@@ -179,7 +179,7 @@ def open_run(args: argparse.Namespace, family: Family, data_dir: str) -> Run:
         folder,
         {**vars(args), "data_dir": args.data_dir.rstrip("/") if is_remote(args.data_dir) else data_dir},
         model=family.model,
-        may_change=("resume_checkpoint", "grid_images", "grid_steps", "compile", "cuda_graph"),
+        may_change=("model_path", "resume_checkpoint", "grid_images", "grid_steps", "compile", "cuda_graph"),
         implied={**IMPLIED, "prediction": "x_start" if args.predict_xstart else "epsilon"},
         fresh=args.fresh,
     )

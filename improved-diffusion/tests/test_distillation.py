@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from improved_diffusion.distillation import GRIDS, TrajectoryLoss
+from distill_train import TRAJECTORY_LEVELS as GRIDS
+from improved_diffusion.distillation import TrajectoryLoss
 from improved_diffusion.few_steps import NoiseLevels, predict, sample_few_steps
 from improved_diffusion.script_util import create_gaussian_diffusion
 
