@@ -16,6 +16,7 @@ its quality (Zhou et al. 2024, "Simple and fast distillation of diffusion models
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weighting", choices=["inverse", "uniform"], default="inverse", help="consistency: 1 / (t - r), or 1")
     add(
         "--huber",
-        type=non_negative_float,
+        type=read_huber,
         default=0.0,
         help="consistency: constant c of the distance sqrt(d^2 + c^2) - c; inf for d^2",
     )
@@ -68,12 +69,19 @@ def read_counts(text: str) -> str:
     return ",".join(sorted(counts))
 
 
+def read_huber(text: str) -> float:
+    """Read --huber, an argparse type."""
+    return math.inf if text == "inf" else non_negative_float(text)
+
+
 def main(args: argparse.Namespace) -> int:
     """Validate the flags, then distil."""
     if args.schedule_sampler != "uniform":
         raise UserError(f"--schedule_sampler {args.schedule_sampler}: a distillation samples its own noise levels")
     if args.q <= 1:
         raise UserError(f"--q {args.q:g}: must be above 1")
+    if not math.isfinite(args.level_mean):
+        raise UserError(f"--level_mean {args.level_mean:g}: must be a finite number")
     find_model(args)
     flags = flags_of_run(args, model_and_diffusion_defaults(), MODEL)
     flags["timestep_respacing"] = ""

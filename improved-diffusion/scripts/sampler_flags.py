@@ -97,6 +97,7 @@ def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
     config = args.model_path.parent / "config.json"
     few_step = read_config(config)["options"].get("few_step") if config.is_file() else None
     if args.sampler == "few-step":
+        flags["timestep_respacing"] = ""
         return _few_step(args, few_step)
     if few_step:
         raise UserError(f"--model_path {args.model_path}: was distilled, so it needs --sampler few-step")
@@ -146,10 +147,11 @@ def _few_step(args: argparse.Namespace, few_step: dict[str, Any] | None) -> Samp
     """Return the few-step sampler of a distilled model; `few_step` is the entry of its config.json."""
     if not few_step:
         raise UserError(f"--sampler few-step: {args.model_path} was not distilled; see distill_train.py")
-    for name in ("spacing", "sigma_max", "eta", "use_ddim"):
-        if value := getattr(args, name):
+    for name in ("spacing", "sigma_max", "eta", "use_ddim", "timestep_respacing"):
+        if value := getattr(args, name, None):
             raise UserError(f"--{name} {value}: not with --sampler few-step")
-    grids, renoise = {int(count): tuple(grid) for count, grid in few_step["levels"].items()}, _renoises(few_step)
+    grids = {int(count): tuple(grid) for count, grid in few_step["levels"].items()}
+    renoise = few_step["method"] == "consistency"
     steps = args.num_sampling_steps or (len(args.levels) if args.levels else 2 if 2 in grids else max(grids))
     if args.levels:
         if not renoise:
@@ -160,10 +162,6 @@ def _few_step(args: argparse.Namespace, few_step: dict[str, Any] | None) -> Samp
         counts = ", ".join(map(str, grids))
         raise UserError(f"--num_sampling_steps {steps}: the model was distilled for {counts} evaluations")
     return Sampler("few-step", steps, None, 0.0, args.clip_denoised, None, args.levels or grids[steps], renoise)
-
-
-def _renoises(few_step: dict[str, Any]) -> bool:
-    return few_step["method"] == "consistency"
 
 
 def validate_guidance(args: argparse.Namespace, flags: dict[str, Any]) -> None:
