@@ -14,6 +14,7 @@ case "${PRESET:-seed}" in
     DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule linear"
     TRAIN_FLAGS="--lr 1e-4 --batch_size 128 --microbatch 64 --use_fp16 true --max_steps 5000 --save_interval 2500"
     SAMPLE_FLAGS="--batch_size 128"
+    DISTILL_FLAGS="--lr 2e-4 --batch_size 64 --max_steps 5000 --save_interval 1000"
     GAN_FLAGS="--image_size 64 --batch_size 128 --num_epochs 50 --g_lr 1.6e-4 --d_lr 1.25e-4 --beta1 0.5"
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
@@ -28,6 +29,7 @@ case "${PRESET:-seed}" in
     DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
     TRAIN_FLAGS="--lr 1e-4 --batch_size 128 --use_fp16 true --max_steps 500000 --save_interval 25000"
     SAMPLE_FLAGS="--batch_size 256"
+    DISTILL_FLAGS="--lr 2e-4 --batch_size 64 --max_steps 5000 --save_interval 1000"
     # Radford et al. 2016, at the size of the data
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 50 --g_lr 2e-4 --d_lr 2e-4 --beta1 0.5"
     # Xiao et al. 2022, as published: 4 x 64 images per update; the released network is epoch 1,200 of 1,800
@@ -43,6 +45,7 @@ case "${PRESET:-seed}" in
     DIFFUSION_FLAGS="--diffusion_steps 4000 --noise_schedule cosine"
     TRAIN_FLAGS="--lr 2e-4 --batch_size 128 --use_fp16 true --ema_rate 0.999 --max_steps 0 --save_interval 5000"
     SAMPLE_FLAGS="--sampler dpmpp-sde --sigma_max 10 --num_sampling_steps 20 --batch_size 500"
+    DISTILL_FLAGS="--lr 2e-4 --batch_size 64 --max_steps 0 --save_interval 1000" # not yet measured on a GPU
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --sample_batch_size 500 --score_every 500000"
     # DDGAN as in `cpu`, wider; not yet measured on a GPU. The published recipe made blobs in three minutes of an H200.
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 128 --ch_mult 1 2 --num_res_blocks 2"
@@ -65,6 +68,7 @@ case "${PRESET:-seed}" in
     TRAIN_FLAGS="$TRAIN_FLAGS --lr_warmup 0.05 --lr_decay cosine"
     TRAIN_FLAGS="$TRAIN_FLAGS --max_steps 0 --save_interval 3000 --log_interval 50"
     SAMPLE_FLAGS="--sampler dpmpp --num_sampling_steps 20 --batch_size 100"
+    DISTILL_FLAGS="--lr 3e-4 --batch_size 12 --max_steps 0 --save_interval 500 --log_interval 20"
     GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
     # DDGAN as in `quick`, with mirrored images, more of the time for the denoiser and the discriminator updated beside it:
     # 102 by 4 evaluations, on a machine half as fast (float32 alone); the published recipe 231.8
@@ -90,6 +94,7 @@ case "${PRESET:-seed}" in
     TRAIN_FLAGS="$TRAIN_FLAGS --lr_warmup 0.1 --lr_decay cosine --random_flip False" # mirrored figures cast wrong shadows
     TRAIN_FLAGS="$TRAIN_FLAGS --max_steps 0 --save_interval 2000 --log_interval 20"
     SAMPLE_FLAGS="--sampler dpmpp-sde --num_sampling_steps 20 --batch_size 100"
+    DISTILL_FLAGS="--lr 3e-4 --batch_size 12 --max_steps 0 --save_interval 500 --log_interval 10 --random_flip False"
     # DCGAN in the same time: 9,000 updates, 117 of 200 modes and 74% of 1,000 samples at the older acceptance of 0.35 (31
     # and 9% at 0.10); with the documented settings and batch 128 1,300 updates, 8 modes and 28%
     GAN_FLAGS="--preset dcgan-plus --image_size 32 --batch_size 32 --ngf 32 --ndf 32 --g_lr 4e-4 --d_lr 4e-4"
@@ -113,4 +118,5 @@ case "${PRESET:-seed}" in
     echo "flags.sh: error: PRESET=$PRESET: must be seed, paper, gpu, cpu or quick" >&2
     ;;
 esac
-export MODEL_FLAGS DIFFUSION_FLAGS TRAIN_FLAGS SAMPLE_FLAGS GAN_FLAGS DDGAN_FLAGS DDGAN_TRAIN_FLAGS DDGAN_SAMPLE_FLAGS
+export MODEL_FLAGS DIFFUSION_FLAGS TRAIN_FLAGS SAMPLE_FLAGS DISTILL_FLAGS
+export GAN_FLAGS DDGAN_FLAGS DDGAN_TRAIN_FLAGS DDGAN_SAMPLE_FLAGS

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,17 +27,23 @@ from comparison.data.sources import (
     source_name,
     stored_images,
 )
-from comparison.models import MODELS, Model, preset_flags, value_of, with_steps
+from comparison.models import MODELS, Model, newest_checkpoint, preset_flags, value_of, with_steps
 from comparison.runs import read_config
 
 DEFAULTS = {  # preset -> values of the options that are not given
     "quick": {"budget": "seconds=150", "num_samples": 1000, "sweep": [10], "history": 0, "benchmark_seconds": 0.3},
-    "cpu": {"budget": "seconds=2160", "num_samples": 2000, "sweep": [10], "history": 3},
-    "gpu": {"budget": "images=2500000", "num_samples": 50000, "sweep": [10, 25, 100, 250], "history": 4},
+    "cpu": {"budget": "seconds=2160", "num_samples": 2000, "sweep": [10], "history": 3, "few_step": "true"},
+    "gpu": {
+        **{"budget": "images=2500000", "num_samples": 50000, "sweep": [10, 25, 100, 250], "history": 4},
+        "few_step": "true",
+    },
     "paper": {"budget": "recipe", "num_samples": 50000, "sweep": [10, 25, 100, 250], "history": 0},
 }
 MIN_SAMPLES, MIN_IMAGES = 64, 16
 LARGEST_BATCH = 128  # of the presets for small machines
+FEW_STEP_SHARE = 5  # --few_step: one part in so many of a model's budget tunes it to few evaluations
+FEW_STEPS = (1, 2, 4)  # evaluations that it is tuned for
+SOLVERS = ("dpmpp", "unipc")  # what it is compared with: samplers of the network before tuning, at 2 and 4 steps
 
 
 class Parser(cli.Parser):
@@ -70,6 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sweep", type=read_steps, metavar="N,N", help=sweep)
     history = "sample K earlier checkpoints of each training, equally spaced; 0 for none; cpu 3, gpu 4, else 0"
     add("--history", type=cli.non_negative_int, metavar="K", help=history)
+    few_step = "spend a fifth of the diffusion model's budget on tuning it to 1, 2 and 4 evaluations; cpu, gpu: true"
+    add("--few_step", choices=["true", "false"], help=few_step)
     add("--benchmark", default="true", choices=["true", "false"], help="measure speed and memory of every sampler")
     seconds = "seconds spent on each batch size; quick 0.3, else 2"
     add("--benchmark_seconds", type=cli.positive_float, metavar="S", help=seconds)
@@ -81,7 +90,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
     add("--fresh", action="store_true", help="train and sample again from the start")
     args = parser.parse_args(argv)
-    for name, value in {"benchmark_seconds": 2, **DEFAULTS[args.preset]}.items():
+    for name, value in {"benchmark_seconds": 2, "few_step": "false", **DEFAULTS[args.preset]}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
@@ -116,7 +125,8 @@ def main(args: argparse.Namespace) -> None:
     """Validate everything, then train, sample, score and report."""
     plan = Plan(args)
     for model, (unit, limit) in zip(args.models, plan.limits, strict=True):
-        train_in_parts(plan, model, unit, limit)
+        tuning = limit // FEW_STEP_SHARE if args.few_step == "true" and model.distill else 0
+        train_in_parts(plan, model, unit, limit - tuning)
         folder = plan.run_folder(model)
         announce(f"{model.name}: sample")
         sample(plan, model, folder, ["--interpolation"])
@@ -126,6 +136,8 @@ def main(args: argparse.Namespace) -> None:
             announce(f"{model.name}: sample in {steps} steps")
             sample(plan, model, folder / "settings" / setting, flags)
             benchmark(plan, model, folder / "settings" / setting, flags)
+        if tuning:
+            tune_to_few_steps(plan, model, unit, tuning)
     folders = [plan.run_folder(model) for model in args.models]
     anchors = cli.repo_root() / "results" / "reports" / plan.name / "anchors.json"
     announce("evaluate")
@@ -166,11 +178,15 @@ class Plan:
         if args.inception_weights and not Path(args.inception_weights).is_file():
             raise UserError(f"--inception_weights {args.inception_weights}: no such file")
         self.limits = [limit_of(args.budget, model.name, args.preset) for model in args.models]
-        for _, limit in self.limits if args.history else ():
-            if not limit:
-                raise UserError(f"--history {args.history}: needs --budget seconds=N or images=N, not recipe")
-            if limit <= args.history:
-                raise UserError(f"--history {args.history}: --budget {args.budget} is too small for as many parts")
+        for model, (_, limit) in zip(args.models, self.limits, strict=True):
+            few = FEW_STEP_SHARE if args.few_step == "true" and model.distill else 0
+            for option, parts in (("history", args.history), ("few_step", few)):
+                if parts and not limit:
+                    given = getattr(args, option)
+                    raise UserError(f"--{option} {given}: needs --budget seconds=N or images=N, not recipe")
+                if parts and limit <= parts:
+                    given = getattr(args, option)
+                    raise UserError(f"--{option} {given}: --budget {args.budget} is too small for as many parts")
         check_source(args.data, "--data")
         self.batch = batch_of(args.data)
         self.name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source_name(args.data)}-{args.preset}").lstrip(
@@ -253,17 +269,60 @@ def train_in_parts(plan: Plan, model: Model, unit: str, limit: int) -> None:
     jobs.train(model, folder, plan.data, flags, fresh=fresh)
 
 
-def sample(plan: Plan, model: Model, folder: Path, extra: Sequence[str] = (), *, benchmark: bool = False) -> None:
-    """Sample a model's newest checkpoint into a folder, or measure its speed."""
-    flags = [*plan.flags(model.sample_flags), "--num_samples", str(plan.args.num_samples), *plan.common, *extra]
-    jobs.sample(model, plan.run_folder(model), folder, flags, benchmark=benchmark)
+def tune_to_few_steps(plan: Plan, model: Model, unit: str, limit: int) -> None:
+    """Tune a trained network to few evaluations; sample it, and the network before by the solvers of SOLVERS."""
+    run, args = plan.run_folder(model), plan.args
+    tuned = run / "few-step"
+    announce(f"{model.name}: tune to few evaluations, {unit} {limit}")
+    own = plan.flags(model.distill_flags)
+    flags = ["--model_path", jobs.relative(newest_checkpoint(model, run)), *own, *plan.common]
+    if plan.batch and int(plan.batch[1]) < int(value_of(own, "--batch_size")):
+        flags += plan.batch
+    flags += [*(model.compile if args.compile == "true" else ()), "--max_steps", "0", f"--max_{unit}", str(limit)]
+    jobs.train(replace(model, train=model.distill), tuned, plan.data, flags, fresh=args.fresh)
+    cells = {f"few-step-{steps}": (tuned, "few-step", steps) for steps in FEW_STEPS}
+    cells |= {f"{solver}{steps}": (run, solver, steps) for solver in SOLVERS for steps in FEW_STEPS if steps > 1}
+    for setting, (trained, sampler, steps) in cells.items():
+        folder, flags = run / "settings" / setting, ["--sampler", sampler, "--num_sampling_steps", str(steps)]
+        announce(f"{model.name}: sample, {setting}")
+        sample(plan, model, folder, flags, trained=trained)
+        benchmark(plan, model, folder, flags, trained=trained)
 
 
-def benchmark(plan: Plan, model: Model, folder: Path, extra: Sequence[str] = ()) -> None:
-    """Measure a sampler's speed and memory, unless --benchmark is false."""
+def sample(
+    plan: Plan,
+    model: Model,
+    folder: Path,
+    extra: Sequence[str] = (),
+    *,
+    benchmark: bool = False,
+    trained: Path | None = None,
+) -> None:
+    """Sample a model's newest checkpoint into a folder, or measure its speed.
+
+    Args:
+        plan: the plan.
+        model: row of the table.
+        folder: folder of the samples.
+        extra: further flags.
+        benchmark: True to measure the speed instead.
+        trained: run folder of another network than the model's own, without the preset's sampler.
+    """
+    own = plan.flags(model.sample_flags)
+    if trained:
+        own = ["--batch_size", value_of(own, "--batch_size")]
+    flags = [*own, "--num_samples", str(plan.args.num_samples), *plan.common, *extra]
+    jobs.sample(model, trained or plan.run_folder(model), folder, flags, benchmark=benchmark)
+
+
+def benchmark(
+    plan: Plan, model: Model, folder: Path, extra: Sequence[str] = (), *, trained: Path | None = None
+) -> None:
+    """Measure a sampler's speed and memory, unless --benchmark is false; see `sample`."""
     if plan.args.benchmark == "true":
         announce(f"{model.name}: benchmark" + (f", {folder.name}" if extra else ""))
-        sample(plan, model, folder, [*extra, "--benchmark_seconds", f"{plan.args.benchmark_seconds:g}"], benchmark=True)
+        flags = [*extra, "--benchmark_seconds", f"{plan.args.benchmark_seconds:g}"]
+        sample(plan, model, folder, flags, benchmark=True, trained=trained)
 
 
 if __name__ == "__main__":

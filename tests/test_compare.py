@@ -59,6 +59,9 @@ def compare(*words):
         ("--history 100", "must be below 100"),
         ("--history 3 --budget images=3", "too small for as many parts"),
         ("--preset paper --history 2", "needs --budget seconds=N or images=N"),
+        ("--few_step maybe", "--few_step: invalid choice: 'maybe'"),
+        ("--preset paper --few_step true", "--few_step true: needs --budget seconds=N or images=N"),
+        ("--few_step true --budget images=5", "--few_step true: --budget images=5 is too small"),
         ("--benchmark maybe", "--benchmark: invalid choice: 'maybe'"),
         ("--features vgg", "--features: invalid choice: 'vgg'"),
         ("--inception_weights /no/such/file", "no such file"),
@@ -89,11 +92,11 @@ def calls(tmp_path, monkeypatch):
     def run(command, console=None):
         noted.append(command)
         value = dict(pairwise(command))
-        model = next((m for m in models.MODELS.values() if command[0] in (m.train, m.sample)), None)
+        model = next((m for m in models.MODELS.values() if command[0] in (m.train, m.sample, m.distill)), None)
         if model is None:
             if "--anchors" in value and command[0] == "results/evaluate.py":
                 (tmp_path / value["--anchors"]).write_text("{}")
-        elif command[0] == model.train:
+        elif command[0] != model.sample:
             folder = tmp_path / value["--run_dir"]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / model.checkpoints.replace("*", "0.9_000001")).touch()
@@ -116,7 +119,7 @@ def calls(tmp_path, monkeypatch):
     [("paper", "ddim7", "--use_ddim True --timestep_respacing ddim7"), ("gpu", "dpmpp-sde7", "--num_sampling_steps 7")],
 )
 def test_sweep_takes_the_sampler_of_the_preset(calls, preset, setting, flags):
-    options = "--models improved-diffusion --budget images=32 --history 0 --benchmark false --sweep 7"
+    options = "--models improved-diffusion --budget images=32 --history 0 --benchmark false --sweep 7 --few_step false"
     status, _, err = compare("--preset", preset, "--name", "sweep", *options.split())
     assert status == 0, err
     sampled = [call for call in calls if call[0].endswith("image_sample.py")]
@@ -136,6 +139,36 @@ def test_history_pauses_a_training_that_is_planned_as_a_whole(calls):
         "--max_images 64",
     ]
     assert "== improved-diffusion: sample at 50%" in out
+
+
+def test_tuning_to_few_steps_takes_a_fifth_of_the_budget(calls):
+    options = "--preset cpu --models gans,improved-diffusion --budget seconds=100 --history 0 --benchmark false"
+    status, _, err = compare("--name", "few", *options.split())
+    assert status == 0, err
+    scripts = ("gans/cifar_gan.py", *(f"improved-diffusion/scripts/{name}_train.py" for name in ("image", "distill")))
+    trained = {call[0]: dict(pairwise(call)) for call in calls if call[0] in scripts}
+    assert [trained[name]["--max_seconds"] for name in scripts] == ["100", "80", "20"]
+    run = "results/runs/improved-diffusion/few"
+    assert trained[scripts[2]]["--model_path"] == f"{run}/ema_0.9_000001.pt"
+    assert trained[scripts[2]]["--batch_size"] == "12"
+    sampled = [dict(pairwise(call)) for call in calls if call[0].endswith("image_sample.py")]
+    found = {value["--out"]: (value["--checkpoint"], value.get("--sampler")) for value in sampled}
+    for steps in (1, 2, 4):
+        tuned = (f"{run}/few-step/ema_0.9_000001.pt", "few-step")
+        assert found[f"{run}/settings/few-step-{steps}"] == tuned
+    for setting in ("dpmpp2", "dpmpp4", "unipc2", "unipc4"):
+        assert found[f"{run}/settings/{setting}"] == (f"{run}/ema_0.9_000001.pt", setting[:-1])
+    assert len(found) == 1 + 1 + 7  # with the default sampler and --sweep
+
+
+@pytest.mark.parametrize(("preset", "tunes"), [("quick", False), ("cpu", True), ("gpu", True)])
+def test_presets_tune_to_few_steps_where_the_budget_is_enough(calls, preset, tunes):
+    options = "--models improved-diffusion --budget images=640 --history 0 --sweep= --benchmark false"
+    status, _, err = compare("--preset", preset, "--name", "few", *options.split())
+    assert status == 0, err
+    assert any("distill_train" in call[0] for call in calls) == tunes
+    sampled = [call for call in calls if "few-step" in call]
+    assert not any("--sigma_max" in call for call in sampled)  # of the preset's own sampler
 
 
 def test_each_model_may_have_its_own_budget(calls):
@@ -211,7 +244,8 @@ def test_new_model_joins_by_a_row_and_a_script(checkout, jobs_here, monkeypatch)
 @pytest.fixture(scope="module")
 def finished(checkout, jobs_here):
     """One comparison of tiny budgets from end to end, called twice."""
-    options = f"{TINY} --budget images=128 --history 1 --sweep 2 --benchmark true --benchmark_seconds 0.05 --name end"
+    options = f"{TINY} --history 1 --sweep 2 --benchmark true --benchmark_seconds 0.05 --name end --few_step true"
+    options += " --budget gans:images=128,improved-diffusion:images=160,denoising-diffusion-gan:images=128"
     preset = models.preset_flags("quick")
     smaller = {"MODEL_FLAGS": ("--num_channels", "32"), "DDGAN_FLAGS": ("--num_channels_dae", "32")}
     smaller["SAMPLE_FLAGS"] = ("--num_sampling_steps", "5")
@@ -264,6 +298,20 @@ def test_diffusion_model_is_sampled_in_other_numbers_of_steps(finished):
     assert read(run / "settings/dpmpp-sde2/timing.json")["nfe"] == 2
     assert read(run / "sampling.json")["nfe"] == 5
     assert (run / "interpolation.png").is_file()
+
+
+def test_network_is_tuned_to_few_steps_and_its_rows_cost_both_trainings(finished):
+    run = finished[0] / "results" / "runs" / "improved-diffusion" / "end"
+    tuned = read(run / "few-step" / "config.json")
+    assert tuned["finished"]["images_seen"] == 36  # 32 in batches of 12
+    report = read(finished[0] / "results" / "reports" / "end" / "report.json")
+    rows = {row["label"]: row for row in report["models"]}
+    for steps in (1, 2, 4):
+        row = rows[f"improved DDPM, few-step-{steps}"]
+        assert (row["nfe"], row["images_seen"]) == (steps, 128 + 36)
+        assert row["training_seconds"] > rows["improved DDPM"]["training_seconds"]
+        assert row["seconds_per_image"] > 0
+    assert rows["improved DDPM, dpmpp2"]["images_seen"] == 128
 
 
 def test_fresh_trains_again(finished, jobs_here, monkeypatch):

@@ -80,21 +80,27 @@ def trained_facts(
 ) -> dict[str, Any]:
     """Return step, images_seen and wall_seconds of a checkpoint for sampling.json, None if unknown.
 
+    A distilled network also has `teacher`, the same facts of the network that it was distilled from.
+
     Args:
         folder: run folder, whose config.json and progress.csv give what the checkpoint lacks.
         step: updates, None if unknown.
         images_seen, wall_seconds: values in the checkpoint, None if missing.
     """
     config, progress = folder / "config.json", folder / "progress.csv"
-    finished = read_config(config).get("finished", {}) if config.is_file() else {}
+    content = read_config(config) if config.is_file() else {}
+    finished = content.get("finished", {})
     rows = [{**finished, "step": finished.get("steps")}, *(read_progress(progress) if progress.is_file() else [])]
     at_step = next((row for row in rows if step is not None and row["step"] == step), {})
     images_seen = at_step.get("images_seen") if images_seen is None else images_seen
     wall_seconds = at_step.get("wall_seconds") if wall_seconds is None else wall_seconds
     if not all(isinstance(value, int | float | None) for value in (step, images_seen, wall_seconds)):
         raise UserError(f"{folder}: a damaged checkpoint, of step {step!r} and {images_seen!r} images")
-    return {
+    facts = {
         "step": step,
         "images_seen": None if images_seen is None else int(images_seen),
         "wall_seconds": None if wall_seconds is None else round(wall_seconds, 3),
     }
+    if teacher := content.get("options", {}).get("teacher"):
+        facts["teacher"] = {name: teacher.get(name) for name in facts}
+    return facts

@@ -35,6 +35,8 @@ class Model:
     samples: str = "samples.npz"  # file that `--out` names; empty where `--out` is its folder
     evaluations: int = 1  # network evaluations per image, by default
     any_steps: bool = False  # True if a trained network can be sampled in any number of steps
+    distill: str = ""  # script that tunes a trained network to few evaluations; empty for none
+    distill_flags: tuple[str, ...] = ()
     evaluation_seconds: float = 1e-3  # per 32-pixel image on two CPU cores with preset quick, for plans
 
 
@@ -57,6 +59,8 @@ _ROWS = (
         samples="",
         evaluations=20,
         any_steps=True,
+        distill="improved-diffusion/scripts/distill_train.py",
+        distill_flags=("DISTILL_FLAGS",),
         evaluation_seconds=1.6e-3,
     ),
     Model(
@@ -86,7 +90,8 @@ def label_of(name: str) -> str:
 
 def preset_flags(preset: str) -> dict[str, list[str]]:
     """Return every variable of flags.sh that the table names, as a list of words; raise UserError if bash fails."""
-    names = sorted({name for model in MODELS.values() for name in (*model.train_flags, *model.sample_flags)})
+    kinds = [(*model.train_flags, *model.sample_flags, *model.distill_flags) for model in MODELS.values()]
+    names = sorted({name for kind in kinds for name in kind})
     script = 'PRESET=$1; source "$2"; shift 2; for name; do printf "%s\\n" "${!name}"; done'
     command = ["bash", "-c", script, "bash", preset, str(cli.repo_root() / "flags.sh"), *names]
     try:

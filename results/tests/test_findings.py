@@ -68,6 +68,13 @@ def test_a_budget_in_one_unit_is_also_stated_in_the_other(budget, text):
     assert said([row("A", 1.0, trained=10.0, images_seen=5000)], budget)["Training"] == f"Training budget: {text}"
 
 
+def test_distillation_counts_in_the_budget_of_its_model():
+    tuned = row("A, few", 2.0, trained=10.0, images_seen=5000, series="A", setting="few")
+    rows = [row("A", 1.0, trained=8.0, images_seen=4800), tuned, row("B", 1.0, trained=10.0, images_seen=300)]
+    text = said(rows, "seconds=10")["Training"]
+    assert text == "Training budget: 10 s per model. Images seen: A 5,000 (200 by distillation) and B 300."
+
+
 def test_copies_are_called_memorised():
     share = {name: {"memorised": entry(value, 0.01)} for name, value in {"A": 0.5, "B": 0.02, "floor": 0.02}.items()}
     rows = [row(name, metrics=share[name]) for name in "AB"]

@@ -73,6 +73,17 @@ def test_each_sampler_setting_is_a_row_with_the_facts_of_its_training(rows):
     assert [[point["name"] for point in row["history"]] for row in (main, setting)] == [["25", "50", "75"], []]
 
 
+def test_distilled_network_costs_its_teacher_too(copy):
+    run = copy / RUNS[1]
+    trained = {"step": 5, "images_seen": 60, "wall_seconds": 30.0}
+    teacher = {"step": 900, "images_seen": 83072, "wall_seconds": 1200.4}
+    change(run / "settings/ddim5/sampling.json", lambda s: s.update(trained={**trained, "teacher": teacher}))
+    rows = {row["label"]: row for row in read_rows(runs_of(copy), anchors_of(copy))}
+    names = ("steps", "images_seen", "training_seconds")
+    assert [rows["improved DDPM, ddim5"][name] for name in names] == [905, 83132, 1230.4]
+    assert [rows["improved DDPM, ddim10"][name] for name in names] == [900, 83072, 1200.4]
+
+
 @pytest.mark.parametrize("part", ["settings/ddim5", "history/25"])
 def test_scores_of_a_setting_or_checkpoint_that_do_not_belong_here_are_refused(copy, part):
     change(copy / RUNS[1] / part / "metrics.json", lambda m: m.update(seed=3))

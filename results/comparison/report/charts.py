@@ -17,14 +17,19 @@ MARKERS = "osD^v"
 
 
 def _series(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row]]]:
-    """Return name, colour, marker and rows of each training; runs of one model share the colour."""
-    groups: dict[str, tuple[str, str, str, list[Row]]] = {}
+    """Return name, colour, marker and rows of each line: a training's own sampler, then others of the same training.
+
+    Lines of one model share the colour.
+    """
+    groups: dict[tuple[str, str], tuple[str, str, str, list[Row]]] = {}
     seen: dict[str, int] = {}
     for row, colour in zip(rows, colours(rows), strict=True):
-        if row["series"] not in groups:
+        sampler = str(row["sampler"] or row["setting"]).partition(",")[0]
+        if (row["series"], sampler) not in groups:
             turn = seen[row["model"]] = seen.get(row["model"], -1) + 1
-            groups[row["series"]] = (row["series"], colour, MARKERS[turn % len(MARKERS)], [])
-        groups[row["series"]][3].append(row)
+            name = row["label"] if row["setting"] is None else f"{row['series']}, {sampler}"
+            groups[row["series"], sampler] = (name, colour, MARKERS[turn % len(MARKERS)], [])
+        groups[row["series"], sampler][3].append(row)
     return list(groups.values())
 
 
@@ -170,7 +175,8 @@ def draw_training(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str
 
     Nothing is drawn unless a training has two scored checkpoints.
     """
-    points = [(name, colour, marker, training_points(group[0])) for name, colour, marker, group in _series(rows)]
+    series = [line for line in _series(rows) if line[3][0]["setting"] is None]
+    points = [(name, colour, marker, training_points(group[0])) for name, colour, marker, group in series]
     if not any(len(scored) > 1 for *_, scored in points):
         return False
     longest = max(time for *_, scored in points for time, _ in scored)

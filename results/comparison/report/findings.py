@@ -33,7 +33,7 @@ def findings(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None
     counted = [row for row in mains if "modes_covered" in row["metrics"]]
     modes = f" Modes covered: {_cells(counted, 'modes_covered')}." if counted else ""
     texts += [f"{rank(mains, 'coverage', topic, lowest=False) or ''}{modes}".strip(), _speed(mains), _front(rows)]
-    texts += [_budget(mains, budget), _memorised(rows, controls["floor"]["metrics"])]
+    texts += [_budget(rows, budget), _memorised(rows, controls["floor"]["metrics"])]
     return [text for text in texts if text]
 
 
@@ -100,21 +100,29 @@ def _beaten(row: Row, front: Sequence[Row]) -> bool:
 
 
 def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
-    sentences = {}
+    sentences, spent = {}, {}
     for unit, (name, key, write, _) in UNITS.items():
-        used = [f"{row['label']} {write(row[key])}" for row in rows if row[key] is not None]
-        if not used:
+        spent[unit] = [(row, _whole(rows, row, key)) for row in main_rows(rows) if row[key] is not None]
+        if not spent[unit]:
             return None
+        tuned = {row["label"]: whole - row[key] for row, whole in spent[unit] if whole > row[key]}
+        of = {label: f" ({write(part)} by distillation)" for label, part in tuned.items()}
+        used = [f"{row['label']} {write(whole)}{of.get(row['label'], '')}" for row, whole in spent[unit]]
         sentences[unit] = f"{name}: {join_words(used)}."
     unit, _, amount = (budget or "").partition("=")
     text = {"": "not given", "recipe": "each model's own recipe"}.get(unit, "different for each model")
     if unit in UNITS:
         _, key, write, update = UNITS[unit]
         text = f"{budget}, but not every model kept to it"
-        if all(float(amount) <= row[key] <= 1.05 * float(amount) + update for row in rows if row[key] is not None):
+        if all(float(amount) <= whole <= 1.05 * float(amount) + update for _, whole in spent[unit]):
             sentences.pop(unit)
             text = f"{write(float(amount))}{' images' if unit == 'images' else ''} per model"
     return f"Training budget: {text}. {' '.join(sentences.values())}"
+
+
+def _whole(rows: Sequence[Row], main: Row, key: str) -> float:
+    """Return what a training cost, with the distillation of its network where the report has samples of that."""
+    return max(row[key] for row in rows if row["series"] == main["series"] and row[key] is not None)
 
 
 def _memorised(rows: Sequence[Row], floor: Mapping[str, Any]) -> str | None:

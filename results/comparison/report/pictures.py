@@ -22,7 +22,7 @@ PICTURES = {  # file -> title, caption
     "bars.png": ("Models and controls", "Models in colour, controls in grey, with 95% intervals."),
     "speed.png": (
         "Quality against time per image",
-        "Lower left is better. A line connects the sampler settings of one training. Dotted: the Pareto front.",
+        "Lower left is better. A line connects the numbers of steps of one sampler. Dotted: the Pareto front.",
     ),
     "trilemma.png": (
         "Quality, diversity and speed",

@@ -49,9 +49,9 @@ def _read_run(folder: Path, anchors: Mapping[str, Any]) -> list[dict[str, Any]]:
         for p in _sub_folders(folder / "history")
     ]
     history.sort(key=lambda point: (point["wall_seconds"] is None, point["wall_seconds"] or 0, point["name"]))
-    rows = [{**training, "setting": None, **_sample_set(folder, anchors), "history": history}]
+    rows = [{**training, **_distilled(folder), "setting": None, **_sample_set(folder, anchors), "history": history}]
     for part in _sub_folders(folder / "settings"):
-        rows.append({**training, "setting": part.name, **_sample_set(part, anchors), "history": []})
+        rows.append({**training, **_distilled(part), "setting": part.name, **_sample_set(part, anchors), "history": []})
     for row in rows:
         row["parameters"] = row["parameters"] or rows[0]["parameters"] or row["parameters_trained"]
     return rows
@@ -84,6 +84,18 @@ def _training(folder: Path) -> dict[str, Any]:
         "training_device": config.get("device"),
         "training_precision": config.get("precision"),
         **{name: config.get(name) for name in ("data", "git_commit", "versions")},
+    }
+
+
+def _distilled(folder: Path) -> dict[str, Any]:
+    """Return what training a distilled network and its teacher cost, {} for samples of another network."""
+    trained = optional_json(folder / "sampling.json").get("trained") or {}
+    if not (teacher := trained.get("teacher")):
+        return {}
+    names = {"training_seconds": "wall_seconds", "images_seen": "images_seen", "steps": "step"}
+    return {
+        name: None if None in (trained[key], teacher[key]) else trained[key] + teacher[key]
+        for name, key in names.items()
     }
 
 
