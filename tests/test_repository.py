@@ -24,13 +24,14 @@ SCRIPTS = {
     "gans/cifar_gan.py": "$GAN_FLAGS --max_seconds 9",
     "improved-diffusion/scripts/image_train.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $TRAIN_FLAGS --max_seconds 9",
     "improved-diffusion/scripts/image_sample.py": "$MODEL_FLAGS $DIFFUSION_FLAGS $SAMPLE_FLAGS --model_path x.pt",
+    "improved-diffusion/scripts/distill_train.py": "$DISTILL_FLAGS --max_seconds 9 --model_path x.pt",
     "denoising-diffusion-gan/train_ddgan.py": "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --dataset shapes --exp e --max_images 9",
     "denoising-diffusion-gan/test_ddgan.py": "$DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --dataset shapes --exp e",
 }
 ALL_SCRIPTS = [
     *SCRIPTS,
     "gans/sample_gan.py",
-    "improved-diffusion/scripts/distill_train.py",
+    "improved-diffusion/scripts/export_diffusers.py",
     "improved-diffusion/scripts/super_res_train.py",
     "improved-diffusion/scripts/super_res_sample.py",
     "improved-diffusion/scripts/image_nll.py",
@@ -48,7 +49,7 @@ ALL_SCRIPTS = [
     "results/benchmark.py",
     "results/readme.py",
     "results/train_classifier.py",
-    "results/studies/steps.py",
+    "results/studies/few_steps.py",
     "results/studies/hybrid.py",
     "results/studies/cost.py",
     "results/studies/data.py",
@@ -79,7 +80,7 @@ def test_package_improved_diffusion_stands_alone():
 
 @pytest.mark.parametrize("script", ALL_SCRIPTS)
 def test_scripts_name_torch_in_functions_only(script):
-    heavy = {"torch", "torchvision", "scipy", "matplotlib", "mpi4py", "blobfile", "pytorch_fid"}
+    heavy = {"torch", "torchvision", "scipy", "matplotlib", "mpi4py", "blobfile", "pytorch_fid", "diffusers"}
     tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -183,7 +184,7 @@ UNUSABLE_PATHS = [
     ("results/benchmark.py {missing}", "missing"),
     ("results/readme.py --readme {missing}.md", "missing.md"),
     ("results/train_classifier.py --data {missing} --test {empty}", "missing"),
-    ("results/studies/steps.py --data {missing}", "missing"),
+    ("results/studies/few_steps.py --data {missing}", "missing"),
 ]
 
 

@@ -11,7 +11,7 @@ The module names are those of OpenAI's package of the same name:
 - `train_util`, `image_datasets`, `logger`: OpenAI's training loop, data and log, for scripts written for them;
 - `dist_util`, `launch`: several ranks;
 - `samplers`, `solvers`: sampling in few evaluations;
-- `few_steps`, `distillation`, `consistency`: one to four evaluations, and the losses that tune a network for them;
+- `few_steps`, `distillation`: one to four evaluations, and the loss that tunes a network for them;
 - `blob`, `checkpoints`, `log_formats`: files, local and in cloud storage.
 
 Importing `improved_diffusion` or `improved_diffusion.flags` does not import torch, so that scripts can validate their

@@ -35,7 +35,11 @@ class TrajectoryLoss:
     """
 
     def __init__(
-        self, diffusion: GaussianDiffusion, teacher: Model, grids: Mapping[int, Sequence[float]], teacher_steps: int = 8
+        self,
+        diffusion: GaussianDiffusion,
+        teacher: Model,
+        grids: Mapping[int, Sequence[float]],
+        teacher_steps: int = 16,
     ) -> None:
         self.diffusion, self.teacher, self.num_timesteps = diffusion, teacher, diffusion.num_timesteps
         self.levels, self.counts = NoiseLevels(diffusion.alphas_cumprod), list(grids)

@@ -2,7 +2,7 @@
 
 A noise level sigma stands for y = x_0 + sigma * noise, which is x_t / sqrt(alpha_bar) of a diffusion process at the
 timestep with that ratio of noise to signal. Timesteps may lie between two whole ones: a network takes any number.
-`consistency` and `distillation` have the losses.
+`distillation` has the loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from .gaussian_diffusion import GaussianDiffusion
 from .process import Model, ModelMeanType
-
-StepNoise = Callable[[int], Tensor]
 
 
 class NoiseLevels:
@@ -80,7 +78,7 @@ def predict(
         return y - level * output
     if diffusion.model_mean_type == ModelMeanType.START_X:
         return output
-    raise ValueError(f"a network that predicts {diffusion.model_mean_type} has no consistency function")
+    raise ValueError(f"a network that predicts {diffusion.model_mean_type} cannot be sampled in few steps")
 
 
 def step_towards(image: Tensor, y: Tensor, high: Tensor, low: Tensor) -> Tensor:
@@ -94,9 +92,8 @@ def sample_few_steps(
     model: Model,
     diffusion: GaussianDiffusion,
     sigmas: Sequence[float],
-    step_noise: StepNoise,
+    noise: Tensor,
     *,
-    renoise: bool,
     clip_denoised: bool = True,
     model_kwargs: dict[str, Any] | None = None,
     on_step: Callable[[int, Tensor, Tensor], object] | None = None,
@@ -104,12 +101,10 @@ def sample_few_steps(
     """Generate images in len(sigmas) evaluations.
 
     Args:
-        model: a network tuned by `ConsistencyLoss` or `TrajectoryLoss`.
+        model: a network tuned by `TrajectoryLoss`.
         diffusion: its process.
         sigmas: noise levels, decreasing.
-        step_noise: maps the number of evaluations that remain, from len(sigmas) down to 1, to noise (N, C, H, W).
-        renoise: True to add new noise of the next level to each predicted image (consistency models; Song et al. 2023,
-            Algorithm 1); False to step straight towards it, which uses the first noise alone (`TrajectoryLoss`).
+        noise: (N, C, H, W), from which the path begins.
         clip_denoised: clip each predicted image to [-1, 1].
         model_kwargs: further keyword arguments of the network.
         on_step: called after each evaluation with its timestep, the network's input and the predicted image.
@@ -118,13 +113,10 @@ def sample_few_steps(
         (N, C, H, W) float32.
     """
     levels = NoiseLevels(diffusion.alphas_cumprod)
-    noise = step_noise(len(sigmas))
     y = image = sigmas[0] * noise
     for i, value in enumerate(sigmas):
         sigma = torch.full((len(noise),), value, dtype=torch.float64, device=noise.device)
-        if i and renoise:
-            y = image + value * step_noise(len(sigmas) - i)
-        elif i:
+        if i:
             y = step_towards(image, y, torch.full_like(sigma, sigmas[i - 1]), sigma)
         image = predict(model, diffusion, levels, y, sigma, model_kwargs)
         image = image.clamp(-1, 1) if clip_denoised else image

@@ -11,7 +11,6 @@ from comparison.data.folders import FileSet
 from comparison.data.images import ImageSet
 from comparison.rng import SampleNoise
 from improved_diffusion.checkpoints import fill_network, read_network
-from improved_diffusion.consistency import ConsistencyLoss, LogNormalSampler
 from improved_diffusion.distillation import GridSampler, TrajectoryLoss
 from improved_diffusion.few_steps import sample_few_steps
 from improved_diffusion.respace import SpacedDiffusion
@@ -25,12 +24,12 @@ class DistillTask(ImageTask):
     Args:
         flags: flags of the network and the process.
         teacher: file of the network to start from.
-        few_step: `method`, and `levels` by number of evaluations.
+        few_step: `levels` by number of evaluations.
     """
 
     def __init__(self, flags: dict[str, Any], teacher: Path, few_step: dict[str, Any]) -> None:
         super().__init__(flags)
-        self.teacher, self.method = teacher, few_step["method"]
+        self.teacher = teacher
         self.grids = {int(count): values for count, values in few_step["levels"].items()}
 
     def build(self, images: ImageSet | FileSet) -> tuple[nn.Module, SpacedDiffusion]:
@@ -45,11 +44,7 @@ class DistillTask(ImageTask):
     def objective(
         self, args: argparse.Namespace, model: nn.Module, diffusion: SpacedDiffusion, dtype: torch.dtype | None
     ) -> tuple[Any, Any]:
-        """Return the loss of the method, and what samples its noise levels."""
-        if self.method == "consistency":
-            self.loss = ConsistencyLoss(diffusion, args.q, args.huber, args.weighting)
-            self._q, self._stages = args.q, args.q_stages
-            return self.loss, LogNormalSampler(self.loss.levels, args.level_mean, args.level_std)
+        """Return the loss, and what takes the numbers of evaluations in turn."""
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         device = next(frozen.parameters()).device
 
@@ -60,18 +55,12 @@ class DistillTask(ImageTask):
         loss = TrajectoryLoss(diffusion, teacher, self.grids, args.teacher_steps)
         return loss, GridSampler(loss.starts)
 
-    def set_progress(self, progress: float) -> None:
-        """Set the stage of consistency tuning."""
-        if self.method == "consistency":
-            self.loss.q = self._q ** (1 + min(int(progress * self._stages), self._stages - 1))
-
     def sample(self, network: nn.Module, noise: SampleNoise, labels: Tensor | None, num_steps: int) -> Tensor:
         """Return the images of a grid, (N, 3, S, S), of the most evaluations."""
         return sample_few_steps(
             network,
             self.diffusion,
             self.grids[max(self.grids)],
-            lambda remaining: noise.normal((3, self.size, self.size), remaining),
-            renoise=self.method == "consistency",
+            noise.normal((3, self.size, self.size), "x_T"),
             model_kwargs={} if labels is None else {"y": labels},
         )

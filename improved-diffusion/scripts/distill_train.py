@@ -4,24 +4,20 @@
     python improved-diffusion/scripts/distill_train.py --max_seconds 300 \\
         --model_path results/runs/improved-diffusion/cifar_train-32/ema_0.9999_005000.pt
     python improved-diffusion/scripts/image_sample.py --sampler few-step --num_sampling_steps 2 \\
-        --model_path results/runs/improved-diffusion/cifar_train-32-trajectory/ema_0.9999_000300.pt
+        --model_path results/runs/improved-diffusion/cifar_train-32-few-step/ema_0.9999_000300.pt
 
-The network starts from the model file, its teacher, and keeps the teacher's flags, which its config.json gives; for a
-file without config.json the flags describe it. --data_dir is by default the teacher's data. Other options and the files
-are those of image_train.py; the same command again resumes.
-
-trajectory: follow the teacher's own paths from noise; needs a small part of the teacher's training, and is bounded by
-its quality (Zhou et al. 2024, "Simple and fast distillation of diffusion models"). consistency: easy consistency tuning
-(Geng et al. 2024, "Consistency models made easy"); published results took an hour of a GPU.
+The network starts from the model file, its teacher, and learns to follow the teacher's own paths from noise in few
+steps (Zhou et al. 2024, "Simple and fast distillation of diffusion models"). That takes a small part of the teacher's
+training, and its quality is the limit. The teacher's config.json gives the flags; for a file without config.json the
+flags describe it. --data_dir is by default the teacher's data, which is only used for the records: paths begin at
+noise. Other options and the files are those of image_train.py; the same command again resumes.
 """
 
 import argparse
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from comparison.checkpoints import trained_facts
-from comparison.cli import UserError, make_parser, non_negative_float, positive_float, positive_int
+from comparison.cli import UserError, make_parser, positive_int
 from comparison.distributed import run
 from comparison.files import digest
 from comparison.runs import read_config
@@ -29,10 +25,8 @@ from improved_diffusion.flags import model_and_diffusion_defaults
 from model_options import MODEL, add_network_flags, find_model, flags_of_run, path_or_url
 from train_options import Family, add_train_options, open_training
 
-METHODS = ("trajectory", "consistency")
-# Number of evaluations -> noise levels. Trajectory: no two are equal, so that a level has one destination.
-TRAJECTORY_LEVELS = {1: [20.0], 2: [40.0, 1.0], 3: [60.0, 2.0, 0.6], 4: [80.0, 4.0, 1.4, 0.4]}
-CONSISTENCY_LEVELS = {1: [80.0], 2: [80.0, 0.8], 3: [80.0, 2.0, 0.5], 4: [80.0, 4.0, 1.0, 0.3]}
+# Number of evaluations -> noise levels. No two are equal, so that a level has one destination.
+LEVELS = {1: [20.0], 2: [40.0, 1.0], 3: [60.0, 2.0, 0.6], 4: [80.0, 4.0, 1.4, 0.4]}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,20 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("distillation").add_argument
     help_text = "the teacher: ema_<rate>_<step>.pt or model<step>.pt of image_train.py; local or remote"
     add("--model_path", "--checkpoint", type=path_or_url, required=True, help=help_text)
-    add("--method", choices=METHODS, default="trajectory", help="how the network is tuned")
-    add("--evaluations", type=read_counts, default="1,2,4", help="trajectory: evaluations to tune for, from 1 to 4")
-    add("--teacher_steps", type=positive_int, default=8, help="trajectory: the teacher's evaluations per path")
-    add("--q", type=positive_float, default=4.0, help="consistency: at stage k the lower level is t (1 - n(t) / q^k)")
-    add("--q_stages", type=positive_int, default=4, help="consistency: stages of equal length, from q to q^stages")
-    add("--level_mean", type=float, default=-1.1, help="consistency: mean of the logarithm of the noise level")
-    add("--level_std", type=positive_float, default=2.0, help="consistency: its standard deviation")
-    add("--weighting", choices=["inverse", "uniform"], default="inverse", help="consistency: 1 / (t - r), or 1")
-    add(
-        "--huber",
-        type=read_huber,
-        default=0.0,
-        help="consistency: constant c of the distance sqrt(d^2 + c^2) - c; inf for d^2",
-    )
+    add("--evaluations", type=read_counts, default="1,2,4", help="numbers of evaluations to tune for, from 1 to 4")
+    add("--teacher_steps", type=positive_int, default=16, help="the teacher's evaluations per path")
     add_train_options(parser)
     parser.set_defaults(lr=3e-4, batch_size=12, beta2=0.99, lr_warmup=0.05, lr_decay="cosine", ema_horizon=0.05)
     return parser.parse_args(argv)
@@ -69,19 +51,10 @@ def read_counts(text: str) -> str:
     return ",".join(sorted(counts))
 
 
-def read_huber(text: str) -> float:
-    """Read --huber, an argparse type."""
-    return math.inf if text == "inf" else non_negative_float(text)
-
-
 def main(args: argparse.Namespace) -> int:
     """Validate the flags, then distil."""
     if args.schedule_sampler != "uniform":
         raise UserError(f"--schedule_sampler {args.schedule_sampler}: a distillation samples its own noise levels")
-    if args.q <= 1:
-        raise UserError(f"--q {args.q:g}: must be above 1")
-    if not math.isfinite(args.level_mean):
-        raise UserError(f"--level_mean {args.level_mean:g}: must be a finite number")
     find_model(args)
     flags = flags_of_run(args, model_and_diffusion_defaults(), MODEL)
     flags["timestep_respacing"] = ""
@@ -90,13 +63,11 @@ def main(args: argparse.Namespace) -> int:
     if options.get("few_step"):
         raise UserError(f"--model_path {args.model_path}: already distilled; give its teacher")
     args.data_dir = args.data_dir or options.get("data_dir", "")
-    if args.method == "consistency" and args.precision == "auto" and not args.use_fp16:
-        args.precision = "float32"  # bf16 rounds what the two levels differ by
     vars(args).update(flags)
-    args.few_step = few_step(args)
+    args.few_step = {"levels": {count: LEVELS[int(count)] for count in args.evaluations.split(",")}}
     args.teacher = {"checkpoint": args.model_path.name, "sha256": digest(args.model_path)}
     args.teacher |= trained_facts(args.model_path.parent, step_of_name(args.model_path.name))
-    training = open_training(args, Family(MODEL, flags, args.image_size, f"{args.image_size}-{args.method}"))
+    training = open_training(args, Family(MODEL, flags, args.image_size, f"{args.image_size}-few-step"))
     if training is None:
         return 0
 
@@ -104,15 +75,6 @@ def main(args: argparse.Namespace) -> int:
     from train_network import train_network
 
     return train_network(args, training, DistillTask(flags, args.model_path, args.few_step))
-
-
-def few_step(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what image_sample.py has to know, for config.json."""
-    if args.method == "consistency":
-        levels = CONSISTENCY_LEVELS
-    else:
-        levels = {int(count): TRAJECTORY_LEVELS[int(count)] for count in args.evaluations.split(",")}
-    return {"method": args.method, "levels": {str(count): values for count, values in levels.items()}}
 
 
 def step_of_name(name: str) -> int | None:

@@ -33,7 +33,6 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_sampling_steps", type=positive_int, help=f"network evaluations per image with --sampler; {counts}")
     add("--spacing", choices=SPACINGS, help="spacing of the timesteps with --sampler; default: logsnr")
     add("--sigma_max", type=positive_float, help="noise-to-signal ratio at the start with --sampler; default: 80")
-    add("--levels", type=read_levels, help="few-step of a consistency model: noise levels, such as 80,0.8")
     add("--use_ddim", type=str2bool, default=False, help="DDIM over --timestep_respacing instead of ancestral steps")
     add("--eta", type=fraction, default=0.0, help="noise of DDIM, from 0 for none to 1 for that of ancestral steps")
     add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")
@@ -61,7 +60,6 @@ class Sampler:
         clip_denoised: clip each predicted image to [-1, 1].
         sigma_max: noise-to-signal ratio at the start; None for the default.
         levels: noise levels of the evaluations of few-step; empty for the other samplers.
-        renoise: few-step adds new noise before each evaluation; see `few_steps.sample_few_steps`.
     """
 
     name: str
@@ -71,13 +69,11 @@ class Sampler:
     clip_denoised: bool
     sigma_max: float | None = None
     levels: tuple[float, ...] = ()
-    renoise: bool = False
 
     def describe(self) -> str:
         """Return the sampler as text, for sampling.json."""
         if self.levels:
-            method = "consistency" if self.renoise else "trajectory"
-            return f"few-step ({method}), levels {', '.join(f'{level:g}' for level in self.levels)}"
+            return f"few-step, levels {', '.join(f'{level:g}' for level in self.levels)}"
         eta = f", eta {self.eta:g}" if self.name == "ddim" else ""
         spacing = f", {self.spacing}" if self.spacing else ""
         start = f", sigma_max {self.sigma_max:g}" if self.sigma_max else ""
@@ -101,8 +97,6 @@ def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
         return _few_step(args, few_step)
     if few_step:
         raise UserError(f"--model_path {args.model_path}: was distilled, so it needs --sampler few-step")
-    if args.levels:
-        raise UserError("--levels needs --sampler few-step")
     if args.sampler is None:
         for name in ("num_sampling_steps", "spacing", "sigma_max"):
             if (value := getattr(args, name)) is not None:
@@ -132,17 +126,6 @@ def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
     return Sampler(args.sampler, steps, spacing, args.eta, args.clip_denoised, args.sigma_max)
 
 
-def read_levels(text: str) -> tuple[float, ...]:
-    """Read --levels, an argparse type."""
-    try:
-        levels = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        levels = ()
-    if not levels or not all(0.01 <= level <= 1000 for level in levels) or list(levels) != sorted(set(levels))[::-1]:
-        raise argparse.ArgumentTypeError(f"must be decreasing numbers from 1000 to 0.01 such as 80,0.8, not {text!r}")
-    return levels
-
-
 def _few_step(args: argparse.Namespace, few_step: dict[str, Any] | None) -> Sampler:
     """Return the few-step sampler of a distilled model; `few_step` is the entry of its config.json."""
     if not few_step:
@@ -151,17 +134,11 @@ def _few_step(args: argparse.Namespace, few_step: dict[str, Any] | None) -> Samp
         if value := getattr(args, name, None):
             raise UserError(f"--{name} {value}: not with --sampler few-step")
     grids = {int(count): tuple(grid) for count, grid in few_step["levels"].items()}
-    renoise = few_step["method"] == "consistency"
-    steps = args.num_sampling_steps or (len(args.levels) if args.levels else 2 if 2 in grids else max(grids))
-    if args.levels:
-        if not renoise:
-            raise UserError("--levels: a model distilled by trajectory has the levels that it was tuned for")
-        if len(args.levels) != steps:
-            raise UserError(f"--levels: {len(args.levels)} levels for --num_sampling_steps {steps}")
-    elif steps not in grids:
+    steps = args.num_sampling_steps or (2 if 2 in grids else max(grids))
+    if steps not in grids:
         counts = ", ".join(map(str, grids))
         raise UserError(f"--num_sampling_steps {steps}: the model was distilled for {counts} evaluations")
-    return Sampler("few-step", steps, None, 0.0, args.clip_denoised, None, args.levels or grids[steps], renoise)
+    return Sampler("few-step", steps, None, 0.0, args.clip_denoised, None, grids[steps])
 
 
 def validate_guidance(args: argparse.Namespace, flags: dict[str, Any]) -> None:

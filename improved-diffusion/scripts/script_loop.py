@@ -127,7 +127,6 @@ class ScriptLoop(TrainLoop):
         self._logged = (self.updates, loop.seconds)
         for _ in loop:
             self.lr_factor = self.schedule.factor(loop.progress)
-            self.task.set_progress(loop.progress)
             self.run_step(*next(self.data))
             self.step += 1
             if loop.row_due:

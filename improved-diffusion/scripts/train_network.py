@@ -54,9 +54,6 @@ class ImageTask:
         """
         return diffusion, create_named_schedule_sampler(args.schedule_sampler, diffusion)
 
-    def set_progress(self, progress: float) -> None:
-        """Take note of the used fraction of the budget before an update."""
-
     def condition(self, x_start: Tensor) -> dict[str, Tensor]:
         """Return the network's inputs beside the classes, from (N, 3, S, S) images in [-1, 1]."""
         return {}

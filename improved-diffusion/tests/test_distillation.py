@@ -1,11 +1,14 @@
-"""Distillation by the teacher's trajectories, against the exact path of Gaussian data; few-step samples."""
+"""Noise levels, distillation against the exact path of Gaussian data, and few-step samples."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
-from distill_train import TRAJECTORY_LEVELS as GRIDS
+from distill_train import LEVELS as GRIDS
 from improved_diffusion.distillation import TrajectoryLoss
 from improved_diffusion.few_steps import NoiseLevels, predict, sample_few_steps
+from improved_diffusion.schedules import get_named_beta_schedule
 from improved_diffusion.script_util import create_gaussian_diffusion
 
 VARIANCE = 0.25  # of the Gaussian data
@@ -30,6 +33,45 @@ def gaussian_teacher(diffusion):
 def exact_path(y, high, low):
     """Return where the path through y at the level `high` is at `low`."""
     return y * ((VARIANCE + low**2) / (VARIANCE + high**2)) ** 0.5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_levels_and_timesteps_are_inverse(schedule):
+    alphas = np.cumprod(1 - get_named_beta_schedule(schedule, 4000))
+    levels = NoiseLevels(alphas)
+    t = torch.linspace(0, 3999, 977, dtype=torch.float64)
+    assert (levels.timestep(levels.sigma(t)) - t).abs().max() < 1e-6
+    whole = levels.sigma(torch.arange(4000)).numpy()
+    np.testing.assert_allclose(whole, np.sqrt((1 - alphas) / alphas), rtol=1e-10)
+    outside = torch.tensor([levels.sigma_min / 2, levels.sigma_max * 2])
+    assert levels.timestep(outside).tolist() == [0, 3999]
+
+
+def test_cosine_levels_agree_with_the_formula_of_the_schedule():
+    levels = NoiseLevels(create_gaussian_diffusion(steps=4000, noise_schedule="cosine").alphas_cumprod)
+    sigma = torch.tensor([0.05, 0.5, 1.0, 10.0], dtype=torch.float64)
+    alpha_bar = 1 / (1 + sigma**2)
+    start = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    expected = 4000 * (2 / math.pi * 1.008 * torch.arccos((alpha_bar * start).sqrt()) - 0.008) - 1
+    torch.testing.assert_close(levels.timestep(sigma), expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "epsilon", "x_start"])
+def test_function_at_whole_timesteps_is_the_predicted_image_of_the_process(prediction):
+    diffusion = process(prediction)
+    levels, t = NoiseLevels(diffusion.alphas_cumprod), torch.tensor([3, 500, 990])
+    x, output = torch.randn(2, 3, 3, 4, 4).unbind()
+    signal = torch.from_numpy(diffusion.alphas_cumprod)[t].sqrt().float().view(-1, 1, 1, 1)
+    image = predict(lambda *_: output, diffusion, levels, x / signal, levels.sigma(t))
+    torch.testing.assert_close(image, diffusion._pred_xstart(output, x, t, False, None), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
+def test_function_of_an_image_without_noise_is_the_image(prediction):
+    diffusion = process(prediction)
+    y, sigma = torch.randn(4, 3, 4, 4), torch.full((4,), 1e-7, dtype=torch.float64)
+    image = predict(lambda x, t: torch.ones_like(x), diffusion, NoiseLevels(diffusion.alphas_cumprod), y, sigma)
+    torch.testing.assert_close(image, y, atol=1e-6, rtol=0)
 
 
 def test_no_level_of_the_grids_has_two_destinations():
@@ -115,8 +157,8 @@ def test_student_learns_the_paths_of_gaussian_data_in_one_and_two_evaluations():
         optimizer.step()
     noise = 0.3 * torch.randn(50, 1, 2, 2)
     for grid in grids.values():
-        images = sample_few_steps(student, diffusion, grid, lambda _: noise, renoise=False, clip_denoised=False)
-        untuned = sample_few_steps(teacher, diffusion, grid, lambda _: noise, renoise=False, clip_denoised=False)
+        images = sample_few_steps(student, diffusion, grid, noise, clip_denoised=False)
+        untuned = sample_few_steps(teacher, diffusion, grid, noise, clip_denoised=False)
         exact = exact_path(grid[0] * noise, grid[0], 0.0)
         assert (images - exact).norm() / exact.norm() < 0.03
         assert (untuned - exact).norm() / exact.norm() > 0.3
@@ -124,7 +166,7 @@ def test_student_learns_the_paths_of_gaussian_data_in_one_and_two_evaluations():
 
 def test_losses_of_a_fixed_student_are_known():
     diffusion = process()
-    loss = TrajectoryLoss(diffusion, gaussian_teacher(diffusion), GRIDS)
+    loss = TrajectoryLoss(diffusion, gaussian_teacher(diffusion), GRIDS, teacher_steps=8)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 1, 2, 2)).astype(np.float32))
     found = loss.training_losses(lambda x, t: 0.5 * x, noise, loss.starts, None, noise)["loss"]
     torch.testing.assert_close(found, torch.tensor(GOLDEN), rtol=1e-4, atol=1e-6)

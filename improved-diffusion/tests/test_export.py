@@ -108,7 +108,7 @@ def test_distilled_network_and_a_missing_package_are_refused(tmp_path, monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install diffusers"):
         main(parse_args(words))
-    config = {"model": "improved-diffusion", "options": {**SMALL, "few_step": {"method": "trajectory"}}}
+    config = {"model": "improved-diffusion", "options": {**SMALL, "few_step": {"levels": {"1": [20]}}}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="export its teacher"):
         main(parse_args(words))

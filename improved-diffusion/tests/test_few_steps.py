@@ -1,4 +1,4 @@
-"""distill_train.py and `image_sample.py --sampler few-step`: both methods, resumption, two ranks, wrong uses."""
+"""distill_train.py and `image_sample.py --sampler few-step`: predictions, resumption, two ranks, wrong uses."""
 
 import json
 
@@ -56,9 +56,9 @@ def sample(run, step, *flags):
 
 @pytest.fixture(scope="module")
 def runs(folder):
-    """Return the folder with four updates of each method, in runs by the names of methods."""
-    assert distil(folder, "x_start", folder / "trajectory", "--max_steps 4 --grid_images 4") == 0
-    assert distil(folder, "velocity", folder / "consistency", "--method consistency --max_steps 4 --q_stages 2") == 0
+    """Return the folder with four updates, in the runs `classes` (of x_start) and `patches` (of velocity)."""
+    assert distil(folder, "x_start", folder / "classes", "--max_steps 4 --grid_images 4") == 0
+    assert distil(folder, "velocity", folder / "patches", "--max_steps 4") == 0
     return folder
 
 
@@ -71,24 +71,22 @@ def equal(one, two):
 
 
 def test_training_moves_the_teachers_weights_and_names_it(runs):
-    before, after = weights(runs / "x_start", "ema_0.99_000020.pt"), weights(runs / "trajectory", "model000004.pt")
+    before, after = weights(runs / "x_start", "ema_0.99_000020.pt"), weights(runs / "classes", "model000004.pt")
     assert not equal(before, after)
     assert all((before[name] - after[name]).abs().max() < 0.01 for name in before)
-    config = json.loads((runs / "trajectory" / "config.json").read_text())
+    config = json.loads((runs / "classes" / "config.json").read_text())
     assert config["model"] == "improved-diffusion"
     assert config["options"]["few_step"]["levels"]["2"] == [40, 1]
     teacher = config["options"]["teacher"]
     assert (teacher["checkpoint"], teacher["images_seen"], teacher["wall_seconds"]) == ("ema_0.99_000020.pt", 80, 2.0)
-    assert (runs / "trajectory" / "grid_000004.png").is_file()
+    assert (runs / "classes" / "grid_000004.png").is_file()
 
 
-@pytest.mark.parametrize(("method", "teacher"), [("trajectory", "x_start"), ("consistency", "velocity")])
-def test_resumed_training_equals_an_unbroken_one(method, teacher, runs, tmp_path):
-    flags = f"--method {method} --max_steps 4 --q_stages 2"
-    assert distil(runs, teacher, tmp_path / "run", flags, "--stop_after 2") == 0
-    assert distil(runs, teacher, tmp_path / "run", flags) == 0
+def test_resumed_training_equals_an_unbroken_one(runs, tmp_path):
+    assert distil(runs, "x_start", tmp_path / "run", "--max_steps 4 --stop_after 2") == 0
+    assert distil(runs, "x_start", tmp_path / "run", "--max_steps 4") == 0
     for name in ("model000004.pt", "ema_0.9999_000004.pt"):
-        assert equal(weights(runs / method, name), weights(tmp_path / "run", name))
+        assert equal(weights(runs / "classes", name), weights(tmp_path / "run", name))
 
 
 def test_two_processes_make_the_updates_of_one(runs, tmp_path):
@@ -96,45 +94,34 @@ def test_two_processes_make_the_updates_of_one(runs, tmp_path):
     flags = [SMALL, "--max_steps 4 --model_path", model, "--run_dir", tmp_path / "run"]
     done = finish([*torchrun(), *script_command(DISTILL, *flags)[1:]])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_close_weights(weights(runs / "trajectory", "model000004.pt"), weights(tmp_path / "run", "model000004.pt"))
-    one, two = (read_progress(run / "progress.csv") for run in (runs / "trajectory", tmp_path / "run"))
+    assert_close_weights(weights(runs / "classes", "model000004.pt"), weights(tmp_path / "run", "model000004.pt"))
+    one, two = (read_progress(run / "progress.csv") for run in (runs / "classes", tmp_path / "run"))
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-4)
 
 
 def test_teacher_of_noise_with_learned_variances_and_dropout_can_be_distilled(runs, tmp_path):
-    for method in ("trajectory", "consistency"):
-        assert (
-            distil(runs, "epsilon", tmp_path / method, f"--method {method} --max_steps 1 --evaluations 3 --huber inf")
-            == 0
-        )
-        assert sample(tmp_path / method, 1, "--num_sampling_steps 3") == 0
+    assert distil(runs, "epsilon", tmp_path / "run", "--max_steps 1 --evaluations 3") == 0
+    assert sample(tmp_path / "run", 1, "--num_sampling_steps 3") == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("method", ["trajectory", "consistency"])
-def test_images_take_the_asked_evaluations_and_do_not_depend_on_the_batch(method, count, runs, tmp_path):
+@pytest.mark.parametrize("run", ["classes", "patches"])
+def test_images_take_the_asked_evaluations_and_do_not_depend_on_the_batch(run, count, runs, tmp_path):
     found = []
     for size in (1, 4):
         out = tmp_path / str(size)
-        assert sample(runs / method, 4, f"--num_sampling_steps {count} --batch_size {size} --out_dir", out) == 0
+        assert sample(runs / run, 4, f"--num_sampling_steps {count} --batch_size {size} --out_dir", out) == 0
         found.append(np.load(next(out.glob("samples*.npz")))["arr_0"].astype(int))
     assert np.abs(found[0] - found[1]).max() <= 1
     record = json.loads((out / "sampling.json").read_text())
     assert record["nfe"] == count
-    assert record["sampler"].startswith(f"few-step ({method}), levels ")
-
-
-def test_levels_of_a_consistency_model_can_be_chosen(runs, tmp_path):
-    assert sample(runs / "consistency", 4, "--levels 80,3,0.5 --trajectory --out_dir", tmp_path) == 0
-    record = json.loads((tmp_path / "sampling.json").read_text())
-    assert (record["nfe"], record["sampler"]) == (3, "few-step (consistency), levels 80, 3, 0.5")
+    assert record["sampler"].startswith("few-step, levels ")
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         ("--num_sampling_steps 3", "the model was distilled for 1, 2, 4 evaluations"),
-        ("--levels 80,1", "has the levels that it was tuned for"),
         ("--timestep_respacing 50", "--timestep_respacing 50: not with --sampler few-step"),
         ("--spacing karras", "--spacing karras: not with --sampler few-step"),
         ("--sampler dpmpp", "was distilled, so it needs --sampler few-step"),
@@ -142,22 +129,19 @@ def test_levels_of_a_consistency_model_can_be_chosen(runs, tmp_path):
 )
 def test_wrong_use_of_a_distilled_model_is_refused(flags, words, runs):
     with pytest.raises(UserError, match=words):
-        sample(runs / "trajectory", 4, flags)
+        sample(runs / "classes", 4, flags)
 
 
 def test_model_that_was_not_distilled_is_refused(runs):
-    for sampler, words in (("few-step", "was not distilled"), ("dpmpp --levels 80,1", "needs --sampler few-step")):
-        with pytest.raises(UserError, match=words):
-            call_script(SAMPLE, "--sampler", sampler, "--model_path", runs / "x_start" / "ema_0.99_000020.pt")
+    with pytest.raises(UserError, match="was not distilled"):
+        call_script(SAMPLE, "--sampler few-step --model_path", runs / "x_start" / "ema_0.99_000020.pt")
 
 
 @pytest.mark.parametrize(
     ("teacher", "flags", "words"),
     [
-        ("x_start", "--q 1", "--q 1: must be above 1"),
         ("x_start", "--schedule_sampler stratified", "samples its own noise levels"),
         ("x_start", "--num_channels 64", "the model was trained with 32"),
-        ("x_start", "--level_mean nan", "--level_mean nan: must be a finite number"),
         ("nowhere", "", "no such file"),
     ],
 )
@@ -167,7 +151,7 @@ def test_wrong_distillation_is_refused(teacher, flags, words, folder, tmp_path):
 
 
 def test_distilled_model_is_not_distilled_again(runs, tmp_path):
-    model = runs / "trajectory" / "ema_0.9999_000004.pt"
+    model = runs / "classes" / "ema_0.9999_000004.pt"
     with pytest.raises(UserError, match="already distilled; give its teacher"):
         call_script(DISTILL, SMALL, "--model_path", model, "--run_dir", tmp_path)
 

@@ -27,9 +27,9 @@ class FakeModels:
         if self.interrupt_at == len(self.done):
             self.interrupt_at = None
             raise KeyboardInterrupt
-        model = next(model for model in TABLE if command[0] in (model.train, model.sample))
+        model = next(model for model in TABLE if command[0] in (model.train, model.sample, model.distill))
         bench = "--benchmark" in command
-        if command[0] == model.train:
+        if command[0] != model.sample:
             did = self.train(model, folder, value, "--fresh" in command)
         else:
             did = self.sample(model, folder, value, folder / ("timing.json" if bench else "sampling.json"))
@@ -51,11 +51,16 @@ class FakeModels:
         seconds = float(value.get("--max_seconds", 3))
         if there.is_file() and not fresh and json.loads(there.read_text())["finished"]["wall_seconds"] >= seconds:
             return False
-        source, size = value["--data"], int(value.get("--large_size") or value["--image_size"])
+        teacher = Path(value["--model_path"]).parent / "config.json" if "--model_path" in value else None
+        source, size = value["--data"], int(value.get("--large_size") or value.get("--image_size", 32))
         images = int(value.get("--max_images", 900))
         done = {"reason": "max_seconds", "steps": 9, "images_seen": images, "wall_seconds": seconds}
         kept = ("seed", "num_timesteps", "batch_size", "ngf")
         options = {name: int(value[f"--{name}"]) for name in kept if f"--{name}" in value} | {"data": source}
+        if teacher:
+            cost = json.loads(teacher.read_text())["finished"]
+            options["few_step"] = {"levels": {}}
+            options["teacher"] = {"step": cost["steps"], **{k: cost[k] for k in ("images_seen", "wall_seconds")}}
         config = {"model": model.name, "options": options, "data": load_images(source, size).describe()}
         config |= {"finished": {**done, "peak_memory_bytes": 10**9}, "device": "a CPU", "precision": "bfloat16"}
         write_json(there, {**config, "versions": {"torch": "2"}, "git_commit": "abc", "parameters": {"g": 1234}})

@@ -21,7 +21,7 @@ from comparison.report import study_page
 from fake_models import FakeModels
 
 RESULTS = Path(__file__).parents[1]
-NAMES = ("steps", "cost", "data", "hybrid")
+NAMES = ("few_steps", "cost", "data", "hybrid")
 RESOLVED = "64-from-32-super-resolution"
 
 
@@ -54,7 +54,7 @@ def run(script, folder, name, pictures, *flags):
 
 
 SMALL = {
-    "steps": ("--num_samples", 64, "--seconds", 2, "--cells", "dcgan,ddgan-T2"),
+    "few_steps": ("--num_samples", 64, "--seconds", 2, "--tuning_seconds", 1, "--cells", "few-step,dcgan"),
     "cost": ("--rounds", 2, "--updates", 2, "--cells", "dcgan-w16-b128-bf16,dcgan-w16-b128-float32"),
     "data": ("--num_samples", 64, "--seconds", 2, "--cells", f"dcgan-10,dcgan-100,dcgan-64px,{RESOLVED}"),
     "hybrid": (
@@ -64,7 +64,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(("name", "most"), [("steps", 16), ("cost", 12), ("data", 22), ("hybrid", 28)])
+@pytest.mark.parametrize(("name", "most"), [("few_steps", 24), ("cost", 12), ("data", 22), ("hybrid", 28)])
 def test_plan_states_minutes_of_its_cells_runs_nothing_and_needs_no_torch(tmp_path, name, most):
     code = "import runpy, sys; sys.modules['torch'] = sys.modules['matplotlib'] = None; "
     code += f"sys.argv = ['{name}.py', '--plan', '--out', 'out', '--runs_dir', 'runs']; "
@@ -98,7 +98,7 @@ def read_study(folder):
 
 
 @pytest.mark.parametrize("preset", ["quick", "cpu", "gpu"])
-@pytest.mark.parametrize(("name", "cell"), [("steps", "ddpm"), ("cost", "ddpm-w16-b16-bf16"), ("data", "ddpm-100")])
+@pytest.mark.parametrize(("name", "cell"), [("few_steps", "ddpm"), ("cost", "ddpm-w16-b16-bf16"), ("data", "ddpm-100")])
 def test_cells_and_presets_name_one_sampler(script, pictures, tmp_path, monkeypatch, name, cell, preset):
     commands = []
 
@@ -151,18 +151,18 @@ def test_fresh_trains_and_samples_everything_again(script, fake, pictures, tmp_p
 
 def test_interrupted_study_goes_on_where_it_stopped(script, fake, pictures, tmp_path):
     fake.interrupt_at = 3
-    assert run(script, tmp_path, "steps", pictures, *SMALL["steps"]).returncode == 130
-    assert run(script, tmp_path, "steps", pictures, *SMALL["steps"]).returncode == 0
-    assert len(fake.done) == 4  # two trainings, two sample sets, none of them twice
+    assert run(script, tmp_path, "few_steps", pictures, *SMALL["few_steps"]).returncode == 130
+    assert run(script, tmp_path, "few_steps", pictures, *SMALL["few_steps"]).returncode == 0
+    assert len(fake.done) == 7  # three trainings, four sample sets, none of them twice
 
 
 def test_longer_budget_trains_and_samples_again_and_a_shorter_one_is_refused(script, fake, pictures, tmp_path):
-    flags = ("--num_samples", 64, "--cells", "dcgan")
-    run(script, tmp_path, "steps", pictures, *flags, "--seconds", 2)
-    run(script, tmp_path, "steps", pictures, *flags, "--seconds", 99)
+    flags = ("--num_samples", 64, "--cells", "dcgan", "--tuning_seconds", 1)
+    run(script, tmp_path, "few_steps", pictures, *flags, "--seconds", 1)
+    run(script, tmp_path, "few_steps", pictures, *flags, "--seconds", 98)
     assert [command[0] for command in fake.done] == 2 * ["gans/cifar_gan.py", "gans/sample_gan.py"]
     assert [cell["training"]["seconds"] for cell in read_study(tmp_path)["cells"]] == [99]
-    result = run(script, tmp_path, "steps", pictures, *flags, "--seconds", 2)
+    result = run(script, tmp_path, "few_steps", pictures, *flags, "--seconds", 1)
     assert "trained for 99 s, more than --seconds 2; --fresh starts over" in result.stderr
 
 
@@ -184,7 +184,7 @@ def test_page_is_made_from_study_json_alone(script, finished, tmp_path, name):
 @pytest.mark.parametrize("path", sorted((RESULTS / "studies").glob("*/study.json")), ids=lambda path: path.parent.name)
 def test_committed_page_is_what_its_study_json_gives(script, tmp_path, path):
     study = json.loads(path.read_text()).get("study", "")
-    name = "gans" if study.startswith("gan-") else study
+    name = "gans" if study.startswith("gan-") else study.replace("-", "_")
     if not (RESULTS / "studies" / f"{name}.py").is_file():
         pytest.skip("not a study of results/")
     folder = tmp_path / study if name == "gans" else tmp_path
@@ -207,8 +207,8 @@ def test_page_of_a_damaged_study_is_refused_and_the_old_one_kept(tmp_path):
 
 
 def test_left_out_cells_are_named(finished):
-    steps, data = ((finished[name][0] / "out" / "README.md").read_text() for name in ("steps", "data"))
-    assert "- Not among --cells: ddpm, ddgan-T1, ddgan-T4, ddgan-T8." in steps
+    steps, data = ((finished[name][0] / "out" / "README.md").read_text() for name in ("few_steps", "data"))
+    assert "- Not among --cells: ddpm, ddgan." in steps
     assert "ddpm-64px" in data.split("- Not among --cells: ")[1]
 
 
@@ -224,6 +224,17 @@ def test_super_resolution_enlarges_the_samples_of_the_small_network_and_counts_b
     assert "improved DDPM, 32 by super-resolution" in page.split("## 64 pixels")[1]
 
 
+def test_given_runs_of_the_two_scripts_are_not_mistaken_for_each_other(script, fake, pictures, tmp_path):
+    for name, key, path in (("plain", "few-step", ""), ("tuned", "improved-diffusion", "plain")):
+        (tmp_path / name).mkdir()
+        value = {"--data": str(pictures), "--image_size": "32", "--seed": "0"}
+        value |= {"--model_path": str(tmp_path / path / "ema_9.pt")} if path else {}
+        fake.train(models.MODELS[models.DDPM], tmp_path / name, value)
+        result = run(script, tmp_path, "few_steps", pictures, "--runs", f"{key}={tmp_path / name}")
+        assert result.returncode == 2
+        assert f"{name}: {'' if path else 'not '}a run of distill_train.py" in result.stderr
+
+
 def test_copies_of_the_images_that_a_training_saw_are_found(finished):
     cells = {cell["name"]: cell for cell in read_study(finished["data"][0])["cells"]}
     assert cells["dcgan-100"]["metrics"]["memorised"]["value"] == 1.0  # the fake gives training images
@@ -235,13 +246,12 @@ def test_given_run_is_sampled_but_not_trained(script, fake, pictures, tmp_path):
     (mine := tmp_path / "mine").mkdir()
     value = {"--data": str(pictures), "--image_size": "32", "--seed": "0", "--max_seconds": "9"}
     fake.train(models.MODELS[models.GAN], mine, value)
-    result = run(script, tmp_path, "steps", pictures, *SMALL["steps"], "--runs", f"gans={mine}")
+    result = run(script, tmp_path, "few_steps", pictures, *SMALL["few_steps"], "--runs", f"gans={mine}")
     assert result.returncode == 0, result.stderr
     assert "gans/cifar_gan.py" not in [command[0] for command in fake.done]
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "Runs trained earlier: dcgan. Settings:" in page
-    assert "Training times differ" in page
-    result = run(script, tmp_path, "steps", "shapes", "--runs", f"gans={mine}")
+    assert "Runs trained earlier: DCGAN. The tuning took 1 s" in page
+    result = run(script, tmp_path, "few_steps", "shapes", "--runs", f"gans={mine}")
     assert result.returncode == 2
     assert "--data is shapes" in result.stderr
 
@@ -249,11 +259,11 @@ def test_given_run_is_sampled_but_not_trained(script, fake, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("name", "flags", "sentence"),
     [
-        ("steps", ("--cells", "ddpm-9"), "--cells ddpm-9: must be among ddpm, ddgan-T1"),
-        ("steps", ("--num_samples", 9), "--num_samples 9: a score needs at least 64"),
-        ("steps", ("--data", "nowhere"), "--data nowhere: neither shapes"),
-        ("steps", ("--runs", "gans"), "--runs gans: must be MODEL=RUN"),
-        ("steps", ("--page",), "study.json: no such file"),
+        ("few_steps", ("--cells", "ddpm-9"), "--cells ddpm-9: must be among ddpm, few-step"),
+        ("few_steps", ("--num_samples", 9), "--num_samples 9: a score needs at least 64"),
+        ("few_steps", ("--data", "nowhere"), "--data nowhere: neither shapes"),
+        ("few_steps", ("--runs", "gans"), "--runs gans: must be MODEL=RUN"),
+        ("few_steps", ("--page",), "study.json: no such file"),
         *[("hybrid", ("--longer", words), "argument --longer: must be") for words in ("1", "1,3", "0", "x", "3,")],
     ],
 )
@@ -311,14 +321,33 @@ def test_sentences_follow_the_intervals():
     def rows(*entries):
         return [{"nfe": 5 * 2**i, "metrics": {"frechet_distance": found}} for i, found in enumerate(entries)]
 
-    best, compare = load("steps")["best_value_sentence"], load("hybrid")["compare"]
-    assert best("DDIM", rows(entry(90, 2), entry(50, 2), entry(30, 2))) == "DDIM: 20 (30.0 ± 2.0), the best"
-    blurred = rows(entry(90, 2), entry(32, 5), entry(30, 5))
-    assert best("DDIM", blurred) == "DDIM: 10 (32 ± 5); the best is 20 (30 ± 5)"
+    compare = load("hybrid")["compare"]
     high, low, wide = rows(entry(9, 1), entry(5, 1), entry(9, 5))
     told = [compare(low, high, "frechet_distance"), compare(high, low, "frechet_distance")]
     assert told == ["better", "worse"]
     assert compare(wide, low, "frechet_distance") == "not significantly different"
+
+
+def test_tuned_network_costs_both_trainings_for_which_a_gan_trains(finished):
+    folder, scripts = finished["few_steps"]
+    ddpm, gan = (models.MODELS[name] for name in (models.DDPM, models.GAN))
+    (teacher,), (tuned,), (other,) = map(scripts.commands, (ddpm.train, ddpm.distill, gan.train))
+    assert [value["--max_seconds"] for value in (teacher, tuned, other)] == ["2", "1", "3"]
+    assert Path(tuned["--model_path"]).parent == Path(teacher["--run_dir"])
+    cells = {cell["name"]: cell for cell in read_study(folder)["cells"]}
+    assert list(cells) == ["few-step-1", "few-step-2", "few-step-4", "dcgan-1"]
+    assert [cells[name]["training"]["seconds"] for name in ("few-step-2", "dcgan-1")] == [3, 3]
+    assert [value["--num_sampling_steps"] for value in scripts.commands(ddpm.sample)] == ["1", "2", "4"]
+
+
+def test_ratio_to_twenty_evaluations_is_pooled_over_the_trainings():
+    def cells(name, series, values):
+        metrics = [{"frechet_distance": entry(value, 1)} for value in values]
+        return [{"name": name, "series": series, "label": name, "metrics": found} for found in metrics]
+
+    made = cells("few-step-2", "few-step", (30, 33)) + cells("dpmpp-20", "dpmpp", (20, 30))
+    (sentence,) = load("few_steps")["ratios"]({"cells": made + cells("ddim-2", "ddim", (400, 400))})
+    assert re.match(r"2 evaluations: tuned 32 ± 19, 1\.3 ± 2\.5 times .* with 20; without tuning DDIM 400", sentence)
 
 
 def test_gain_of_bf16_is_a_median_over_paired_rounds_with_its_range():
@@ -360,7 +389,7 @@ def test_cells_of_the_hybrid_differ_in_their_parts_alone_and_are_pooled_over_see
     ("name", "flags"),
     [
         ("hybrid", ("--num_samples", 64, "--seconds", 3, "--cells", "haar-x_0-decay,pixel-x_t-none,denoiser")),
-        ("steps", ("--num_samples", 64, "--seconds", 2, "--cells", "ddpm,ddgan-T1,dcgan")),
+        ("few_steps", ("--num_samples", 64, "--seconds", 2, "--tuning_seconds", 2, "--cells", "few-step,ddgan")),
         ("cost", ("--rounds", 1, "--updates", 2, "--benchmark_seconds", 0.05, "--cells", "ddpm-w16-b16-bf16")),
         ("data", ("--num_samples", 64, "--seconds", 2, "--cells", f"dcgan-10,dcgan-100,dcgan-64px,{RESOLVED}")),
     ],
