@@ -181,12 +181,11 @@ class Plan:
         for model, (_, limit) in zip(args.models, self.limits, strict=True):
             few = FEW_STEP_SHARE if args.few_step == "true" and model.distill else 0
             for option, parts in (("history", args.history), ("few_step", few)):
+                given = f"--{option} {getattr(args, option)}"
                 if parts and not limit:
-                    given = getattr(args, option)
-                    raise UserError(f"--{option} {given}: needs --budget seconds=N or images=N, not recipe")
+                    raise UserError(f"{given}: needs --budget seconds=N or images=N, not recipe")
                 if parts and limit <= parts:
-                    given = getattr(args, option)
-                    raise UserError(f"--{option} {given}: --budget {args.budget} is too small for as many parts")
+                    raise UserError(f"{given}: --budget {args.budget} is too small for as many parts")
         check_source(args.data, "--data")
         self.batch = batch_of(args.data)
         self.name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{source_name(args.data)}-{args.preset}").lstrip(
