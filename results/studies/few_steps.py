@@ -36,6 +36,7 @@ from comparison.studies import (
 IMAGE_SIZE = 32
 EVALUATIONS = (1, 2, 3, 4, 6, 10, 20)
 SOLVERS = {"ddim": "DDIM", "dpmpp": "DPM-Solver++", "unipc": "UniPC"}  # --sampler -> label
+MODES = "modes_matched"
 BEST = "dpmpp-20"  # what the tuned network is measured against
 TUNED, TUNED_COUNTS = "few-step", (1, 2, 4)
 CELLS = {"ddpm": DDPM, TUNED: DDPM, "ddgan": DDGAN, "dcgan": GAN}  # cell -> model
@@ -145,8 +146,14 @@ def trained_run(study: Study, name: str, seed: int, given: dict[str, Path]) -> P
 
 
 def ratios(study: Row) -> list[str]:
-    """Return a sentence for each number of evaluations of the tuned network: its distance next to the others'."""
+    """Return a sentence for each number of evaluations of the tuned network: its score next to the others'.
+
+    The score is the fraction that shows a mode where modes are known, else the Frechet distance.
+    """
     rows = {row["name"]: row for row in study_page.pooled(study)}
+    score, text = QUALITY, "Frechet distance"
+    if all(MODES in row["metrics"] for row in rows.values()):
+        score, text = MODES, "fraction that shows a mode"
     cells: dict[str, list[Row]] = {}
     for cell in study["cells"]:
         cells.setdefault(cell["name"], []).append(cell)
@@ -155,14 +162,14 @@ def ratios(study: Row) -> list[str]:
         name = f"{TUNED}-{count}"
         if name not in rows or BEST not in rows:
             continue
-        values = [[cell["metrics"][QUALITY]["value"] for cell in cells[of]] for of in (name, BEST)]
+        values = [[cell["metrics"][score]["value"] for cell in cells[of]] for of in (name, BEST)]
         ratio = study_page.pool([{"value": tuned / best} for tuned, best in zip(*values, strict=True)])
         solvers = [rows[f"{solver}-{count}"] for solver in SOLVERS if f"{solver}-{count}" in rows]
-        others = [f"{LABELS[row['series']]} {formatting.metric(QUALITY, row['metrics'][QUALITY])}" for row in solvers]
+        others = [f"{LABELS[row['series']]} {formatting.metric(score, row['metrics'][score])}" for row in solvers]
+        tuned, times = formatting.metric(score, rows[name]["metrics"][score]), formatting.metric(QUALITY, ratio)
         sentences.append(
-            f"{count} evaluation{'' if count == 1 else 's'}: tuned "
-            f"{formatting.metric(QUALITY, rows[name]['metrics'][QUALITY])}, "
-            f"{formatting.metric(QUALITY, ratio)} times DPM-Solver++ with 20; without tuning {', '.join(others)}."
+            f"{count} evaluation{'' if count == 1 else 's'}: {text} {tuned} after tuning, {times} times that of "
+            f"DPM-Solver++ with 20; without tuning {', '.join(others)}."
         )
     return sentences
 
@@ -172,7 +179,6 @@ def page(study: Row) -> str:
     rows, options = study_page.pooled(study), study["options"]
     extra = {
         "NFE": lambda row: f"{row['nfe']:g}",
-        "time per image": lambda row: formatting.seconds(row["seconds_per_image"]),
         "training": lambda row: formatting.seconds(row["training"]["seconds"]),
         "images seen": lambda row: formatting.count(row["training"]["images_seen"]),
     }
@@ -202,7 +208,7 @@ def draw_pictures(study: Row, out: Path) -> None:
 
     rows = study_page.pooled(study)
     panels = []
-    texts = {QUALITY: "Frechet distance (log, lower is better)", "modes_matched": "fraction that shows a mode"}
+    texts = {QUALITY: "Frechet distance (log, lower is better)", MODES: "fraction that shows a mode"}
     for metric, text in texts.items():
         lines = []
         for i, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
