@@ -50,13 +50,15 @@ def export(path: Path, flags: dict[str, Any], out: Path) -> int:
     network.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        unet = UNet2DModel(**unet_options(flags, classes)).eval()
+        unet: Any = UNet2DModel(**unet_options(flags, classes))
+    unet.eval()
     unet.load_state_dict(convert(network))
-    scheduler = DDIMScheduler(**scheduler_options(flags))
+    scheduler: Any = DDIMScheduler(**scheduler_options(flags))
     difference = largest_difference(network, unet, flags["image_size"], scheduler.config["num_train_timesteps"])
     if not difference <= TOLERANCE:
         raise UserError(f"--model_path {path}: the converted network differs by {difference:.2g}; nothing is written")
-    DDIMPipeline(unet, scheduler).save_pretrained(out)
+    pipeline: Any = DDIMPipeline(unet, scheduler)
+    pipeline.save_pretrained(out)
     print(f"{out}: a DDIMPipeline; the networks' outputs differ by at most {difference:.1g}")
     if classes:
         print(f"DDIMPipeline passes no class: call its unet with class_labels, 0 to {classes - 1}")
@@ -112,7 +114,7 @@ def convert(network: UNetModel) -> dict[str, Tensor]:
     names = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"}
     names |= {"label_emb": "class_embedding", "input_blocks.0.0": "conv_in"}
     names |= {"out.0": "conv_norm_out", "out.2": "conv_out"}
-    converted = {}
+    converted: dict[str, Tensor] = {}
     for own, theirs, block in blocks(network):
         if isinstance(block, AttentionBlock):
             converted |= attention(block, theirs)
@@ -129,11 +131,13 @@ def convert(network: UNetModel) -> dict[str, Tensor]:
 
 def blocks(network: UNetModel) -> Iterator[tuple[str, str, Any]]:
     """Yield our name, diffusers' name and the module of each block, in the order of computation."""
-    stages = [("input_blocks", "down_blocks", network.input_blocks[1:], Downsample)]
-    stages.append(("output_blocks", "up_blocks", network.output_blocks, Upsample))
+    stages: list[tuple[str, str, Any, type]] = [
+        ("input_blocks", "down_blocks", network.input_blocks[1:], Downsample),
+        ("output_blocks", "up_blocks", network.output_blocks, Upsample),
+    ]
     for own, theirs, sequences, last in stages:
         level, numbers = 0, dict.fromkeys(GROUPS, 0)
-        for i, sequence in enumerate(sequences):  # type: ignore[arg-type]
+        for i, sequence in enumerate(sequences):
             for j, block in enumerate(sequence):
                 place = f"{theirs}.{level}.{GROUPS[type(block)]}.{numbers[type(block)]}"
                 yield f"{own}.{i + (own == 'input_blocks')}.{j}", place, block
@@ -161,7 +165,7 @@ def attention(block: AttentionBlock, name: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def largest_difference(network: UNetModel, unet: UNet2DModel, size: int, steps: int) -> float:
+def largest_difference(network: UNetModel, unet: Any, size: int, steps: int) -> float:
     """Return the largest absolute difference of the outputs for noise at several timesteps."""
     generator = torch.Generator().manual_seed(0)
     t = torch.tensor([0, steps // 3, steps - 1])

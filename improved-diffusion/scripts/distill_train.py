@@ -22,7 +22,7 @@ from comparison.distributed import run
 from comparison.files import digest
 from comparison.runs import read_config
 from improved_diffusion.flags import model_and_diffusion_defaults
-from model_options import MODEL, add_network_flags, find_model, flags_of_run, path_or_url
+from model_options import MODEL, add_model_path, add_network_flags, find_model, flags_of_run
 from train_options import Family, add_train_options, open_training
 
 # Number of evaluations -> noise levels. No two are equal, so that a level has one destination.
@@ -34,9 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; flags of the network and the process appear in the result only where given."""
     parser = make_parser(__doc__)
     add_network_flags(parser, model_and_diffusion_defaults())
-    add = parser.add_argument_group("distillation").add_argument
     help_text = "the teacher: ema_<rate>_<step>.pt or model<step>.pt of image_train.py; local or remote"
-    add("--model_path", "--checkpoint", type=path_or_url, required=True, help=help_text)
+    add = add_model_path(parser, "distillation", help_text)
     add("--evaluations", type=read_counts, default="1,2,4", help="numbers of evaluations to tune for, from 1 to 4")
     levels_help = "noise levels to tune for instead: '40,1' for two evaluations, '20/40,1/80,4,1.4,0.4' for 1, 2 and 4"
     add("--levels", type=read_levels, metavar="L,L/L", help=levels_help)

@@ -20,7 +20,7 @@ from comparison import cli
 from comparison.cli import UserError, check_folder, local_path, make_parser
 from comparison.runs import read_config
 from improved_diffusion.flags import CHANNEL_MULT, attention_factors, model_and_diffusion_defaults
-from model_options import MODEL, add_network_flags, find_model, flags_of_run, path_or_url
+from model_options import MODEL, add_model_path, add_network_flags, find_model, flags_of_run
 
 RESCALED = 1000  # steps of the process that a network with --rescale_timesteps counts in
 
@@ -29,9 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; flags of the network and the process appear in the result only where given."""
     parser = make_parser(__doc__)
     add_network_flags(parser, model_and_diffusion_defaults())
-    add = parser.add_argument_group("export").add_argument
-    help_text = "ema_<rate>_<step>.pt or model<step>.pt of image_train.py; local or remote"
-    add("--model_path", "--checkpoint", type=path_or_url, required=True, help=help_text)
+    add = add_model_path(parser, "export", "ema_<rate>_<step>.pt or model<step>.pt of image_train.py; local or remote")
     add("--out_dir", "--out", type=local_path, help="folder to write; default: diffusers, beside the model file")
     parser.set_defaults(use_fp16=None, precision="float32")
     return parser.parse_args(argv)

@@ -89,8 +89,8 @@ def run_sampler(
     common: dict[str, Any] = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs}
     common["step_noise"] = lambda step: noise.normal(shape, step)
     if sampler.levels:
-        options = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs, "on_step": on_step}
-        return sample_few_steps(model, diffusion, sampler.levels, x, **options)
+        options: dict[str, Any] = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs}
+        return sample_few_steps(model, diffusion, sampler.levels, x, on_step=on_step, **options)
     if sampler.spacing is not None:
         common |= {"sampler": sampler.name, "num_sampling_steps": sampler.steps, "spacing": sampler.spacing}
         common |= {"eta": sampler.eta, "sigma_max": sampler.sigma_max, "on_step": on_step}

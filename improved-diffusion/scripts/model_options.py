@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,16 @@ def add_network_flags(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         action.default = argparse.SUPPRESS
 
 
+def add_model_path(parser: argparse.ArgumentParser, title: str, help_text: str) -> Callable[..., argparse.Action]:
+    """Add --model_path in a group of flags; return the group's `add_argument`."""
+    add = parser.add_argument_group(title).add_argument
+    add("--model_path", "--checkpoint", type=path_or_url, required=True, help=help_text)
+    return add
+
+
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add --model_path, --out_dir, --compile, --cuda_graph and --use_fp16."""
-    add = parser.add_argument_group("checkpoint").add_argument
-    help_text = "model<step>.pt or ema_<rate>_<step>.pt; local or remote"
-    add("--model_path", "--checkpoint", type=path_or_url, required=True, help=help_text)
+    add = add_model_path(parser, "checkpoint", "model<step>.pt or ema_<rate>_<step>.pt; local or remote")
     add("--out_dir", "--out", type=local_path, help="output folder; default: OPENAI_LOGDIR, else the model's folder")
     add(
         "--compile",
