@@ -53,7 +53,6 @@ ALL_SCRIPTS = [
     "results/studies/hybrid.py",
     "results/studies/cost.py",
     "results/studies/data.py",
-    "results/studies/solvers.py",
     "results/studies/gans.py",
 ]
 

@@ -179,7 +179,7 @@ def page(study: dict[str, Any]) -> str:
             "Spacing decides as much as the solver: `uniform` steps in t waste most evaluations at noise levels where "
             "little is decided. Where a line dips and rises again, errors of opposite sign cancel; where it stays "
             "level, what is left is the cost of the spacing's ends, noise of 80 and 0.01 times the signal. A trained "
-            "network adds errors of its own: `results/studies/solvers.py` compares samplers on one.",
+            "network adds errors of its own: `results/studies/few_steps.py` compares samplers on one.",
             "",
         ]
     )

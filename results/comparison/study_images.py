@@ -7,12 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from comparison.data.images import load_images, load_npz, resize, save_npz
-from comparison.device import pick_device, set_threads
 from comparison.png import save_grid
-from comparison.scores.bootstrap import METHOD, paired_ratio
 from comparison.scores.evaluation import find_samples
 from comparison.scores.features import embed
-from comparison.scores.metrics import frechet_estimate, frechet_from, moments
 from comparison.scores.neighbours import memorised, nearest_training, squared_distances
 from comparison.scores.reference import Reference
 from comparison.studies import Cell, Study
@@ -67,30 +64,3 @@ def add_copies(
         seen, cell["held_out"] = done[cell["percent"]]
         x = features(load_npz(find_samples(cell["folder"]))[0])
         cell["metrics"]["memorised"] = memorised(nearest_training(x, seen)).as_json()
-
-
-def score_ratios(cells: Sequence[Cell], data: str, count: int, key: str, device: str, threads: int) -> dict[str, Any]:
-    """Add the Frechet distance of each cell's samples, and its `ratio` to that of the first cell.
-
-    Args:
-        cells: cells with their `folder`.
-        data: data source of the reference.
-        count: images per set.
-        key: feature extractor, --features.
-        device, threads: options of that name.
-
-    Returns:
-        Description of reference, extractor and intervals.
-    """
-    chosen = pick_device(device)
-    set_threads(threads)
-    images = [load_npz(find_samples(cell["folder"]))[0] for cell in cells]
-    reference = Reference.load(data, images[0].shape[-1], count, 0, key, device=chosen, whole=True)
-    real = reference.scale(embed(reference.data.images[reference.chosen], reference.extractor))
-    distance = frechet_from(*moments(real))
-    features = [reference.scale(embed(part, reference.extractor)) for part in images]
-    for cell, x in zip(cells, features, strict=True):
-        cell["metrics"] = {"frechet_distance": frechet_estimate(distance, x).as_json()}
-        if x is not features[0]:
-            cell["ratio"] = paired_ratio(distance, x, features[0])
-    return {**reference.describe(), "ratio": METHOD}

@@ -204,17 +204,6 @@ def test_folder_that_cannot_be_made_is_refused_by_its_flag(name, tmp_path):
     check_folder(tmp_path / "new" / "folder", "--out")
 
 
-def test_more_steps_than_the_run_has_are_refused_by_their_flag(script, tmp_path):
-    done = {"reason": "max_steps 5", "steps": 5, "images_seen": 20, "wall_seconds": 1.0}
-    data = {"name": "shapes", "image_size": 16}
-    config = {"model": "improved-diffusion", "options": {"diffusion_steps": 100}, "finished": done, "data": data}
-    write_json(tmp_path / "config.json", config)
-    ended = script(tmp_path, "studies/solvers.py", "--run", tmp_path, "--data", "shapes", "--plan")
-    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
-    assert "--baseline 250: the run has 100 diffusion steps" in ended.stderr
-    assert script(tmp_path, "studies/solvers.py", "--run", tmp_path, "--plan", "--baseline", 100).returncode == 0
-
-
 @pytest.mark.parametrize("source", ["shapes", "set.npz"])
 def test_images_that_no_memory_holds_are_refused_before_they_are_made(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
