@@ -9,7 +9,8 @@ samples.npz, samples.png and sampling.json.
 
 Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional GANs". The preset
 dcgan-plus adds spectral norm (Miyato et al. 2018), hinge loss (Lim & Ye 2017), EMA weights (Yazici et al. 2019) and
-DiffAugment (Zhao et al. 2020).
+DiffAugment (Zhao et al. 2020). The presets r3gan and r3gan-tiny are residual networks with a relativistic loss and two
+gradient penalties (Huang et al. 2024).
 """
 
 import argparse

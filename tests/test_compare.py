@@ -171,6 +171,24 @@ def test_presets_tune_to_few_steps_where_the_budget_is_enough(calls, preset, tun
     assert not any("--sigma_max" in call for call in sampled)  # of the preset's own sampler
 
 
+def test_training_that_diverges_is_used_up_to_its_last_checkpoint(tmp_path, monkeypatch):
+    gan, config = models.MODELS[models.GAN], {"model": "gans", "options": {}}
+    diverged = {"steps": 9, "images_seen": 90, "wall_seconds": 3.0, "value": "loss_d nan"}
+
+    def fail(command, console):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "diverged": diverged}))
+        raise SystemExit(2)
+
+    monkeypatch.setattr(jobs, "run", fail)
+    with pytest.raises(SystemExit):  # without a checkpoint
+        jobs.train(gan, tmp_path, "shapes", [])
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoint_000005.pt").touch()
+    assert jobs.train(gan, tmp_path, "shapes", [])["finished"]["reason"] == "diverged at step 9"
+    with pytest.raises(SystemExit):  # nothing new: another failure
+        jobs.train(gan, tmp_path, "shapes", [])
+
+
 def test_each_model_may_have_its_own_budget(calls):
     budget = "denoising-diffusion-gan:seconds=8,gans:images=32"
     options = f"--models gans,denoising-diffusion-gan --budget {budget} --benchmark_seconds 0.7 --compile true"

@@ -33,13 +33,14 @@ class DiffAugment:
             raise ValueError(f"policy must list {', '.join(AUGMENTATIONS)}, not {wrong[0]!r}")
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
 
-    def __call__(self, images: Tensor, step: int, name: str) -> Tensor:
+    def __call__(self, images: Tensor, step: int, name: str, probability: Tensor | None = None) -> Tensor:
         """Change each image by its own draws.
 
         Args:
             images: (n, C, S, S) in [-1, 1], the first n of this rank's rows.
             step: updates before this one.
             name: name of the batch, such as "real"; each name has its own draws.
+            probability: () float32, with which each kind changes an image; None for always.
 
         Returns:
             (n, C, S, S) float32; color makes it unbounded, translation and cutout fill with 0.
@@ -48,13 +49,23 @@ class DiffAugment:
         generator = rng.generator("cpu", self.seed, step, name, "diffaugment")
         u = torch.rand(self.batch_size, 7, generator=generator)[self.rows][: len(images)].to(images.device)
         x = images.float()
-        if "color" in self.kinds:
-            x = change_colors(x, *u[:, :3].unbind(1))
-        if "translation" in self.kinds:
-            shift = int(x.shape[-1] * MAX_SHIFT + 0.5)
-            x = translate(x, *_integers(u[:, 3:5], -shift, shift).unbind(1))
-        if "cutout" in self.kinds:
-            x = cut_out(x, *_integers(u[:, 5:7], 0, x.shape[-1] - 1).unbind(1))
+        size = x.shape[-1]
+        shift = int(size * MAX_SHIFT + 0.5)
+        changes = {
+            "color": lambda x: change_colors(x, *u[:, :3].unbind(1)),
+            "translation": lambda x: translate(x, *_integers(u[:, 3:5], -shift, shift).unbind(1)),
+            "cutout": lambda x: cut_out(x, *_integers(u[:, 5:7], 0, size - 1).unbind(1)),
+        }
+        generator = rng.generator("cpu", self.seed, step, name, "diffaugment probability")
+        gates = torch.rand(self.batch_size, len(changes), generator=generator)[self.rows][: len(images)]
+        for (kind, change), gate in zip(changes.items(), gates.to(images.device).unbind(1), strict=True):
+            if kind in self.kinds:
+                changed = change(x)
+                x = (
+                    changed
+                    if probability is None
+                    else torch.where((gate < probability)[:, None, None, None], changed, x)
+                )
         return x
 
 

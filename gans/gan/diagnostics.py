@@ -13,9 +13,9 @@ from comparison.scores.neighbours import radii, squared_distances
 from torch import Tensor
 from torch.func import functional_call
 
-from .networks import Generator
+from .build import Network
 from .sampling import sample_in_eval_mode
-from .training import DCGAN, mean_probability, to_channels
+from .training import GAN, mean_probability, to_channels
 
 COLLAPSED = 0.5  # fraction of the best coverage below which the generator has collapsed
 
@@ -37,7 +37,7 @@ class HeldOutProbe:
         self.held_out, self.nc, self.seed, self.group = held_out, nc, seed, group
 
     @torch.no_grad()
-    def __call__(self, gan: DCGAN, real: Tensor, step: int) -> dict[str, float]:
+    def __call__(self, gan: GAN, real: Tensor, step: int) -> dict[str, float]:
         """Evaluate the discriminator on held-out images and on the training images, under the same augmentation.
 
         Batch norm normalizes each set by itself, as in training.
@@ -64,7 +64,7 @@ class HeldOutProbe:
         return {"d_held_out": mean_probability(logits_held_out).item(), "gap": gap.item()}
 
 
-def _probe_logits(gan: DCGAN, images: Tensor) -> Tensor:
+def _probe_logits(gan: GAN, images: Tensor) -> Tensor:
     """Return the (N,) logits in training mode, computed on copies of the buffers that are then discarded."""
     buffers = {name: buffer.clone() for name, buffer in gan.discriminator.named_buffers()}
     images = images.to(memory_format=torch.channels_last)
@@ -102,7 +102,7 @@ class Scorer:
         """Return True if these numbers of training images and samples are enough for a score."""
         return min(images, count) >= MIN_IMAGES
 
-    def __call__(self, generator: Generator, dtype: torch.dtype | None) -> dict[str, float]:
+    def __call__(self, generator: Network, dtype: torch.dtype | None) -> dict[str, float]:
         """Score a generator; its mode and random state do not change.
 
         Returns:

@@ -25,6 +25,13 @@ def average_buffers(network: nn.Module) -> None:
         _average([b for norm in norms for b in norm.buffers() if b.is_floating_point()])
 
 
+def average(value: Tensor) -> Tensor:
+    """Return the mean of () values over the ranks."""
+    if world_size() > 1:
+        _average([value])
+    return value
+
+
 @torch.no_grad()
 def _average(tensors: list[Tensor]) -> None:
     if not tensors:

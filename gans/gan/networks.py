@@ -21,10 +21,15 @@ def stage_widths(image_size: int, base: int) -> list[int]:
     Raises:
         ValueError: image_size is not a power of two, or below 16.
     """
-    if image_size < MIN_IMAGE_SIZE or image_size & (image_size - 1):
-        raise ValueError(f"image_size must be a power of two of at least {MIN_IMAGE_SIZE}, not {image_size}")
+    check_image_size(image_size)
     stages = image_size.bit_length() - 3  # 4x4 doubles this often until half of image_size
     return [base * min(2**i, MAX_WIDTH) for i in reversed(range(stages))]
+
+
+def check_image_size(image_size: int) -> None:
+    """Raise ValueError unless image_size is a power of two of at least 16."""
+    if image_size < MIN_IMAGE_SIZE or image_size & (image_size - 1):
+        raise ValueError(f"image_size must be a power of two of at least {MIN_IMAGE_SIZE}, not {image_size}")
 
 
 class Generator(nn.Module):
@@ -86,6 +91,7 @@ class Discriminator(nn.Module):
         super().__init__()
         if d_norm not in ("batch", "spectral", "none"):
             raise ValueError(f"d_norm must be batch, spectral or none, not {d_norm!r}")
+        self.group = minibatch_stddev or 1  # a batch must be a multiple
         bias = d_norm != "batch"
         widths = stage_widths(image_size, ndf)[::-1]
         layers: list[nn.Module] = [

@@ -14,14 +14,13 @@ from comparison.sampling.interpolation import WalkNoise, draw_interpolation
 from comparison.sampling.timing import write_benchmark
 from torch import Tensor
 
-from .networks import Generator
+from .build import Network, build_generator
 from .run_paths import MODEL
-from .training import build_generator
 
 SAMPLER = "one generator pass"
 
 
-def generate(generator: Generator, noise: SampleNoise, dtype: torch.dtype | None) -> Tensor:
+def generate(generator: Network, noise: SampleNoise, dtype: torch.dtype | None) -> Tensor:
     """Return the images of some noise, (N, 3, H, W) float32 in [-1, 1]; a grey image has three equal channels.
 
     In eval mode batch norm uses its running averages, so image i of a seed is the same in any batch.
@@ -33,7 +32,7 @@ def generate(generator: Generator, noise: SampleNoise, dtype: torch.dtype | None
 
 @torch.inference_mode()
 def sample_in_eval_mode(
-    generator: Generator, indices: range, seed: int, device: torch.device, dtype: torch.dtype | None
+    generator: Network, indices: range, seed: int, device: torch.device, dtype: torch.dtype | None
 ) -> Tensor:
     """Return samples by their indices, (N, 3, H, W) float32 in [-1, 1]; the generator's mode does not change."""
     was_training = generator.training
@@ -43,7 +42,7 @@ def sample_in_eval_mode(
     return images
 
 
-def load_generator(path: Path, use_ema: bool | None = None) -> tuple[Generator, bool, dict[str, Any]]:
+def load_generator(path: Path, use_ema: bool | None = None) -> tuple[Network, bool, dict[str, Any]]:
     """Load the generator of a checkpoint, in eval mode on the CPU.
 
     Args:

@@ -1,26 +1,29 @@
 """GAN training step: generator, discriminator, their optimizers and the EMA."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from comparison import rng
+from comparison.distributed import world_size
 from comparison.gpu.cuda_graphs import GraphCapture, GraphedFunction, Outputs
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm, parametrize
 
 from . import losses
 from .augmentation import DiffAugment
-from .distributed import average_buffers, average_gradients
+from .distributed import average, average_buffers, average_gradients
 from .ema import EMA
-from .networks import Discriminator, Generator, count_parameters, init_weights, normalize_spectrally
-from .options import PRESETS
+from .networks import Discriminator, Generator, count_parameters
+from .options import BurnIn
+from .residual import ResidualDiscriminator, ResidualGenerator
+
+ADA_IMAGES = 200_000  # images in which adaptation can take the augmentation's probability from 0 to 1
 
 
-class DCGAN:
+class GAN:
     """Generator, discriminator, their Adam optimizers and, optionally, the generator's EMA.
 
-    Radford et al. 2016; an iteration updates the discriminator once and the generator once, on the same fakes.
+    An iteration updates the discriminator once and the generator once, on the same fakes.
 
     Args:
         generator: maps (N, nz) noise to images; on its device.
@@ -29,13 +32,20 @@ class DCGAN:
         d_lr: learning rate of the discriminator.
         beta1: Adam's decay of the gradient mean.
         beta2: Adam's decay of the squared gradient mean.
-        loss: "bce" or "hinge".
+        loss: "bce", "hinge" or "relativistic".
         label_smoothing: smoothing of the bce labels: "none", "one_sided" or "two_sided".
         ema_decay: decay of the generator's EMA, 0 for no EMA.
         ema_horizon: see `EMA`.
         augment: augmentation of every image that the discriminator sees; None for none.
-        r1_gamma: weight of the gradient penalty, 0 for none.
+        penalty: gradient penalty of the discriminator: "none", "r1" at real images, or "r1r2" at generated ones too.
+        penalty_estimate: "exact", or "finite" for `losses.finite_penalty`.
+        penalty_fraction: fraction of the batch at which the penalty is computed.
+        r1_gamma: weight of the penalty.
         r1_every: updates per penalty, which is multiplied by this number.
+        burn_in: schedules of the first part of the training.
+        ada_target: value that the augmentation's probability is adapted to: the mean sign of the logits of real
+            images, for relativistic pairs above those of fakes (Karras et al. 2020, section 3.1); 0 for a fixed one.
+        seed: seed of the penalty's noise.
         dtype: autocast dtype of the networks; None computes in float32.
         capture: `comparison.gpu.cuda_graphs` recorder that captures an iteration for later ones to replay; None runs
             eagerly, as do augmentation and the gradient penalty. With it the learning rates must be constant.
@@ -47,8 +57,8 @@ class DCGAN:
 
     def __init__(
         self,
-        generator: Generator,
-        discriminator: Discriminator,
+        generator: Generator | ResidualGenerator,
+        discriminator: Discriminator | ResidualDiscriminator,
         *,
         g_lr: float,
         d_lr: float,
@@ -59,15 +69,21 @@ class DCGAN:
         ema_decay: float = 0.0,
         ema_horizon: float = 0.0,
         augment: DiffAugment | None = None,
+        penalty: str = "none",
+        penalty_estimate: str = "exact",
+        penalty_fraction: float = 1.0,
         r1_gamma: float = 0.0,
         r1_every: int = 16,
+        burn_in: BurnIn | None = None,
+        ada_target: float = 0.0,
+        seed: int = 0,
         dtype: torch.dtype | None = None,
         capture: GraphCapture | None = None,
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.g_lr, self.d_lr = g_lr, d_lr
         self._graphed_step: GraphedFunction | None = None
-        if capture is not None and augment is None and not r1_gamma:
+        if capture is not None and augment is None and penalty == "none":
             self._graphed_step = GraphedFunction(
                 lambda inputs: self._train_iteration(inputs["real"], inputs["z"], 0), [], capture
             )
@@ -76,14 +92,31 @@ class DCGAN:
         self.optimizer_d = _adam(discriminator, d_lr, (beta1, beta2), graphed)
         self.ema = EMA(generator, ema_decay, ema_horizon) if ema_decay else None
         self.loss, self.label_smoothing, self.augment, self.dtype = loss, label_smoothing, augment, dtype
-        self.r1_gamma, self.r1_every = r1_gamma, r1_every
-        self.first_nonfinite_step = torch.full((), -1, device=next(generator.parameters()).device)
+        self.penalty, self.penalty_estimate, self.penalty_fraction = penalty, penalty_estimate, penalty_fraction
+        self.r1_gamma, self.r1_every, self.gamma_factor, self.seed = r1_gamma, r1_every, 1.0, seed
+        self.betas, self.burn_in, self.ada_target = (beta1, beta2), burn_in, ada_target
+        device = next(generator.parameters()).device
+        self.augment_p = torch.tensor(0.0 if ada_target else 1.0, device=device)
+        self.first_nonfinite_step = torch.full((), -1, device=device)
 
-    def set_learning_rates(self, factor: float) -> None:
-        """Set both learning rates to a multiple of their initial values."""
+    def set_schedule(self, factor: float, progress: float) -> None:
+        """Set what changes over the training.
+
+        Args:
+            factor: multiple of the initial learning rates, from --lr_warmup and --lr_decay.
+            progress: used fraction of the budget.
+        """
+        beta2 = self.betas[1]
+        if self.burn_in:
+            done = self.burn_in.done(progress)
+            factor *= 1 + done * (self.burn_in.lr_end - 1)
+            self.gamma_factor = 1 + done * (self.burn_in.gamma_end - 1)
+            beta2 += done * (self.burn_in.beta2_end - beta2)
+            if not self.ada_target:
+                self.augment_p.fill_(done)
         for optimizer, lr in ((self.optimizer_g, self.g_lr), (self.optimizer_d, self.d_lr)):
             for group in optimizer.param_groups:
-                group["lr"] = factor * lr
+                group["lr"], group["betas"] = factor * lr, (self.betas[0], beta2)
 
     def train_step(self, real: Tensor, z: Tensor, step: int) -> dict[str, Tensor]:
         """Update the discriminator, then the generator, then the EMA.
@@ -99,7 +132,9 @@ class DCGAN:
         Returns:
             () float32 tensors: loss_d without the gradient penalty; loss_g; the mean sigmoid of the discriminator's
             logits of real images (d_real), of fakes before its update (d_fake) and after it (d_fake_after); the
-            gradient norms grad_norm_d and grad_norm_g.
+            gradient norms grad_norm_d and grad_norm_g. With relativistic pairs also margin, the mean logit of real
+            images minus that of fakes; with a penalty penalty_real and penalty_fake, 0 in updates without it; with
+            ada_target augment_p.
         """
         if self._graphed_step:
             metrics = self._graphed_step({"real": real, "z": z})
@@ -117,8 +152,10 @@ class DCGAN:
         """Update both networks; see `train_step`."""
         with self._autocast():
             fake = self.generator(z)
-        loss_d, penalty, logits_real, logits_fake = self._discriminator_loss(real, fake.detach(), step)
-        grad_norm_d = _update(self.discriminator, self.optimizer_d, loss_d + penalty)
+        loss_d, penalties, logits_real, logits_fake = self._discriminator_loss(real, fake.detach(), step)
+        grad_norm_d = _update(self.discriminator, self.optimizer_d, loss_d + self.r1_every * sum(penalties.values()))
+        if self.ada_target:
+            self._adapt_augmentation(logits_real, logits_fake)
 
         # Skip the discriminator's weight gradients: a third of this backward pass, and unused.
         self.discriminator.requires_grad_(False)
@@ -128,6 +165,10 @@ class DCGAN:
                 logits_fake_after = self.discriminator(augmented_fake)
             if self.loss == "hinge":
                 loss_g = losses.hinge_generator_loss(logits_fake_after)
+            elif self.loss == "relativistic":
+                with torch.no_grad(), self._autocast():
+                    others = self.discriminator(self.augment_batch(real, step, "real for the generator"))
+                loss_g = losses.relativistic_loss(logits_fake_after, others)
             else:
                 loss_g = losses.bce_generator_loss(logits_fake_after, self.label_smoothing)
             grad_norm_g = _update(self.generator, self.optimizer_g, loss_g)
@@ -143,32 +184,65 @@ class DCGAN:
             "d_fake_after": mean_probability(logits_fake_after),
             "grad_norm_d": grad_norm_d,
             "grad_norm_g": grad_norm_g,
+            **({"margin": (logits_real - logits_fake).detach().float().mean()} if self.loss == "relativistic" else {}),
+            **{f"penalty_{name}": value.detach() for name, value in penalties.items()},
+            **({"augment_p": self.augment_p.clone()} if self.ada_target else {}),
         }
 
     def _discriminator_loss(
         self, real: Tensor, fake: Tensor, step: int
-    ) -> tuple[Tensor, Tensor | float, Tensor, Tensor]:
-        """Return the loss, the penalty (0 if none is due), and the logits of real and of fake images."""
-        real = self.augment_batch(real, step, "real").to(memory_format=torch.channels_last)
-        fake = self.augment_batch(fake, step, "fake")
-        penalty_due = bool(self.r1_gamma) and step % self.r1_every == 0
-        if penalty_due:
-            real = real.detach().requires_grad_()
-        with parametrize.cached():  # one power iteration of spectral norm for both batches
-            with self._autocast(not penalty_due):  # bf16 is too coarse for squared gradients
-                logits_real = self.discriminator(real)
-            with self._autocast():
-                logits_fake = self.discriminator(fake)
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """Return the loss, the penalties by name (0 if none is due), and the logits of real and of fake images."""
+        batches = {"real": real, "fake": fake}
+        batches = {name: self.augment_batch(images, step, name) for name, images in batches.items()}
+        batches["real"] = batches["real"].to(memory_format=torch.channels_last)
+        names = {"none": (), "r1": ("real",), "r1r2": ("real", "fake")}[self.penalty]
+        due = names if step % self.r1_every == 0 else ()
+        whole = self.penalty_estimate == "exact" and self.penalty_fraction == 1  # uses the logits of the loss
+        for name in due if whole else ():
+            batches[name] = batches[name].detach().requires_grad_()
+        logits, penalties = {}, {name: real.new_zeros(()) for name in names}
+        with parametrize.cached():  # one power iteration of spectral norm for all batches
+            for name, images in batches.items():
+                with self._autocast(not (whole and name in due)):  # bf16 is too coarse for squared gradients
+                    logits[name] = self.discriminator(images)
+            gamma = self.gamma_factor * self.r1_gamma
+            for name in due:
+                if whole:
+                    penalties[name] = losses.gradient_penalty(logits[name], batches[name], gamma)
+                else:
+                    penalties[name] = self._penalty(batches[name], gamma, step, name)
         if self.loss == "hinge":
-            loss = losses.hinge_discriminator_loss(logits_real, logits_fake)
+            loss = losses.hinge_discriminator_loss(logits["real"], logits["fake"])
+        elif self.loss == "relativistic":
+            loss = losses.relativistic_loss(logits["real"], logits["fake"])
         else:
-            loss = losses.bce_discriminator_loss(logits_real, logits_fake, self.label_smoothing)
-        penalty = self.r1_every * losses.r1_penalty(logits_real, real, self.r1_gamma) if penalty_due else 0.0
-        return loss, penalty, logits_real, logits_fake
+            loss = losses.bce_discriminator_loss(logits["real"], logits["fake"], self.label_smoothing)
+        return loss, penalties, logits["real"], logits["fake"]
+
+    def _penalty(self, images: Tensor, gamma: float, step: int, name: str) -> Tensor:
+        """Return the penalty at the first images of a batch, () float32, from float32 passes of their own."""
+        group = self.discriminator.group
+        part = images[: max(group, round(self.penalty_fraction * len(images)) // group * group)].detach()
+        if self.penalty_estimate == "exact":
+            part = part.requires_grad_()
+            return losses.gradient_penalty(self.discriminator(part), part, gamma)
+        noise = torch.randn(part.shape, generator=rng.generator("cpu", self.seed, step, name, "penalty"))
+        return losses.finite_penalty(self.discriminator, self.discriminator(part), part, gamma, noise.to(part.device))
+
+    @torch.no_grad()
+    def _adapt_augmentation(self, logits_real: Tensor, logits_fake: Tensor) -> None:
+        """Move the augmentation's probability one step up where the discriminator is too sure, else down."""
+        logits = logits_real - logits_fake if self.loss == "relativistic" else logits_real
+        sure = average(logits.float().sign().mean())
+        change = len(logits_real) * world_size() / ADA_IMAGES * (sure - self.ada_target).sign()
+        self.augment_p.add_(change).clamp_(0, 1)
 
     def augment_batch(self, images: Tensor, step: int, name: str) -> Tensor:
         """Augment images for the discriminator; without augmentation, return them unchanged."""
-        return images if self.augment is None else self.augment(images, step, name)
+        if self.augment is None:
+            return images
+        return self.augment(images, step, name, self.augment_p if self.burn_in or self.ada_target else None)
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
         device_type = self.first_nonfinite_step.device.type
@@ -187,6 +261,7 @@ class DCGAN:
             "optimizer_g": self.optimizer_g.state_dict(),
             "optimizer_d": self.optimizer_d.state_dict(),
             "ema": self.ema.network.state_dict() if self.ema else None,
+            "augment_p": float(self.augment_p),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,59 +275,12 @@ class DCGAN:
                 group["capturable"] = current_capturable  # depends on this start's device, not on the saved one
         if self.ema:
             self.ema.network.load_state_dict(state["ema"])
+        self.augment_p.fill_(state.get("augment_p", 1.0))
 
     @property
-    def sampling_generator(self) -> Generator:
+    def sampling_generator(self) -> Generator | ResidualGenerator:
         """Network to sample from: the EMA if there is one."""
         return self.ema.network if self.ema else self.generator  # type: ignore[return-value]
-
-
-def build_generator(options: Mapping[str, Any]) -> Generator:
-    """Build the generator of a run's options on the CPU, with undefined weights."""
-    return Generator(options["image_size"], options["nz"], options["ngf"], options["nc"])
-
-
-def build_gan(
-    options: Mapping[str, Any],
-    device: torch.device | str,
-    dtype: torch.dtype | None,
-    rows: slice | None = None,
-    capture: GraphCapture | None = None,
-) -> DCGAN:
-    """Build a GAN on the device, channels last, with the initial weights of its seed.
-
-    The weights are drawn on the CPU, so they do not depend on the device.
-
-    Args:
-        options: values of the flags image_size, nz, ngf, ndf, nc, seed, label_smoothing and those of the presets;
-            missing ones are those of the preset dcgan. DiffAugment needs batch_size too.
-        device: device of the networks.
-        dtype: autocast dtype; None computes in float32.
-        rows: this rank's rows of the global batch; None for all.
-        capture: see `DCGAN`; ignored with a learning rate schedule.
-
-    Raises:
-        ValueError: image_size is not a power of two, or below 16.
-    """
-    options = {**PRESETS["dcgan"], **options}
-    generator = build_generator(options)
-    flags = [options[name] for name in ("image_size", "ndf", "nc", "d_norm", "minibatch_stddev")]
-    discriminator = Discriminator(*flags)
-    for network, name in ((generator, "generator"), (discriminator, "discriminator")):
-        init_weights(network, rng.generator("cpu", options["seed"], name, "init"))
-    if options["d_norm"] == "spectral":
-        normalize_spectrally(discriminator, rng.mix(options["seed"], "spectral norm"))
-    for network in (generator, discriminator):
-        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    augment = None
-    if options["diffaugment"] != "none":
-        count = options["batch_size"]
-        augment = DiffAugment(options["diffaugment"], options["seed"], count, rows or slice(0, count))
-    names = ("g_lr", "d_lr", "beta1", "beta2", "loss", "label_smoothing", "ema_decay", "r1_gamma", "r1_every")
-    settings = {name: options[name] for name in names} | {"ema_horizon": options.get("ema_horizon", 0.0)}
-    if options["lr_decay"] != "none" or options.get("lr_warmup"):
-        capture = None
-    return DCGAN(generator, discriminator, augment=augment, dtype=dtype, capture=capture, **settings)
 
 
 def to_channels(images: Tensor, nc: int) -> Tensor:

@@ -19,7 +19,7 @@ from .diagnostics import HeldOutProbe, Scorer
 from .run_paths import CHECKPOINTS, MODEL, checkpoint_name
 from .sampling import sample_in_eval_mode
 from .scores import Scores
-from .training import DCGAN
+from .training import GAN
 
 GRID_IMAGES = 64
 
@@ -39,7 +39,7 @@ class TrainingLogger:
     def __init__(
         self,
         loop: Loop,
-        gan: DCGAN,
+        gan: GAN,
         options: dict[str, Any],
         steps_per_epoch: int,
         probe: HeldOutProbe | None = None,
@@ -66,7 +66,7 @@ class TrainingLogger:
         """Write what is due after an update.
 
         Args:
-            losses: result of `DCGAN.train_step`.
+            losses: result of `GAN.train_step`.
             real: (n, C, S, S) float32, training images of the update.
 
         Raises:
@@ -155,7 +155,7 @@ class TrainingLogger:
         self._loop.check({name: float(value) for name, value in losses.items()})
 
 
-def restore(path: Path, gan: DCGAN) -> tuple[int, float]:
+def restore(path: Path, gan: GAN) -> tuple[int, float]:
     """Load a checkpoint into the GAN; return the updates and wall seconds so far.
 
     Raises:

@@ -15,10 +15,11 @@ from comparison.runs import Run
 from comparison.schedule import Schedule
 from comparison.training import Loop
 
+from .build import build_gan
 from .diagnostics import HeldOutProbe, Scorer
 from .options import training_budget
 from .run_paths import CHECKPOINTS
-from .training import build_gan, to_channels
+from .training import to_channels
 from .training_logger import TrainingLogger, restore
 
 
@@ -79,8 +80,8 @@ def _train_on(device: torch.device, rank_info: RankInfo, args: argparse.Namespac
         real, _ = stream.batch(step)
         z = rng.normal((args.batch_size, args.nz), args.seed, step, "z", device=device, rows=stream.rows)
         real = to_channels(real, args.nc)
-        if not schedule.is_constant():
-            gan.set_learning_rates(schedule.factor(loop.progress))
+        if gan.burn_in or not schedule.is_constant():
+            gan.set_schedule(schedule.factor(loop.progress), loop.progress)
         logger.after_update(gan.train_step(real, z, step), real)
     logger.end()
     return loop.finish(peak_memory_bytes=peak_memory_bytes(device))

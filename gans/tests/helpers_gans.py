@@ -14,7 +14,7 @@ import cifar_gan
 import torch
 from comparison.checkpoints import load_checkpoint, newest
 from comparison.runs import read_progress
-from gan.training import build_gan
+from gan.build import build_gan
 
 GANS = Path(__file__).resolve().parents[1]
 

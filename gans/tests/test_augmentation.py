@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gan.augmentation import DiffAugment, change_colors, cut_out, translate
-from gan.training import build_gan
+from gan.build import build_gan
 
 ALL = "color,translation,cutout"
 HALF = torch.full((2,), 0.5)

@@ -6,10 +6,10 @@ from comparison.checkpoints import save_checkpoint
 from comparison.data.held_out import load_data, test_split
 from comparison.data.images import ImageSet, fingerprint
 from gan import diagnostics
+from gan.build import build_gan
 from gan.diagnosis_plot import draw_diagnosis
 from gan.diagnostics import HeldOutProbe, Scorer, detect_collapse
 from gan.scores import Scores
-from gan.training import build_gan
 from PIL import Image
 
 OPTIONS = {"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0, "label_smoothing": "none"}

@@ -3,15 +3,15 @@
 import helpers_gans
 import pytest
 import torch
-from gan.losses import hinge_discriminator_loss, hinge_generator_loss, r1_penalty
+from gan.losses import gradient_penalty, hinge_discriminator_loss, hinge_generator_loss
 from gan.networks import Discriminator, MinibatchStddev, count_parameters, normalize_spectrally
 from gan.options import PRESETS
 from torch.nn.utils import parametrize
 
 OPTIONS = {
+    **PRESETS["dcgan-plus"],
     **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0, "label_smoothing": "none"},
     "batch_size": 16,
-    **PRESETS["dcgan-plus"],
     **{
         "r1_gamma": 0.5,
         "r1_every": 2,
@@ -44,7 +44,7 @@ def test_hinge_loss_is_zero_where_both_margins_are_kept():
 def test_r1_penalty_of_a_linear_score_is_its_squared_weights():
     x = torch.randn(5, 3, 4, 4, requires_grad=True)
     weight = torch.randn(3, 4, 4, requires_grad=True)
-    penalty = r1_penalty((x * weight).flatten(1).sum(1), x, gamma=3.0)
+    penalty = gradient_penalty((x * weight).flatten(1).sum(1), x, gamma=3.0)
     assert penalty.item() == pytest.approx(1.5 * weight.square().sum().item(), rel=1e-5)
     penalty.backward()
     assert torch.allclose(weight.grad, 3 * weight, rtol=1e-4)
@@ -111,7 +111,7 @@ def test_minibatch_deviation_is_that_of_the_group():
 
 def test_learning_rates_follow_the_factor():
     gan = make_gan(g_lr=0.4, d_lr=0.2)
-    gan.set_learning_rates(0.25)
+    gan.set_schedule(0.25, 0.0)
     assert [o.param_groups[0]["lr"] for o in (gan.optimizer_g, gan.optimizer_d)] == pytest.approx([0.1, 0.05])
     assert gan.optimizer_g.param_groups[0]["betas"] == (0.0, 0.9)
 
@@ -139,7 +139,8 @@ def test_restored_game_with_every_switch_on_goes_on_bit_for_bit():
 
 @pytest.mark.parametrize("name", ["loss", "d_norm", "diffaugment", "r1_gamma", "minibatch_stddev", "beta1", "beta2"])
 def test_every_switch_changes_the_game(name):
-    off = {**PRESETS["dcgan"], "batch_size": 16, "g_lr": 1e-3, "d_lr": 1e-3}
+    sizes = {size: OPTIONS[size] for size in ("nz", "ngf", "ndf", "batch_size")}
+    off = {**PRESETS["dcgan"], **sizes, "g_lr": 1e-3, "d_lr": 1e-3}
     on = {**off, name: OPTIONS[name], "r1_every": 1}
     first, second = (helpers_gans.play(make_gan(**options), 0, 3)[-1]["loss_g"].item() for options in (off, on))
     assert first != second

@@ -13,7 +13,7 @@ from comparison.runs import read_progress
 from gan.options import PRESETS
 from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, refused, train_here
 
-NEWER = set(PRESETS["dcgan"]) - {"g_lr", "d_lr", "beta1", "flip", "ema_decay"}
+NEWER = set(PRESETS["dcgan"]) - {"g_lr", "d_lr", "beta1", "flip", "ema_decay", "nz", "ngf", "ndf"}
 PLUS = ["--preset", "dcgan-plus", "--max_steps", 40, "--score_every", 40, "--score_images", 10]
 PLUS += ["--r1_gamma", 0.1, "--r1_every", 4, "--minibatch_stddev", 4]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from comparison import rng
 from comparison.gpu.cuda_graphs import GraphedFunction, cuda_graph
+from gan.build import build_gan
 from gan.options import PRESETS
-from gan.training import DCGAN, build_gan
+from gan.training import GAN
 
 TINY = {"image_size": 16, "nz": 8, "ngf": 8, "ndf": 8, "nc": 3, "seed": 0, "batch_size": 8, "label_smoothing": "none"}
 
@@ -17,7 +18,7 @@ class GraphCapture:
 
     def __init__(self) -> None:
         self.replayed = 0
-        self.gan: DCGAN | None = None
+        self.gan: GAN | None = None
 
     def __call__(self, work):
         assert self.gan is not None
@@ -33,12 +34,12 @@ class GraphCapture:
         return outputs, replay
 
 
-def make(preset: str = "dcgan", record=None, device="cpu", **changes) -> DCGAN:
+def make(preset: str = "dcgan", record=None, device="cpu", **changes) -> GAN:
     options = {**PRESETS[preset], **TINY, "g_lr": 1e-3, "d_lr": 1e-3, **changes}
     return build_gan(options, torch.device(device), None, capture=record)
 
 
-def train(gan: DCGAN, iterations: int = 6, device="cpu") -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+def train(gan: GAN, iterations: int = 6, device="cpu") -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
     reports = []
     for step in range(iterations):
         real = rng.normal((8, 3, 16, 16), "real", step).tanh().to(device)

@@ -7,7 +7,7 @@ import pytest
 import sample_gan
 import torch
 from comparison.checkpoints import save_checkpoint
-from gan.training import build_gan
+from gan.build import build_gan
 from PIL import Image
 
 OPTIONS = {

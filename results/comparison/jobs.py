@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import cli
+from comparison.checkpoints import newest
 from comparison.cli import UserError
 from comparison.files import read_json
 from comparison.models import Model, newest_checkpoint
@@ -93,6 +94,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model in a run folder, resume or reuse what it holds; return config.json with its entry `finished`.
 
+    A training that diverged counts as finished if it left a checkpoint, which is of an earlier update.
+
     Args:
         model: row of the table.
         folder: run folder.
@@ -102,11 +105,29 @@ def train(
         console: see `run`.
     """
     command = [model.train, "--data", data, "--run_dir", relative(folder), *flags, *(["--fresh"] if fresh else [])]
-    run(command, console)
+    before = diverged_config(model, folder).get("diverged")
+    try:
+        run(command, console)
+    except (UserError, SystemExit):
+        config = diverged_config(model, folder)
+        if config.get("diverged") in (None, before):  # failed for another reason
+            raise
+        print(f"{folder}: {config['finished']['reason']}; its last checkpoint is used", flush=True)
+        return config
     config = read_config(folder / "config.json")
     if "finished" not in config:
         raise UserError(f"{folder}: the training did not finish; see {console or 'its output'}")
     return config
+
+
+def diverged_config(model: Model, folder: Path) -> dict[str, Any]:
+    """Return config.json of a run that diverged, with an entry `finished`, {} for other runs."""
+    path = folder / "config.json"
+    config = read_config(path) if path.is_file() else {}
+    if "diverged" not in config or newest(folder, model.checkpoints) is None:
+        return {}
+    counts = {name: config["diverged"][name] for name in ("steps", "images_seen", "wall_seconds")}
+    return {**config, "finished": {"reason": f"diverged at step {counts['steps']}", **counts}}
 
 
 def sample(

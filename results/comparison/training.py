@@ -163,6 +163,7 @@ class Loop:
         same(self.step, "updates in the run folder, which every machine must see")
         if self.run:
             self.run.start(self.step)
+            self.run.config.pop("diverged", None)
             self.run.describe(**facts)
             self.log(f"continue after step {self.step}, {text}" if self.step else f"start, {text}")
 
@@ -211,9 +212,15 @@ class Loop:
         return self.step % self._log_interval == 0
 
     def check(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Raise UserError if a value is not finite, after `step` updates, by default those done."""
+        """Raise UserError if a value is not finite, after `step` updates, by default those done.
+
+        config.json then has an entry `diverged`, so that a comparison can count the run and use its last checkpoint.
+        """
         for name, value in values.items():
             if not math.isfinite(value):
+                if self.run:
+                    counts = {"images_seen": self.images_seen, "wall_seconds": round(self.seconds, 3)}
+                    self.run.describe(diverged={"steps": step or self.step, "value": f"{name} {value}", **counts})
                 raise UserError(
                     f"step {step or self.step}: {name} is {value}, the training has diverged; the last checkpoint is "
                     f"an earlier state, {self._advice}"

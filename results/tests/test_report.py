@@ -84,6 +84,14 @@ def test_distilled_network_costs_its_teacher_too(copy):
     assert [rows["improved DDPM, ddim10"][name] for name in names] == [900, 83072, 1200.4]
 
 
+def test_diverged_training_is_named(copy):
+    change(copy / RUNS[0] / "config.json", lambda c: c.update(diverged={"steps": 70, "value": "loss_g nan"}))
+    rows = read_rows(runs_of(copy), anchors_of(copy))
+    assert rows[0]["finished"] == "divergence (loss_g nan)"
+    sentence = "DCGAN diverged; its samples are those of the last checkpoint before."
+    assert sentence in page.caveats(rows, anchors_of(copy))
+
+
 @pytest.mark.parametrize("part", ["settings/ddim5", "history/25"])
 def test_scores_of_a_setting_or_checkpoint_that_do_not_belong_here_are_refused(copy, part):
     change(copy / RUNS[1] / part / "metrics.json", lambda m: m.update(seed=3))

@@ -128,6 +128,17 @@ def test_divergence_is_refused_and_leaves_no_row(run):
         loop.check({"loss": math.inf}, 7)
 
 
+def test_divergence_is_recorded_until_the_training_goes_on(run):
+    loop = make_loop(run)
+    next(iter(loop))
+    with pytest.raises(UserError):
+        loop.check({"loss": math.inf})
+    found = read_json(run.folder / "config.json")["diverged"]
+    assert (found["steps"], found["images_seen"], found["value"]) == (1, 4, "loss inf")
+    make_loop(run)
+    assert "diverged" not in read_json(run.folder / "config.json")
+
+
 def test_the_clock_stands_still_while_paused(run):
     loop = make_loop(run, seconds=3.0)
     with loop.pause():

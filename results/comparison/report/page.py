@@ -72,7 +72,7 @@ def make_report(
 
 
 def caveats(rows: Sequence[tables.Row], anchors: dict[str, Any]) -> list[str]:
-    """Return the caveats: few images, unexpected verdicts on controls, other data, missing scores, other samplers."""
+    """Return the caveats: few images, unexpected verdicts on controls, diverged trainings, other data or samplers."""
     texts = []
     if anchors["n"] < FEW_IMAGES:
         texts.append(f"Only {anchors['n']} images per row: intervals are wide.")
@@ -84,6 +84,8 @@ def caveats(rows: Sequence[tables.Row], anchors: dict[str, Any]) -> list[str]:
         data = row["data"] if row["setting"] is None and isinstance(row["data"], dict) else {}
         if data.get("fingerprint") not in (None, anchors["reference"]["training_fingerprint"]):
             texts.append(f"{row['label']} was trained on other images than the reference.")
+        if row["setting"] is None and str(row["finished"]).startswith("divergence"):
+            texts.append(f"{row['label']} diverged; its samples are those of the last checkpoint before.")
         if not row["metrics"]:
             texts.append(f"{row['label']} has no metrics.json: its samples were not scored.")
         if row["timed_otherwise"]:

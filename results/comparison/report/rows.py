@@ -66,7 +66,7 @@ def _sub_folders(folder: Path) -> list[Path]:
 def _training(folder: Path) -> dict[str, Any]:
     config, sampling = optional_json(folder / "config.json"), optional_json(folder / "sampling.json")
     path = folder.resolve()
-    finished = config.get("finished") or {}
+    finished, diverged = config.get("finished") or {}, config.get("diverged")
     progress = read_progress(folder / "progress.csv") if (folder / "progress.csv").is_file() else []
     last = progress[-1] if progress else {}
     parameters = config.get("parameters")
@@ -79,7 +79,7 @@ def _training(folder: Path) -> dict[str, Any]:
         "training_seconds": finished.get("wall_seconds", last.get("wall_seconds")),
         "images_seen": finished.get("images_seen", last.get("images_seen")),
         "steps": finished.get("steps", last.get("step")),
-        "finished": finished.get("reason"),
+        "finished": f"divergence ({diverged['value']})" if diverged else finished.get("reason"),
         "training_peak_bytes": finished.get("peak_memory_bytes"),
         "training_device": config.get("device"),
         "training_precision": config.get("precision"),
