@@ -27,6 +27,9 @@ _R3GAN: dict[str, Any] = {
     **{"ema_decay": 0.9999, "ema_horizon": 0.05, "diffaugment": "none", "flip": True, "ada_target": 0.0},
     **{"minibatch_stddev": 0, "keep_best": False},
 }
+# For small networks. 16 to 64 channels after 150 s of `shapes` on two cores: Frechet distance 49; with a weight of 1 that
+# falls to 0.1, 134, the discriminator far ahead
+_GAMMA = {"r1_gamma": 10.0, "gamma_end": 0.3}
 PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {
         **_PLAIN,
@@ -41,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Huang et al. 2024, CIFAR-10: 768 channels at every size; the published run has batch 512 and 250 M images
     "r3gan": {**_R3GAN, "ngf": 768, "ndf": 768, "max_width": 768, "blocks": 2, "group_size": 16, "r1_gamma": 0.05},
-    "r3gan-tiny": {**_R3GAN, "ngf": 48, "ndf": 48, "max_width": 192, "blocks": 1, "group_size": 0, "r1_gamma": 1.0},
+    "r3gan-tiny": {**_R3GAN, "ngf": 48, "ndf": 48, "max_width": 192, "blocks": 1, "group_size": 0, **_GAMMA},
 }
 # Options that a resumed run may change. Held-out images change the training only if they are taken from the training
 # images; the fingerprint of the data detects that.

@@ -19,7 +19,7 @@ GOLDEN = [  # losses and penalties of the first three updates
 TINY = {
     **PRESETS["r3gan-tiny"],
     **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "max_width": 8, "nc": 3, "seed": 0, "label_smoothing": "none"},
-    **{"batch_size": 16, "g_lr": 1e-3, "d_lr": 1e-3},
+    **{"batch_size": 16, "g_lr": 1e-3, "d_lr": 1e-3, "r1_gamma": 1.0, "gamma_end": 0.1},
 }
 
 
