@@ -56,16 +56,16 @@ class DiffAugment:
             "translation": lambda x: translate(x, *_integers(u[:, 3:5], -shift, shift).unbind(1)),
             "cutout": lambda x: cut_out(x, *_integers(u[:, 5:7], 0, size - 1).unbind(1)),
         }
+        changes = {kind: change for kind, change in changes.items() if kind in self.kinds}
+        if probability is None:
+            for change in changes.values():
+                x = change(x)
+            return x
         generator = rng.generator("cpu", self.seed, step, name, "diffaugment probability")
-        gates = torch.rand(self.batch_size, len(changes), generator=generator)[self.rows][: len(images)]
-        for (kind, change), gate in zip(changes.items(), gates.to(images.device).unbind(1), strict=True):
-            if kind in self.kinds:
-                changed = change(x)
-                x = (
-                    changed
-                    if probability is None
-                    else torch.where((gate < probability)[:, None, None, None], changed, x)
-                )
+        u_kinds = torch.rand(self.batch_size, len(AUGMENTATIONS), generator=generator)[self.rows][: len(images)]
+        changed = u_kinds.to(images.device) < probability
+        for kind, change in changes.items():
+            x = torch.where(changed[:, AUGMENTATIONS.index(kind), None, None, None], change(x), x)
         return x
 
 

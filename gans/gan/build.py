@@ -70,18 +70,8 @@ def build_gan(
     if options["diffaugment"] != "none":
         count = options["batch_size"]
         augment = DiffAugment(options["diffaugment"], options["seed"], count, rows or slice(0, count))
-    names: tuple[str, ...] = (
-        "g_lr",
-        "d_lr",
-        "beta1",
-        "beta2",
-        "loss",
-        "label_smoothing",
-        "ema_decay",
-        "r1_gamma",
-        "r1_every",
-    )
-    names += ("penalty", "penalty_estimate", "penalty_fraction", "ada_target", "seed")
+    training = "g_lr d_lr beta1 beta2 loss label_smoothing ema_decay ada_target seed"
+    names = f"{training} penalty penalty_estimate penalty_fraction r1_gamma r1_every".split()
     settings = {name: options[name] for name in names} | {"ema_horizon": options.get("ema_horizon", 0.0)}
     burn_in = BurnIn.of(options)
     if options["lr_decay"] != "none" or options.get("lr_warmup") or burn_in:

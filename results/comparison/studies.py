@@ -245,8 +245,8 @@ def sampling_facts(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 def training_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entry `training` of study.json, from config.json; no path of this machine is in it."""
-    done, paths = config["finished"], {"run_dir", "exp", "data", "data_dir", "dataset", "fresh", "resume_checkpoint"}
-    paths.add("model_path")
+    done = config["finished"]
+    paths = ("run_dir", "exp", "data", "data_dir", "dataset", "fresh", "resume_checkpoint", "model_path")
     return {
         **{"seconds": done["wall_seconds"], "images_seen": done["images_seen"], "steps": done["steps"]},
         **{"peak_memory_bytes": done.get("peak_memory_bytes"), "data": config.get("data")},

@@ -163,14 +163,15 @@ def ratios(study: Row) -> list[str]:
         if name not in rows or BEST not in rows:
             continue
         values = [[cell["metrics"][score]["value"] for cell in cells[of]] for of in (name, BEST)]
-        ratio = study_page.pool([{"value": tuned / best} for tuned, best in zip(*values, strict=True)])
+        times = ""
+        if all(values[1]):
+            ratio = study_page.pool([{"value": tuned / best} for tuned, best in zip(*values, strict=True)])
+            times = f", {formatting.metric(QUALITY, ratio)} times that of DPM-Solver++ with 20"
         solvers = [rows[f"{solver}-{count}"] for solver in SOLVERS if f"{solver}-{count}" in rows]
         others = [f"{LABELS[row['series']]} {formatting.metric(score, row['metrics'][score])}" for row in solvers]
-        tuned, times = formatting.metric(score, rows[name]["metrics"][score]), formatting.metric(QUALITY, ratio)
-        sentences.append(
-            f"{count} evaluation{'' if count == 1 else 's'}: {text} {tuned} after tuning, {times} times that of "
-            f"DPM-Solver++ with 20; without tuning {', '.join(others)}."
-        )
+        tuned = f"{text} {formatting.metric(score, rows[name]['metrics'][score])} after tuning{times}"
+        plural = "" if count == 1 else "s"
+        sentences.append(f"{count} evaluation{plural}: {tuned}; without tuning {', '.join(others)}.")
     return sentences
 
 

@@ -352,6 +352,15 @@ def test_ratio_to_twenty_evaluations_is_pooled_over_the_trainings():
     )
 
 
+def test_ratio_to_a_network_that_shows_no_mode_is_left_out():
+    made = [
+        {"name": name, "series": series, "label": name, "metrics": {"modes_matched": entry(value, 0)}}
+        for name, series, value in (("few-step-2", "few-step", 0.1), ("dpmpp-20", "dpmpp", 0.0))
+    ]
+    (sentence,) = load("few_steps")["ratios"]({"cells": made})
+    assert sentence.startswith("2 evaluations: fraction that shows a mode 10.0% after tuning; without tuning")
+
+
 def test_gain_of_bf16_is_a_median_over_paired_rounds_with_its_range():
     def cell(precision, seconds):
         rounds = [{"seconds_per_image": value} for value in seconds]
