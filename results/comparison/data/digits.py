@@ -1,6 +1,6 @@
 """The digit classifier that counts the modes of StackedMNIST.
 
-A small convolutional network, trained once on MNIST's training images and cached below the data root. Its eleventh
+A small convolutional network, trained once on the training digits and cached below the data root. Its eleventh
 class, no digit, is trained on noise, even surfaces and shuffled pieces of digits, so that such images count as no mode.
 Two overlapping digits still count as one, as in published counts, which reject nothing.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional
 from comparison import rng
 from comparison.cli import data_root
 from comparison.data.images import fingerprint
-from comparison.data.stacked_mnist import SIZE, load_mnist
+from comparison.data.stacked_mnist import SIZE, load_digits
 from comparison.files import atomic, digest
 from comparison.progress import bar
 
@@ -72,13 +72,13 @@ class DigitCounter:
         return torch.where((digits >= 0).all(1), digits @ torch.tensor([100, 10, 1]), -1)
 
 
-def load_counter(device: torch.device | str = "cpu") -> DigitCounter:
-    """Load the classifier from the data root, or train it, about a minute on a CPU.
+def load_counter(source: str = "stackmnist", device: torch.device | str = "cpu") -> DigitCounter:
+    """Load the classifier of a source's digits from the data root, or train it, about a minute on a CPU.
 
     Raises:
-        UserError: MNIST is damaged, or missing and cannot be downloaded.
+        UserError: the digits are damaged, or missing and cannot be downloaded.
     """
-    digits, labels = load_mnist("train")
+    digits, labels = load_digits(source, "train")
     data = digest(f"{fingerprint(digits)} {labels.tolist()}")
     path = data_root() / "cache" / f"digits-{VERSION}-{data}.pt"
     network = DigitClassifier()
@@ -88,7 +88,7 @@ def load_counter(device: torch.device | str = "cpu") -> DigitCounter:
         facts = dict(saved["facts"])
     except Exception:  # missing, or damaged: torch, zipfile and pickle each raise their own
         train(network, digits, labels)
-        facts = {"name": "digit classifier", "training_fingerprint": data, **judge(network)}
+        facts = {"name": "digit classifier", "training_fingerprint": data, **judge(network, source)}
         with contextlib.suppress(OSError):  # a full or read-only disk
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic(path) as temporary:
@@ -158,9 +158,9 @@ def no_digits(x: Tensor, step: int) -> Tensor:
     return kinds[torch.arange(n) % len(kinds), torch.arange(n)]
 
 
-def judge(network: DigitClassifier) -> dict[str, Any]:
-    """Return accuracy and share of confident digits on MNIST's test images, and the weights' fingerprint."""
-    digits, labels = load_mnist("test")
+def judge(network: DigitClassifier, source: str) -> dict[str, Any]:
+    """Return accuracy and share of confident digits on the source's test digits, and the weights' fingerprint."""
+    digits, labels = load_digits(source, "test")
     counter = DigitCounter(network, {})
     hits = accepted = 0
     with torch.inference_mode():

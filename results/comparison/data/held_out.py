@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from comparison.data.images import ImageSet, fingerprint, load_images
-from comparison.data.sources import find_images, is_cifar_batches, shapes_modes
+from comparison.data.sources import STACKED, find_images, is_cifar_batches, shapes_modes
 
 TEST_FOLDERS = ("test", "val")  # beside a folder `train`
 
@@ -57,7 +57,7 @@ def test_split(source: str) -> tuple[str, str] | None:
     """Return the source and split of a source's test images, None if it has none."""
     path = Path(source)
     batches = is_cifar_batches(path) and (path / "test_batch").is_file()
-    if source in ("cifar10", "stackmnist") or shapes_modes(source) or batches:
+    if source in ("cifar10", *STACKED) or shapes_modes(source) or batches:
         return source, "test"
     beside = [path.parent / name for name in TEST_FOLDERS] if path.name == "train" else []
     test = next((folder for folder in beside if next(find_images(folder), None)), None)

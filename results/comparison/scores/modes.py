@@ -10,7 +10,7 @@ from torch import Tensor
 
 from comparison.data import shapes, stacked_mnist
 from comparison.data.digits import load_counter
-from comparison.data.sources import shapes_modes
+from comparison.data.sources import STACKED, shapes_modes
 from comparison.scores.metrics import Estimate, jackknife, share, split_groups
 
 
@@ -38,9 +38,9 @@ def mode_counter(source: str, device: torch.device | str = "cpu") -> ModeCounter
     """
     if count := shapes_modes(source):
         return ModeCounter(count, lambda images: shapes.match_modes(images, count), {"acceptance": shapes.ACCEPT})
-    if source != "stackmnist":
+    if source not in STACKED:
         return None
-    digits = load_counter(device)
+    digits = load_counter(source, device)
     return ModeCounter(stacked_mnist.MODES, lambda images: (digits.modes(images), None), digits.facts)
 
 
