@@ -76,4 +76,5 @@ def build_gan(
     burn_in = BurnIn.of(options)
     if options["lr_decay"] != "none" or options.get("lr_warmup") or burn_in:
         capture = None
-    return GAN(generator, discriminator, augment=augment, burn_in=burn_in, dtype=dtype, capture=capture, **settings)
+    settings |= {"augment": augment, "burn_in": burn_in, "first_row": rows.start if rows else 0}
+    return GAN(generator, discriminator, dtype=dtype, capture=capture, **settings)

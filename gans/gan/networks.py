@@ -91,7 +91,6 @@ class Discriminator(nn.Module):
         super().__init__()
         if d_norm not in ("batch", "spectral", "none"):
             raise ValueError(f"d_norm must be batch, spectral or none, not {d_norm!r}")
-        self.group = minibatch_stddev or 1  # a batch must be a multiple
         bias = d_norm != "batch"
         widths = stage_widths(image_size, ndf)[::-1]
         layers: list[nn.Module] = [

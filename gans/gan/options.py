@@ -246,6 +246,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     penalty = penalty_of(vars(args))
     if penalty != "none" and not (args.r1_gamma and args.penalty_fraction):
         parser.error(f"argument --penalty: {penalty} needs --r1_gamma and --penalty_fraction above 0")
+    if args.penalty_fraction < 1 and args.minibatch_stddev:
+        parser.error("argument --penalty_fraction: below 1 it takes no --minibatch_stddev")
     if args.ada_target and args.diffaugment == "none":
         parser.error("argument --ada_target: needs --diffaugment")
     if args.network == "residual" and (args.d_norm != "none" or args.minibatch_stddev):

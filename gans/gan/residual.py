@@ -126,7 +126,6 @@ class ResidualDiscriminator(nn.Module):
 
     def __init__(self, image_size: int, ndf: int, max_width: int, blocks: int, group_size: int, nc: int = 3) -> None:
         super().__init__()
-        self.group = 1  # as in `networks.Discriminator`
         widths = residual_widths(image_size, ndf, max_width)[::-1]
         layers: list[nn.Module] = [nn.Conv2d(nc, widths[0], 1)]
         for width, after in zip(widths, [*widths[1:], None], strict=True):

@@ -46,6 +46,7 @@ class GAN:
         ada_target: value that the augmentation's probability is adapted to: the mean sign of the logits of real
             images, for relativistic pairs above those of fakes (Karras et al. 2020, section 3.1); 0 for a fixed one.
         seed: seed of the penalty's noise.
+        first_row: row of the global batch that this rank's slice begins with.
         dtype: autocast dtype of the networks; None computes in float32.
         capture: `comparison.gpu.cuda_graphs` recorder that captures an iteration for later ones to replay; None runs
             eagerly, as do augmentation and the gradient penalty. With it the learning rates must be constant.
@@ -77,6 +78,7 @@ class GAN:
         burn_in: BurnIn | None = None,
         ada_target: float = 0.0,
         seed: int = 0,
+        first_row: int = 0,
         dtype: torch.dtype | None = None,
         capture: GraphCapture | None = None,
     ) -> None:
@@ -93,7 +95,8 @@ class GAN:
         self.ema = EMA(generator, ema_decay, ema_horizon) if ema_decay else None
         self.loss, self.label_smoothing, self.augment, self.dtype = loss, label_smoothing, augment, dtype
         self.penalty, self.penalty_estimate, self.penalty_fraction = penalty, penalty_estimate, penalty_fraction
-        self.r1_gamma, self.r1_every, self.gamma_factor, self.seed = r1_gamma, r1_every, 1.0, seed
+        self.r1_gamma, self.r1_every, self.gamma_factor = r1_gamma, r1_every, 1.0
+        self.seed, self.first_row = seed, first_row
         self.betas, self.burn_in, self.ada_target = (beta1, beta2), burn_in, ada_target
         device = next(generator.parameters()).device
         self.augment_p = torch.tensor(0.0 if ada_target else 1.0, device=device)
@@ -221,14 +224,24 @@ class GAN:
         return loss, penalties, logits["real"], logits["fake"]
 
     def _penalty(self, images: Tensor, gamma: float, step: int, name: str) -> Tensor:
-        """Return the penalty at the first images of a batch, () float32, from float32 passes of their own."""
-        group = self.discriminator.group
-        part = images[: max(group, round(self.penalty_fraction * len(images)) // group * group)].detach()
+        """Return the penalty at evenly spaced images of the global batch, () float32, from passes of their own.
+
+        It is this rank's part of their mean: averaged over the ranks, it is that of one process.
+        """
+        total, ranks = len(images) * world_size(), world_size()
+        count = max(1, round(self.penalty_fraction * total))
+        rows = torch.arange(count) * total // count
+        rows = rows[(rows >= self.first_row) & (rows < self.first_row + len(images))]
+        if not len(rows):
+            return images.new_zeros(())
+        part = images.detach()[(rows - self.first_row).to(images.device)].to(memory_format=torch.channels_last)
         if self.penalty_estimate == "exact":
-            part = part.requires_grad_()
-            return losses.gradient_penalty(self.discriminator(part), part, gamma)
-        noise = torch.randn(part.shape, generator=rng.generator("cpu", self.seed, step, name, "penalty"))
-        return losses.finite_penalty(self.discriminator, self.discriminator(part), part, gamma, noise.to(part.device))
+            part.requires_grad_()
+            value = losses.gradient_penalty(self.discriminator(part), part, gamma)
+        else:
+            noise = rng.normal((total, *images.shape[1:]), self.seed, step, name, "penalty")[rows].to(part.device)
+            value = losses.finite_penalty(self.discriminator, self.discriminator(part), part, gamma, noise)
+        return len(rows) * ranks / count * value
 
     @torch.no_grad()
     def _adapt_augmentation(self, logits_real: Tensor, logits_fake: Tensor) -> None:

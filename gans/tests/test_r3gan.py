@@ -6,6 +6,7 @@ import helpers_gans
 import pytest
 import torch
 from gan.augmentation import DiffAugment
+from gan.build import build_gan
 from gan.losses import finite_penalty, gradient_penalty, relativistic_loss
 from gan.networks import count_parameters
 from gan.options import PRESETS, BurnIn
@@ -114,6 +115,21 @@ def test_penalty_at_the_whole_batch_is_that_of_passes_of_its_own(network):
         gan = make_gan(network=network, penalty_fraction=fraction)
         norms.append([row["grad_norm_d"].item() for row in helpers_gans.play(gan, 0, 2)])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("estimate", ["exact", "finite"])
+@pytest.mark.parametrize("fraction", [0.25, 0.05])  # 4 images, 2 of each rank; and 1, of the first rank alone
+def test_parts_of_the_penalty_average_to_that_of_one_process(estimate, fraction, monkeypatch):
+    images = torch.randn(16, 3, 16, 16)
+    options = {"network": "dcgan", "d_norm": "none", "penalty_fraction": fraction, "penalty_estimate": estimate}
+    whole = make_gan(**options)._penalty(images, 10.0, 3, "real")
+    monkeypatch.setattr("gan.training.world_size", lambda: 2)
+    parts = []
+    for rows in (slice(0, 8), slice(8, 16)):
+        gan = build_gan({**TINY, **options}, "cpu", None, rows)
+        parts.append(gan._penalty(images[rows], 10.0, 3, "real"))
+    assert sum(parts).item() / 2 == pytest.approx(whole.item(), rel=1e-4)
+    assert whole > 0
 
 
 def test_first_updates_are_known():
