@@ -27,7 +27,7 @@ from comparison.data.sources import (
     source_name,
     stored_images,
 )
-from comparison.models import MODELS, Model, newest_checkpoint, preset_flags, value_of, with_steps
+from comparison.models import GAN, GANS, MODELS, Model, newest_checkpoint, preset_flags, value_of, with_steps
 from comparison.runs import read_config
 
 DEFAULTS = {  # preset -> values of the options that are not given
@@ -68,6 +68,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         f"length, unequal; preset paper); MODEL:images=N,MODEL:... for unequal budgets; by default {budgets}",
     )
     add("--models", type=read_models, default=",".join(MODELS), metavar="M,M", help="models to compare")
+    gans = [name for name, (_, variable) in GANS.items() if variable]
+    add("--gan", choices=gans, help="preset of the GAN; unless given the one of GAN_FLAGS in flags.sh")
     add("--name", type=read_name, metavar="NAME", help="name of runs and report; <data>-<preset> unless given")
     samples = "samples generated and scored per model; quick 1000, cpu 2000, else 50000"
     add("--num_samples", type=cli.non_negative_int, metavar="N", help=samples)
@@ -192,6 +194,12 @@ class Plan:
             "-."
         )
         self.preset = preset_flags(args.preset)
+        if args.gan:
+            self.preset["GAN_FLAGS"] = self.preset[GANS[args.gan][1]]
+            if not self.preset["GAN_FLAGS"]:
+                raise UserError(f"--gan {args.gan}: the preset {args.preset} has no {GANS[args.gan][1]}, see flags.sh")
+            if GAN not in [model.name for model in args.models]:
+                raise UserError(f"--gan {args.gan}: {GAN} is not among --models")
         for steps in args.sweep:
             check_steps(steps, args.preset, self.preset)
         self.data = args.data if is_name(args.data) else jobs.relative(args.data)

@@ -65,6 +65,9 @@ def compare(*words):
         ("--benchmark maybe", "--benchmark: invalid choice: 'maybe'"),
         ("--features vgg", "--features: invalid choice: 'vgg'"),
         ("--inception_weights /no/such/file", "no such file"),
+        ("--gan wgan", "--gan: invalid choice: 'wgan' (choose from"),
+        ("--preset paper --budget recipe --gan r3gan-tiny", "--gan r3gan-tiny: the preset paper has no R3GAN_FLAGS"),
+        ("--models improved-diffusion --gan dcgan", "--gan dcgan: gans is not among --models"),
     ],
 )
 def test_wrong_options_are_one_sentence(options, message, monkeypatch):
@@ -127,6 +130,20 @@ def test_sweep_takes_the_sampler_of_the_preset(calls, preset, setting, flags):
     assert f"results/runs/improved-diffusion/sweep/settings/{setting}" in sampled[1]
     assert sampled[1][-len(flags.split()) :] == flags.split()
     assert ("--sampler" in sampled[1]) == (preset == "gpu")
+
+
+@pytest.mark.parametrize("preset", ["quick", "cpu", "gpu"])
+@pytest.mark.parametrize("gan", ["dcgan", "dcgan-plus", "r3gan-tiny"])
+def test_gan_is_trained_by_the_flags_of_its_preset(calls, preset, gan):
+    options = f"--preset {preset} --name {gan} --models gans --gan {gan} --budget images=64 --history 0"
+    status, _, err = compare(*options.split(), "--benchmark", "false")
+    assert status == 0, err
+    (trained,) = [call[1:] for call in calls if call[0] == "gans/cifar_gan.py"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "gans")
+        args = runpy.run_path(str(ROOT / "gans" / "cifar_gan.py"))["parse_args"](trained)
+    assert args.preset == gan
+    assert args.loss == {"dcgan": "bce", "dcgan-plus": "hinge", "r3gan-tiny": "relativistic"}[gan]
 
 
 def test_history_pauses_a_training_that_is_planned_as_a_whole(calls):

@@ -210,8 +210,6 @@ def test_line_of_a_job_is_accepted(command, prepared, shell):
     script, *words = shlex.split(command)[1:]
     if script == "results/gpu_run.sh":  # reads its options in order
         assert shell(f"{command} --help").stdout.startswith("usage: bash results/gpu_run.sh")
-    elif script == "gans/study.sh":
-        assert parse("results/studies/gans.py", words)
     else:
         job = runpy.run_path(str(ROOT / "results" / "compare.py"))
         with pytest.MonkeyPatch.context() as patch:

@@ -53,7 +53,8 @@ ALL_SCRIPTS = [
     "results/studies/hybrid.py",
     "results/studies/cost.py",
     "results/studies/data.py",
-    "results/studies/gans.py",
+    "results/studies/gan_losses.py",
+    "results/studies/gan_data.py",
 ]
 
 
@@ -166,7 +167,7 @@ UNUSABLE_PATHS = [
     ("gans/cifar_gan.py --data {missing}", "missing"),
     ("gans/cifar_gan.py --data {empty}", "no image found"),
     ("gans/sample_gan.py --checkpoint {missing}.pt", "missing.pt"),
-    ("results/studies/gans.py --data {missing}", "missing"),
+    ("results/studies/gan_losses.py --data {missing}", "missing"),
     ("improved-diffusion/scripts/image_train.py --data_dir {missing}", "missing"),
     ("improved-diffusion/scripts/image_train.py --data_dir {empty}", "no image found"),
     ("improved-diffusion/scripts/image_sample.py --model_path {missing}.pt", "missing.pt"),

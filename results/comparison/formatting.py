@@ -17,6 +17,7 @@ METRICS = {  # key in metrics.json -> heading, better
     "coverage": ("coverage", "higher"),
     "class_entropy": ("classes, bits", "higher"),
     "memorised": ("memorised", "lower"),
+    "nearest_ratio": ("nearest ratio", "higher"),
     "modes_covered": ("modes", "higher"),
     "modes_kl": ("modes KL", "lower"),
     "modes_matched": ("show a mode", "higher"),

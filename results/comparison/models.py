@@ -74,6 +74,12 @@ _ROWS = (
     ),
 )
 MODELS = {model.name: model for model in _ROWS}  # in the order in which they are trained
+GANS = {  # preset of cifar_gan.py -> its label, and its variable of flags.sh
+    "dcgan": ("DCGAN", "DCGAN_FLAGS"),
+    "dcgan-plus": ("DCGAN plus", "DCGAN_PLUS_FLAGS"),
+    "r3gan-tiny": ("R3GAN tiny", "R3GAN_FLAGS"),
+    "r3gan": ("R3GAN", ""),
+}
 SUPER_RESOLUTION = replace(  # enlarges samples of another network; part of a study, not of the comparison
     MODELS[DDPM],
     name="improved-diffusion-sr",
@@ -83,15 +89,17 @@ SUPER_RESOLUTION = replace(  # enlarges samples of another network; part of a st
 )
 
 
-def label_of(name: str) -> str:
-    """Return a model's label; a name that is not in the table is its own label."""
+def label_of(name: str, preset: str | None = None) -> str:
+    """Return a model's label, for a GAN that of its preset; a name that is not in the table is its own label."""
+    if name == GAN and preset in GANS:
+        return GANS[preset][0]
     return MODELS[name].label if name in MODELS else name
 
 
 def preset_flags(preset: str) -> dict[str, list[str]]:
-    """Return every variable of flags.sh that the table names, as a list of words; raise UserError if bash fails."""
+    """Return every variable of flags.sh that the tables name, as a list of words; raise UserError if bash fails."""
     kinds = [(*model.train_flags, *model.sample_flags, *model.distill_flags) for model in MODELS.values()]
-    names = sorted({name for kind in kinds for name in kind})
+    names = sorted({name for kind in kinds for name in kind} | {name for _, name in GANS.values() if name})
     script = 'PRESET=$1; source "$2"; shift 2; for name; do printf "%s\\n" "${!name}"; done'
     command = ["bash", "-c", script, "bash", preset, str(cli.repo_root() / "flags.sh"), *names]
     try:

@@ -67,6 +67,7 @@ class Study:
 
     Attributes:
         name: name of the study.
+        tag: the name and that of the data, in the names of working runs.
         args: options of its script, including those of `add_options`.
         data: data source of the trainings, a name or an absolute path.
         runs, out: folders of the working runs and of the small results.
@@ -89,6 +90,7 @@ class Study:
         cli.check_folder(out, "--out")
         cli.check_folder(runs, "--runs_dir")
         self.name, self.args, self.out, self.runs = name, args, out.resolve(), runs.resolve()
+        self.tag = f"{name}-{source_name(args.data)}"
         self.data = args.data if is_name(args.data) else str(Path(args.data).resolve())
         self.preset = preset_flags(args.preset)
         if not sampler:
@@ -134,7 +136,7 @@ class Study:
 
     def folder(self, model: Model, cell: str) -> Path:
         """Return the run folder of a cell."""
-        return self.runs / model.name / f"study-{self.name}-{cell}"
+        return self.runs / model.name / f"study-{self.tag}-{cell}"
 
     def train(self, model: Model, folder: Path, seed: int, extra: Iterable[str], data: str = "") -> dict[str, Any]:
         """Train a model in a folder by flags after those of the preset and the study; return its config.json.
@@ -187,7 +189,7 @@ class Study:
 
     def score(self, cells: Sequence[Cell], image_size: int, data: str | None = None, part: str = "") -> dict[str, Any]:
         """Score the samples in the cells' `folder` into their `metrics`; return the controls' file of this `part`."""
-        anchors = self.runs / "studies" / self.name / f"anchors{part and '-'}{part}.json"
+        anchors = self.runs / "studies" / self.tag / f"anchors{part and '-'}{part}.json"
         flags = ["--image_size", str(image_size), "--num_images", str(self.args.num_samples), *self._device]
         folders = [cell["folder"] for cell in cells]
         controls = jobs.evaluate(folders, data or self.data, anchors, flags, console=anchors.parent / "console.txt")
@@ -195,14 +197,18 @@ class Study:
             cell["metrics"] = read_json(cell["folder"] / "metrics.json")["metrics"]
         return controls
 
-    def score_all(self, cells: Sequence[Cell], image_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def score_all(
+        self, cells: Sequence[Cell], image_size: int, *, subsets: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Score cells trained on the study's data; return the content of study.json, and the controls' metrics.
+
+        `subsets` is True if they were trained on part of it.
 
         Raises:
             UserError: a cell was trained on other images than those of the reference.
         """
         controls = self.score(cells, image_size)
-        for cell in cells:
+        for cell in () if subsets else cells:
             if cell["training"]["data"]["fingerprint"] != controls["reference"]["training_fingerprint"]:
                 name, data = cell["name"], self.args.data
                 raise UserError(f"{name}: trained on other images than --data {data}; --fresh starts over")
@@ -249,6 +255,7 @@ def training_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     paths = ("run_dir", "exp", "data", "data_dir", "dataset", "fresh", "resume_checkpoint", "model_path")
     return {
         **{"seconds": done["wall_seconds"], "images_seen": done["images_seen"], "steps": done["steps"]},
+        **({"diverged": True} if "diverged" in config else {}),
         **{"peak_memory_bytes": done.get("peak_memory_bytes"), "data": config.get("data")},
         **{name: config.get(name) for name in ("parameters", "device", "precision", "versions", "git_commit")},
         "options": {name: value for name, value in config["options"].items() if name not in paths},

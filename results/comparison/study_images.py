@@ -4,20 +4,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from comparison.data.images import load_images, load_npz, resize, save_npz
 from comparison.png import save_grid
 from comparison.scores.evaluation import find_samples
 from comparison.scores.features import embed
-from comparison.scores.neighbours import memorised, nearest_training, squared_distances
+from comparison.scores.neighbours import median_ratio, memorised, nearest_training, squared_distances
 from comparison.scores.reference import Reference
 from comparison.studies import Cell, Study
 
 
 def write_subset(study: Study, name: str, count: int, image_size: int) -> str:
     """Write `count` evenly spaced training images as .npz unless it exists; return its path."""
-    path = study.runs / "studies" / study.name / f"{name}.npz"
+    path = study.runs / "studies" / study.tag / f"{name}.npz"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_npz(path, load_images(study.data, image_size, limit=count).images.permute(0, 2, 3, 1).numpy())
@@ -34,19 +35,28 @@ def enlarge(folder: Path, size: int) -> Path:
     return target
 
 
+def draw_samples(folders: Sequence[Path], count: int, path: Path) -> None:
+    """Write a picture with a row of the first `count` samples of each folder."""
+    images = torch.cat([load_npz(find_samples(folder))[0][:count] for folder in folders])
+    save_grid(images, path, columns=count)
+
+
 def add_copies(
     study: Study,
     cells: Sequence[Cell],
     image_size: int,
     images_of: Callable[[int, Reference], tuple[Tensor, Tensor]],
+    key: str = "percent",
 ) -> None:
-    """Compute `memorised` of cells against the images that each training saw, and `held_out`, the same of real images.
+    """Compare cells with the images that each training saw: metrics `memorised` and `nearest_ratio`.
+
+    `held_out` of a cell has the same metrics of real images.
 
     Args:
         study: study of the cells.
-        cells: scored cells with their `percent` of the images.
+        cells: scored cells with the `key` of their images.
         image_size: pixels.
-        images_of: (percent, reference) -> images that a training saw, and real images for the floor, which are
+        images_of: (value of `key`, reference) -> images that a training saw, and real images for the floor, which are
             skipped where the training saw them; both (N, 3, S, S) uint8.
     """
     reference = Reference.load(study.data, image_size, study.args.num_samples, 0, "auto")
@@ -54,13 +64,17 @@ def add_copies(
     def features(images: Tensor) -> Tensor:
         return reference.scale(embed(images, reference.extractor, desc=f"embed {len(images)} images"))
 
+    def compare(x: Tensor, seen: Tensor, same: Tensor | None = None) -> dict[str, Any]:
+        nearest = nearest_training(x, seen, same)
+        return {"memorised": memorised(nearest).as_json(), "nearest_ratio": median_ratio(nearest).as_json()}
+
     done: dict[int, tuple[Tensor, dict[str, Any]]] = {}
     for cell in cells:
-        if cell["percent"] not in done:
-            seen, real = map(features, images_of(cell["percent"], reference))
+        if cell[key] not in done:
+            seen, real = map(features, images_of(cell[key], reference))
             nearest = squared_distances(real, seen).min(1).indices
             same = nearest[(real - seen[nearest]).norm(dim=1) < 1e-4].unique()
-            done[cell["percent"]] = seen, memorised(nearest_training(real, seen, same)).as_json()
-        seen, cell["held_out"] = done[cell["percent"]]
+            done[cell[key]] = seen, compare(real, seen, same)
+        seen, cell["held_out"] = done[cell[key]]
         x = features(load_npz(find_samples(cell["folder"]))[0])
-        cell["metrics"]["memorised"] = memorised(nearest_training(x, seen)).as_json()
+        cell["metrics"] |= compare(x, seen)

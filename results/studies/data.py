@@ -133,7 +133,7 @@ def page(study: Row) -> str:
         "epochs": lambda row: formatting.format_number(row["training"]["images_seen"] / row["training_images"], 2),
         "time per image": lambda row: formatting.seconds(row["seconds_per_image"]),
     }
-    held = {"held out": lambda row: formatting.metric("memorised", row["held_out"])}
+    held = {"held out": lambda row: formatting.metric("memorised", row["held_out"]["memorised"])}
     samplers = "; ".join(dict.fromkeys(f"{MODELS[row['model']].label} {row['sampler']}" for row in rows))
     body: list[str] = []
     if small:

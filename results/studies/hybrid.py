@@ -13,8 +13,6 @@ The parts: Xiao et al. 2022 (x_t), Phung et al. 2023 (reconstruction, Haar), see
 """
 
 import argparse
-import math
-import statistics
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -135,18 +133,13 @@ def effects(rows: dict[str, Row], cells: list[Row]) -> list[str]:
     distances = {(cell["name"], cell["seed"]): cell["metrics"][QUALITY]["value"] for cell in cells}
     sentences = []
     for topic, (position, (without, with_)) in FACTORS.items():
-        ratios = []  # logarithms
+        pairs = []
         for (name, seed), distance in distances.items():
             parts = name.split("-")
             other = ("-".join([*parts[:position], without, *parts[position + 1 :]]), seed)
             if len(parts) == 3 and parts[position] == with_ and other in distances:
-                ratios.append(math.log(distance / distances[other]))
-        if len(ratios) > 1:
-            mean, half = statistics.mean(ratios), half_width(ratios)
-            low, middle, high = (f"{math.exp(value):.2f}" for value in (mean - half, mean, mean + half))
-            verdict = "no significant change" if abs(mean) <= half else "better" if mean < 0 else "worse"
-            pairs = f"{len(ratios)} pairs of trainings that differ in this part alone"
-            sentences.append(f"{topic}: {verdict}, {middle} times the Frechet distance ({low} to {high}; {pairs}).")
+                pairs.append((distance, distances[other]))
+        sentences += study_page.paired(topic, pairs)
     hybrids = [row for name, row in rows.items() if name != ALONE]
     if ALONE in rows and hybrids:
         best = min(hybrids, key=lambda row: row["metrics"][QUALITY]["value"])
@@ -155,12 +148,6 @@ def effects(rows: dict[str, Row], cells: list[Row]) -> list[str]:
         verdict += " from" if verdict == SAME else " than"
         sentences.append(f"The best hybrid ({best['label']}; {score}) is {verdict} the {label_of(ALONE)} ({baseline}).")
     return sentences
-
-
-def half_width(values: list[float]) -> float:
-    """Return the half width of the 95% interval of a mean, by Student's t."""
-    quantile = study_page.STUDENT[min(len(values) - 1, len(study_page.STUDENT)) - 1]
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def compare(row: Row, other: Row, name: str) -> str:

@@ -48,13 +48,13 @@ class FakeModels:
         from comparison.data.images import load_images
 
         there = folder / "config.json"
-        seconds = float(value.get("--max_seconds", 3))
+        seconds = float(value.get("--stop_after") or value.get("--max_seconds", 3))
         if there.is_file() and not fresh and json.loads(there.read_text())["finished"]["wall_seconds"] >= seconds:
             return False
         teacher = Path(value["--model_path"]).parent / "config.json" if "--model_path" in value else None
         source, size = value["--data"], int(value.get("--large_size") or value.get("--image_size", 32))
         images = int(value.get("--max_images", 900))
-        done = {"reason": "max_seconds", "steps": 9, "images_seen": images, "wall_seconds": seconds}
+        done = {"reason": f"max_seconds {seconds:g}", "steps": 9, "images_seen": images, "wall_seconds": seconds}
         kept = ("seed", "num_timesteps", "batch_size", "ngf")
         options = {name: int(value[f"--{name}"]) for name in kept if f"--{name}" in value} | {"data": source}
         if teacher:

@@ -21,7 +21,7 @@ from comparison.report import study_page
 from fake_models import FakeModels
 
 RESULTS = Path(__file__).parents[1]
-NAMES = ("few_steps", "cost", "data", "hybrid")
+NAMES = ("few_steps", "cost", "data", "hybrid", "gan_losses", "gan_data")
 RESOLVED = "64-from-32-super-resolution"
 
 
@@ -61,10 +61,18 @@ SMALL = {
         *("--num_samples", 64, "--seconds", 2, "--seeds", 2, "--longer", "3"),
         *("--cells", "haar-x_t-decay,haar-x_0-decay,preset,denoiser,preset@3,denoiser@3"),
     ),
+    "gan_losses": (
+        *("--num_samples", 64, "--seconds", 2, "--seeds", 2),
+        *("--cells", "ns-none,relativistic-none,relativistic-r1r2"),
+    ),
+    "gan_data": ("--num_samples", 64, "--seconds", 4, "--counts", "200,500", "--cells", "200,200-augmented"),
 }
 
 
-@pytest.mark.parametrize(("name", "most"), [("few_steps", 24), ("cost", 12), ("data", 22), ("hybrid", 28)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("few_steps", 24), ("cost", 12), ("data", 22), ("hybrid", 28), ("gan_losses", 18), ("gan_data", 24)],
+)
 def test_plan_states_minutes_of_its_cells_runs_nothing_and_needs_no_torch(tmp_path, name, most):
     code = "import runpy, sys; sys.modules['torch'] = sys.modules['matplotlib'] = None; "
     code += f"sys.argv = ['{name}.py', '--plan', '--out', 'out', '--runs_dir', 'runs']; "
@@ -173,7 +181,8 @@ def test_page_is_made_from_study_json_alone(script, finished, tmp_path, name):
     (tmp_path / "study.json").write_bytes(made["study.json"])
     result = script(tmp_path, f"studies/{name}.py", "--page", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+    drawn = {name: file for name, file in made.items() if name != "samples.png"}  # that one shows samples
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == drawn
     text = made["README.md"].decode()
     assert str(folder) not in made["study.json"].decode() + text  # no path of this machine
     shown = re.findall(r"\]\((.*?\.png)\)", text)
@@ -184,16 +193,13 @@ def test_page_is_made_from_study_json_alone(script, finished, tmp_path, name):
 @pytest.mark.parametrize("path", sorted((RESULTS / "studies").glob("*/study.json")), ids=lambda path: path.parent.name)
 def test_committed_page_is_what_its_study_json_gives(script, tmp_path, path):
     study = json.loads(path.read_text()).get("study", "")
-    name = "gans" if study.startswith("gan-") else study.replace("-", "_")
+    name = study.replace("-", "_")
     if not (RESULTS / "studies" / f"{name}.py").is_file():
         pytest.skip("not a study of results/")
-    folder = tmp_path / study if name == "gans" else tmp_path
-    folder.mkdir(exist_ok=True)
-    (folder / "study.json").write_bytes(path.read_bytes())
-    kinds = [study.removeprefix("gan-")] if name == "gans" else []
-    result = script(tmp_path, f"studies/{name}.py", *kinds, "--page", "--out", tmp_path)
+    (tmp_path / "study.json").write_bytes(path.read_bytes())
+    result = script(tmp_path, f"studies/{name}.py", "--page", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (folder / "README.md").read_text() == path.with_name("README.md").read_text()
+    assert (tmp_path / "README.md").read_text() == path.with_name("README.md").read_text()
 
 
 def test_page_of_a_damaged_study_is_refused_and_the_old_one_kept(tmp_path):
@@ -204,6 +210,35 @@ def test_page_of_a_damaged_study_is_refused_and_the_old_one_kept(tmp_path):
     with pytest.raises(UserError, match=r"study.json: not a study.json of the study cost, schema 1"):
         study_page.rewrite(tmp_path, "cost", lambda study: "", lambda study, out: None)
     assert (tmp_path / "README.md").read_text() == "old"
+
+
+def test_study_of_losses_compares_each_part_and_counts_divergences(finished, tmp_path):
+    folder, scripts = finished["gan_losses"]
+    found = [(c["--loss"], c["--penalty"], c["--seed"]) for c in scripts.commands(models.MODELS[models.GAN].train)]
+    cells = [("ns", "none"), ("relativistic", "none"), ("relativistic", "r1r2")]
+    assert found == [(*cell, seed) for cell in cells for seed in "01"]
+    page = (folder / "out" / "README.md").read_text()
+    pairs = "2 pairs of trainings that differ in this part alone"
+    assert re.search(rf"Relativistic pairs instead of the non-saturating loss: .* Frechet distance \(.*; {pairs}", page)
+    assert "R1 and R2 instead of R1:" not in page
+    assert "0 of 6 trainings diverged." in page
+    study = read_study(folder)
+    study["cells"][0]["training"]["diverged"] = True
+    losses = runpy.run_path(str(RESULTS / "studies" / "gan_losses.py"))
+    assert "1 of 6 trainings diverged." in losses["effects"](study)
+    assert "| non-saturating, no penalty | 9 | 1 of 2 |" in losses["page"](study)
+
+
+def test_study_of_few_images_samples_each_part_of_the_training_once(finished):
+    folder, scripts = finished["gan_data"]
+    trained = scripts.commands(models.MODELS[models.GAN].train)
+    assert [c.get("--stop_after") for c in trained] == ["1", "2", None] * 2
+    assert [c.get("--ada_target") for c in trained] == [None] * 3 + ["0.6"] * 3
+    assert {c["--limit"] for c in trained} == {"200"}
+    cells = read_study(folder)["cells"]
+    assert [cell["name"] for cell in cells[:3]] == ["200@25", "200@50", "200"]
+    assert {"memorised", "nearest_ratio"} <= set(cells[0]["metrics"])
+    assert "| unseen real images, of 200 |" in (folder / "out" / "README.md").read_text()
 
 
 def test_left_out_cells_are_named(finished):
@@ -217,7 +252,7 @@ def test_super_resolution_enlarges_the_samples_of_the_small_network_and_counts_b
     (train,), (sample,) = map(scripts.commands, (models.SUPER_RESOLUTION.train, models.SUPER_RESOLUTION.sample))
     assert (train["--small_size"], train["--large_size"], train["--max_seconds"]) == ("32", "64", "2")
     assert "--image_size" not in train
-    assert Path(sample["--base_samples"]).parts[-4:-1] == ("study-data-ddpm-100-s0", "settings", "default")
+    assert Path(sample["--base_samples"]).parts[-4:-1] == ("study-data-data0-images-ddpm-100-s0", "settings", "default")
     cell = next(cell for cell in read_study(folder)["cells"] if cell["name"] == RESOLVED)
     assert (cell["size"], cell["training"]["seconds"], cell["nfe"]) == (64, 4, 40)
     page = (folder / "out" / "README.md").read_text()
@@ -239,7 +274,7 @@ def test_copies_of_the_images_that_a_training_saw_are_found(finished):
     cells = {cell["name"]: cell for cell in read_study(finished["data"][0])["cells"]}
     assert cells["dcgan-100"]["metrics"]["memorised"]["value"] == 1.0  # the fake gives training images
     assert cells["dcgan-10"]["metrics"]["memorised"]["value"] < 1.0  # of which few are in the subset
-    assert cells["dcgan-100"]["held_out"]["value"] < 0.5
+    assert cells["dcgan-100"]["held_out"]["memorised"]["value"] < 0.5
 
 
 def test_given_run_is_sampled_but_not_trained(script, fake, pictures, tmp_path):

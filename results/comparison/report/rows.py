@@ -27,7 +27,8 @@ def read_rows(folders: Sequence[Path], anchors: Mapping[str, Any]) -> list[dict[
         UserError: a metrics.json belongs to other samples, or is not comparable with the controls.
     """
     runs = [_read_run(folder, anchors) for folder in folders]
-    names = [label_of(run[0]["model"]) for run in runs]
+    presets = [(optional_json(folder / "config.json").get("options") or {}).get("preset") for folder in folders]
+    names = [label_of(run[0]["model"], preset) for run, preset in zip(runs, presets, strict=True)]
     series = [
         f"{name}, {run[0]['run']}" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)
     ]

@@ -63,6 +63,20 @@ def pool(entries: Sequence[Entry]) -> Entry:
     return {**entries[0], "value": mean, "interval": [mean - half, mean + half], "trainings": count}
 
 
+def paired(topic: str, pairs: Sequence[tuple[float, float]]) -> list[str]:
+    """Return a sentence on what a part changes, from (with it, without it) distances of pairs of trainings.
+
+    The ratio is the geometric mean with a 95% interval by Student's t; none for fewer than two pairs.
+    """
+    if len(pairs) < 2:
+        return []
+    entry = pool([{"value": math.log(with_ / without)} for with_, without in pairs])
+    verdict = "better" if entry["interval"][1] < 0 else "worse" if entry["interval"][0] > 0 else "no significant change"
+    low, middle, high = (f"{math.exp(v):.2f}" for v in (entry["interval"][0], entry["value"], entry["interval"][1]))
+    count = f"{len(pairs)} pairs of trainings that differ in this part alone"
+    return [f"{topic}: {verdict}, {middle} times the Frechet distance ({low} to {high}; {count})."]
+
+
 def pool_metrics(cells: Sequence[Row]) -> dict[str, Entry]:
     """Return metric -> pooled entry of one cell's trainings; intervals of fractions are clipped to [0, 1]."""
     shared = set.intersection(*(set(cell["metrics"]) for cell in cells))
@@ -178,15 +192,21 @@ def table(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> s
     return formatting.markdown_table(list(columns), [[column(row) for column in columns.values()] for row in rows])
 
 
-def score_table(rows: Sequence[Row], floor: Row | None, extra: Mapping[str, Callable[[Row], str]]) -> str:
-    """Return the table of metrics: the row of the `floor`, if given, then `rows`; `extra` columns come first."""
+def scores(names: Sequence[str]) -> dict[str, Callable[[Row], str]]:
+    """Return the columns of metrics for `table`."""
 
     def score(name: str) -> Callable[[Row], str]:
         return lambda row: formatting.metric(name, row["metrics"].get(name))
 
+    return {formatting.METRICS[name][0]: score(name) for name in names}
+
+
+def score_table(rows: Sequence[Row], floor: Row | None, extra: Mapping[str, Callable[[Row], str]]) -> str:
+    """Return the table of metrics: the row of the `floor`, if given, then `rows`; `extra` columns come first."""
+
     names = [name for name in SHOWN if any(name in row["metrics"] for row in rows)]
     columns: dict[str, Callable[[Row], str]] = {name: partial(_of_models, extra[name]) for name in extra}
-    columns |= {formatting.METRICS[name][0]: score(name) for name in names}
+    columns |= scores(names)
     first = [{"label": "real images (floor)", "metrics": floor}] if floor else []
     return table([*first, *rows], {"": lambda row: row["label"], **columns})
 

@@ -133,3 +133,10 @@ def nearest_training(features: Tensor, training: Tensor, left_out: Tensor | None
 def memorised(nearest: Nearest) -> Estimate:
     """Estimate the share of samples whose ratio of `nearest_training` is below 1/2."""
     return share(nearest.ratio < MEMORISED_RATIO)
+
+
+def median_ratio(nearest: Nearest) -> Estimate:
+    """Estimate the median ratio of `nearest_training`; 1 for samples as far from the images as these from another."""
+    n, ratio = len(nearest.ratio), nearest.ratio
+    parts = [float(torch.cat([ratio[: g.start], ratio[g.stop :]]).median()) for g in split_groups(n)]
+    return jackknife(float(ratio.median()), parts, n, low=0)

@@ -1,0 +1,165 @@
+"""Study: which loss and which gradient penalty keep a GAN stable, and all modes.
+
+  python results/studies/gan_losses.py --plan
+  python results/studies/gan_losses.py --seeds 3
+  python results/studies/gan_losses.py --data stackmnist:5k --seeds 3
+
+Trains the preset's r3gan-tiny with the non-saturating loss or relativistic pairs, without a penalty, with R1, and with
+R1 and R2; all else, also the time, is equal. Repeat the command to resume. Writes README.md, study.json, gan-losses.png
+and samples.png into results/studies/gan-losses-<data>/.
+
+Goodfellow et al. 2014 (non-saturating); Mescheder et al. 2018 (R1, R2); Huang et al. 2024 (pairs and both penalties).
+"""
+
+import argparse
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from comparison import cli, formatting
+from comparison.data.sources import STACKED, source_name
+from comparison.models import GAN, GANS, MODELS
+from comparison.report import study_page
+from comparison.report.panels import Bar, Bars
+from comparison.report.tradeoffs import QUALITY
+from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_seconds
+
+MODEL = MODELS[GAN]
+PRESET = "r3gan-tiny"
+LOSSES = {"ns": "non-saturating", "relativistic": "relativistic pairs"}
+PENALTIES = {"none": "no penalty", "r1": "R1", "r1r2": "R1 and R2"}
+COLOURS = {"none": "#E69F00", "r1": "#56B4E9", "r1r2": "#0072B2"}
+SHOWN = ("modes_covered", "modes_matched", "modes_kl", QUALITY)
+PUBLISHED_COUNT = 26_000  # samples of the published counts of StackedMNIST's modes (Lin et al. 2018)
+GRID = 16  # samples of each cell in samples.png
+Row = dict[str, Any]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.make_parser(__doc__)
+    add_options(parser, seconds=150, num_samples=1000)
+    args = parser.parse_args(argv)
+    if args.data in STACKED and args.num_samples == parser.get_default("num_samples"):
+        args.num_samples = PUBLISHED_COUNT
+    name = "stackmnist" if args.data in STACKED else source_name(args.data)
+    args.out = args.out or cli.repo_root() / "results" / "studies" / f"gan-losses-{name}"
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Validate, train, sample, score, write."""
+    study = Study("gan-losses", args)
+    if args.page:
+        return study.rewrite(page, draw_pictures)
+    study.preset["GAN_FLAGS"] = study.preset[GANS[PRESET][1]]
+    jobs = study.choose(plan(args), rest=60)
+    if not jobs:
+        return None
+    content, anchors = study.score_all(study.run(jobs, lambda name, seed: [run_cell(study, name, seed)]), 32)
+    from comparison.study_images import draw_samples  # torch
+
+    first = {cell["label"]: cell["folder"] for cell in content["cells"] if cell["seed"] == 0}
+    study.out.mkdir(parents=True, exist_ok=True)
+    draw_samples(list(first.values()), GRID, study.out / "samples.png")
+    return study.write({**content, "floor": anchors["floor"], "grid": list(first)}, page, draw_pictures)
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """Return a cell for each loss with each penalty."""
+    seconds = START_SECONDS + args.seconds + sampling_seconds(MODEL, args.num_samples)
+    return [Job("-".join(parts), label_of(*parts), seconds, args.seeds) for parts in product(LOSSES, PENALTIES)]
+
+
+def label_of(loss: str, penalty: str) -> str:
+    """Return the label of a cell."""
+    return f"{LOSSES[loss]}, {PENALTIES[penalty]}"
+
+
+def run_cell(study: Study, name: str, seed: int) -> Row:
+    """Train and sample one cell."""
+    loss, penalty = name.split("-")
+    # a training that diverges is sampled from its last checkpoint, so there are many
+    flags = ["--loss", loss, "--penalty", penalty, "--save_minutes", "0.2"]
+    cell = study.train_and_sample(MODEL, name, seed, [*flags, "--image_size", "32"])
+    return {**cell, "label": label_of(loss, penalty), "loss": loss, "penalty": penalty}
+
+
+def effects(study: Row) -> list[str]:
+    """Return sentences: what pairs and each penalty change, the best and the worst cell, and divergences."""
+    rows = study_page.pooled(study)
+    counted = "modes_covered" if all("modes_covered" in row["metrics"] for row in rows) else QUALITY
+    sentences = []
+    for part, (without, with_), topic in (
+        ("loss", ("ns", "relativistic"), "Relativistic pairs instead of the non-saturating loss"),
+        ("penalty", ("none", "r1"), "R1 instead of no penalty"),
+        ("penalty", ("r1", "r1r2"), "R1 and R2 instead of R1"),
+    ):
+        other = "penalty" if part == "loss" else "loss"
+        found = {(c[part], c[other], c["seed"]): c["metrics"][QUALITY]["value"] for c in study["cells"]}
+        pairs = [
+            (value, found[without, *key]) for (part_value, *key), value in found.items()
+            if part_value == with_ and (without, *key) in found
+        ]  # fmt: skip
+        sentences += study_page.paired(topic, pairs)
+    order = sorted(rows, key=lambda row: row["metrics"][counted]["value"])
+    order = order if formatting.METRICS[counted][1] == "lower" else order[::-1]
+    heading = formatting.METRICS[counted][0]
+    scores = [
+        f"{word}: {row['label']}, {heading} {formatting.metric(counted, row['metrics'][counted])}"
+        for word, row in (("Best", order[0]), ("Worst", order[-1]))
+    ]
+    fallen = sum(cell["training"].get("diverged", False) for cell in study["cells"])
+    return [*sentences, f"{'. '.join(scores)}.", f"{fallen} of {len(study['cells'])} trainings diverged."]
+
+
+def page(study: Row) -> str:
+    """Return README.md."""
+    rows, options = study_page.pooled(study), study["options"]
+    for row in rows:
+        cells = [cell["training"] for cell in study["cells"] if cell["name"] == row["name"]]
+        row["steps"] = sum(cell["steps"] for cell in cells) / len(cells)
+        row["diverged"] = f"{sum(cell.get('diverged', False) for cell in cells)} of {len(cells)}"
+    floor = {"label": "real images (floor)", "metrics": study["floor"]}
+    columns = {
+        "": lambda row: row["label"],
+        "updates": lambda row: formatting.count(row["steps"]) if "steps" in row else formatting.MISSING,
+        "diverged": lambda row: row.get("diverged", formatting.MISSING),
+        **study_page.scores([name for name in SHOWN if name in study["floor"]]),
+    }
+    gan = rows[0]["training"]["options"]
+    networks = "residual" if gan.get("network") == "residual" else "DCGAN's"
+    return study_page.page(
+        study,
+        f"losses and penalties of a GAN on {study['scoring']['reference']['name']}",
+        "Which loss and which gradient penalty keep a GAN stable, and all modes?",
+        f"Each GAN ({networks} networks, batches of {gan['batch_size']}, no normalization in the discriminator) was "
+        f"trained for {options['seconds']:g} s. All other settings: `{PRESET}` of `{options['preset']}` in flags.sh.",
+        [
+            effects(study),
+            "![Modes and distance of each cell, with a dot for each training](gan-losses.png)",
+            study_page.table([floor, *rows], columns),
+            f"Samples of the first training, from top to bottom: {formatting.join_words(study['grid'])}.",
+            "![Samples, a row for each cell](samples.png)",
+        ],
+        [study_page.unequal_time_note(study["cells"])],
+    )
+
+
+def draw_pictures(study: Row, out: Path) -> None:
+    """Draw gan-losses.png, a bar for each cell and metric."""
+    from comparison.report.study_plots import draw
+
+    panels: list[Bars] = []
+    for name in SHOWN:
+        bars = []
+        for row in (row for row in study_page.pooled(study) if name in row["metrics"]):
+            dots = [cell["metrics"][name]["value"] for cell in study["cells"] if cell["name"] == row["name"]]
+            bars.append(Bar(row["label"], row["metrics"][name], COLOURS[row["penalty"]], dots))
+        heading, better = formatting.METRICS[name]
+        panels.append(Bars(f"{heading}\n({better} is better)", bars, log=name == QUALITY, labelled=not panels))
+    draw([panel for panel in panels if not panel.is_empty()], out / "gan-losses.png")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(parse_args()))
