@@ -8,6 +8,7 @@
 # modern GPU, drawn in few steps. cpu: reduced widths for two CPU cores, 36 minutes a model. quick: `shapes` in minutes.
 # No value holds a space, so unquoted use splits into flags in bash; in zsh write ${=MODEL_FLAGS}.
 
+DCGAN_FLAGS="" DCGAN_PLUS_FLAGS="" R3GAN_FLAGS="" # compare.sh --gan; GAN_FLAGS is one of them
 case "${PRESET:-seed}" in
   seed)
     MODEL_FLAGS="--image_size 32 --num_channels 128 --num_res_blocks 2 --learn_sigma True --dropout 0.3"
@@ -15,7 +16,8 @@ case "${PRESET:-seed}" in
     TRAIN_FLAGS="--lr 1e-4 --batch_size 128 --microbatch 64 --use_fp16 true --max_steps 5000 --save_interval 2500"
     SAMPLE_FLAGS="--batch_size 128"
     DISTILL_FLAGS="--lr 2e-4 --batch_size 64 --max_steps 5000 --save_interval 1000"
-    GAN_FLAGS="--image_size 64 --batch_size 128 --num_epochs 50 --g_lr 1.6e-4 --d_lr 1.25e-4 --beta1 0.5"
+    DCGAN_FLAGS="--image_size 64 --batch_size 128 --num_epochs 50 --g_lr 1.6e-4 --d_lr 1.25e-4 --beta1 0.5"
+    GAN_FLAGS=$DCGAN_FLAGS
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
     DDGAN_TRAIN_FLAGS="--batch_size 128 --num_epoch 50 --ngf 64 --embedding_type positional --use_ema"
@@ -31,7 +33,8 @@ case "${PRESET:-seed}" in
     SAMPLE_FLAGS="--batch_size 256"
     DISTILL_FLAGS="--lr 2e-4 --batch_size 64 --max_steps 5000 --save_interval 1000"
     # Radford et al. 2016, at the size of the data
-    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 50 --g_lr 2e-4 --d_lr 2e-4 --beta1 0.5"
+    DCGAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 50 --g_lr 2e-4 --d_lr 2e-4 --beta1 0.5"
+    GAN_FLAGS=$DCGAN_FLAGS
     # Xiao et al. 2022, as published: 4 x 64 images per update; the released network is epoch 1,200 of 1,800
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --num_channels_dae 128 --num_timesteps 4 --num_res_blocks 2 --nz 100"
     DDGAN_FLAGS="$DDGAN_FLAGS --z_emb_dim 256 --n_mlp 4 --ch_mult 1 2 2 2"
@@ -46,7 +49,11 @@ case "${PRESET:-seed}" in
     TRAIN_FLAGS="--lr 2e-4 --batch_size 128 --use_fp16 true --ema_rate 0.999 --max_steps 0 --save_interval 5000"
     SAMPLE_FLAGS="--sampler dpmpp-sde --sigma_max 10 --num_sampling_steps 20 --batch_size 500"
     DISTILL_FLAGS="--lr 2e-4 --batch_size 64 --max_steps 0 --save_interval 1000" # not yet measured on a GPU
-    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --sample_batch_size 500 --score_every 500000"
+    DCGAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --sample_batch_size 500"
+    DCGAN_FLAGS="$DCGAN_FLAGS --score_every 500000"
+    DCGAN_PLUS_FLAGS="--preset dcgan-plus $DCGAN_FLAGS"
+    R3GAN_FLAGS="--preset r3gan-tiny $DCGAN_FLAGS --ngf 64 --ndf 64" # not yet measured on a GPU
+    GAN_FLAGS=$DCGAN_FLAGS
     # DDGAN as in `cpu`, wider; not yet measured on a GPU. The published recipe made blobs in three minutes of an H200.
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 128 --ch_mult 1 2 --num_res_blocks 2"
     DDGAN_FLAGS="$DDGAN_FLAGS --attn_resolutions 8 --resblock_type ddpm --progressive_input none --fir --resamp_with_conv"
@@ -71,7 +78,10 @@ case "${PRESET:-seed}" in
     # After 12 minutes 101 with 4 evaluations and 102 with 2, where the network before has 93 with 20 (36 minutes on a
     # machine half as fast, float32 alone); with 8 steps of the teacher, whose own paths then end at 123, 117 and 113
     DISTILL_FLAGS="--lr 3e-4 --batch_size 12 --max_steps 0 --save_interval 500 --log_interval 20"
-    GAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
+    DCGAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
+    DCGAN_PLUS_FLAGS="--preset dcgan-plus $DCGAN_FLAGS"
+    R3GAN_FLAGS="--preset r3gan-tiny --image_size 32 --num_epochs 0 --grid_every 5 --score_every 0"
+    GAN_FLAGS=$DCGAN_FLAGS
     # DDGAN as in `quick`, with mirrored images, more of the time for the denoiser and the discriminator updated beside it:
     # 102 by 4 evaluations, on a machine half as fast (float32 alone); the published recipe 231.8
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 64 --ch_mult 1 1 --num_res_blocks 1"
@@ -99,11 +109,15 @@ case "${PRESET:-seed}" in
     # 120 s of tuning on a machine half as fast (float32 alone): with 2 evaluations 43% of 1,000 samples show a mode,
     # with 4 65%; with 16 steps of the teacher 34 and 61%
     DISTILL_FLAGS="--lr 3e-4 --batch_size 12 --teacher_steps 8 --max_steps 0 --save_interval 500 --log_interval 10"
-    # DCGAN in the same time: 9,000 updates, 117 of 200 modes and 74% of 1,000 samples at the older acceptance of 0.35 (31
-    # and 9% at 0.10); with the documented settings and batch 128 1,300 updates, 8 modes and 28%
-    GAN_FLAGS="--preset dcgan-plus --image_size 32 --batch_size 32 --ngf 32 --ndf 32 --g_lr 4e-4 --d_lr 4e-4"
-    GAN_FLAGS="$GAN_FLAGS --diffaugment none --flip false --ema_horizon 0.1 --keep_best false --score_every 0"
-    GAN_FLAGS="$GAN_FLAGS --num_epochs 0 --grid_every 5 --log_interval 50"
+    # GANs in the same time of a machine half as fast (float32 alone), at an acceptance of 0.15: r3gan-tiny 4,100 updates,
+    # 50% of 1,000 samples and 133 of 200 modes; what each part
+    # brings: results/studies/gan-losses-shapes
+    DCGAN_FLAGS="--image_size 32 --batch_size 32 --ngf 32 --ndf 32 --flip false --score_every 0"
+    DCGAN_FLAGS="$DCGAN_FLAGS --num_epochs 0 --grid_every 5 --log_interval 50"
+    DCGAN_PLUS_FLAGS="--preset dcgan-plus $DCGAN_FLAGS --g_lr 4e-4 --d_lr 4e-4 --diffaugment none --ema_horizon 0.1"
+    DCGAN_PLUS_FLAGS="$DCGAN_PLUS_FLAGS --keep_best false"
+    R3GAN_FLAGS="--preset r3gan-tiny $DCGAN_FLAGS"
+    GAN_FLAGS=$R3GAN_FLAGS
     # DDGAN in 150 s of a machine half as fast (float32 alone), 1,300 updates: Frechet distance 33, 24 modes, 15% of 1,000
     # samples show one (three seeds beside other work, 840 to 1,190 updates: 37, 19 and 6%); its generator as a denoiser
     # alone 154, 30 modes and 5%; the published recipe 126, none. What each part brings: results/studies/hybrid
@@ -123,4 +137,4 @@ case "${PRESET:-seed}" in
     ;;
 esac
 export MODEL_FLAGS DIFFUSION_FLAGS TRAIN_FLAGS SAMPLE_FLAGS DISTILL_FLAGS
-export GAN_FLAGS DDGAN_FLAGS DDGAN_TRAIN_FLAGS DDGAN_SAMPLE_FLAGS
+export GAN_FLAGS DCGAN_FLAGS DCGAN_PLUS_FLAGS R3GAN_FLAGS DDGAN_FLAGS DDGAN_TRAIN_FLAGS DDGAN_SAMPLE_FLAGS

@@ -27,9 +27,6 @@ _R3GAN: dict[str, Any] = {
     **{"ema_decay": 0.9999, "ema_horizon": 0.05, "diffaugment": "none", "flip": True, "ada_target": 0.0},
     **{"minibatch_stddev": 0, "keep_best": False},
 }
-# For small networks. 16 to 64 channels after 150 s of `shapes` on two cores, one training: Frechet distance 49 ± 6;
-# with a weight of 1 that falls to 0.1, 134 ± 10, the discriminator far ahead
-_GAMMA = {"r1_gamma": 10.0, "gamma_end": 0.3}
 PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {
         **_PLAIN,
@@ -44,7 +41,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Huang et al. 2024, CIFAR-10: 768 channels at every size; the published run has batch 512 and 250 M images
     "r3gan": {**_R3GAN, "ngf": 768, "ndf": 768, "max_width": 768, "blocks": 2, "group_size": 16, "r1_gamma": 0.05},
-    "r3gan-tiny": {**_R3GAN, "ngf": 48, "ndf": 48, "max_width": 192, "blocks": 1, "group_size": 0, **_GAMMA},
+    # R3GAN's loss, penalties and schedules on DCGAN's networks, the discriminator without norm. After 4,100 updates on
+    # `shapes` 50% of 1,000 samples show one of 133 modes at an acceptance of 0.15; residual networks of 32 to 64
+    # channels 12% and 27 in the same time
+    "r3gan-tiny": {
+        **_R3GAN,
+        **{"network": "dcgan", "ngf": 32, "ndf": 32, "max_width": 128, "blocks": 1, "group_size": 0, "batch_size": 32},
+        **{"g_lr": 2e-3, "d_lr": 2e-3, "lr_warmup": 0.02, "lr_decay": "cosine", "lr_end": 1.0, "ema_horizon": 0.1},
+        **{"r1_gamma": 30.0, "gamma_end": 0.3, "penalty_fraction": 0.25},
+    },
 }
 # Options that a resumed run may change. Held-out images change the training only if they are taken from the training
 # images; the fingerprint of the data detects that.

@@ -18,8 +18,9 @@ GOLDEN = [  # losses and penalties of the first three updates
     [0.687423, 0.715156, 0.0146674, 0.0146548],
 ]
 TINY = {
-    **PRESETS["r3gan-tiny"],
+    **PRESETS["r3gan"],
     **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "max_width": 8, "nc": 3, "seed": 0, "label_smoothing": "none"},
+    **{"blocks": 1, "group_size": 0},
     **{"batch_size": 16, "g_lr": 1e-3, "d_lr": 1e-3, "r1_gamma": 1.0, "gamma_end": 0.1},
 }
 
@@ -189,8 +190,8 @@ def test_resumed_game_goes_on_as_an_unbroken_one():
     ("flags", "words"),
     [
         (["--penalty", "r1", "--r1_gamma", 0], "--penalty: r1 needs --r1_gamma"),
-        (["--preset", "r3gan-tiny", "--d_norm", "batch"], "--network: residual takes no --d_norm"),
-        (["--preset", "r3gan-tiny", "--group_size", 7], "--group_size: 7 does not divide"),
+        (["--preset", "r3gan", "--d_norm", "batch"], "--network: residual takes no --d_norm"),
+        (["--preset", "r3gan", "--group_size", 7], "--group_size: 7 does not divide"),
         (["--ada_target", 0.6], "--ada_target: needs --diffaugment"),
         (["--loss", "wasserstein"], "--loss: invalid choice: 'wasserstein'"),
     ],
@@ -199,8 +200,9 @@ def test_wrong_combinations_are_refused(flags, words):
     assert words in helpers_gans.refused("cifar_gan.py", *flags)
 
 
-def test_preset_trains_resumes_and_samples(tmp_path):
-    flags = ["--preset", "r3gan-tiny", "--loss", "ns", *helpers_gans.TINY, "--max_width", 8, "--held_out", 0]
+@pytest.mark.parametrize("network", ["dcgan", "residual"])
+def test_preset_trains_and_samples(tmp_path, network):
+    flags = ["--preset", "r3gan-tiny", "--network", network, *helpers_gans.TINY, "--max_width", 8, "--held_out", 0]
     flags += ["--data", "shapes", "--limit", 64, "--run_dir", tmp_path / "run", "--max_steps", 4, "--score_every", 0]
     assert helpers_gans.train_here(*flags, "--num_samples", 16) == 0
     assert (tmp_path / "run" / "samples.npz").is_file()
