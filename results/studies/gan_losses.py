@@ -137,8 +137,8 @@ def page(study: Row) -> str:
         f"losses and penalties of a GAN on {study['scoring']['reference']['name']}",
         "Which loss and which gradient penalty keep a GAN stable, and all modes?",
         f"Each GAN ({networks} networks, {gan.get('ngf')} channels at the finest stage of the generator and "
-        f"{gan.get('ndf')} of the discriminator, which has no normalization; batches of {gan.get('batch_size')}) was trained "
-        f"for {options['seconds']:g} s. All other settings: `{PRESET}` of `{options['preset']}` in flags.sh.",
+        f"{gan.get('ndf')} of the discriminator, which has no normalization; batches of {gan.get('batch_size')}) was "
+        f"trained for {options['seconds']:g} s. All other settings: `{PRESET}` of `{options['preset']}` in flags.sh.",
         [
             effects(study),
             "![Modes and distance of each cell, with a dot for each training](gan-losses.png)",
