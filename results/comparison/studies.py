@@ -15,7 +15,7 @@ from comparison import cli, formatting, jobs
 from comparison.cli import UserError
 from comparison.data.sources import DATA_HELP, check_source, is_name, source_name
 from comparison.files import read_json
-from comparison.models import SUPER_RESOLUTION, Model, preset_flags, value_of
+from comparison.models import SUPER_RESOLUTION, Model, label_of, preset_flags, value_of
 from comparison.report import study_page
 from comparison.report.study_page import Page, Pictures
 from comparison.runs import read_config
@@ -173,7 +173,8 @@ class Study:
         config = self.train(model, run, seed, extra, data)
         samples = run / "settings" / "default"
         sampling_json = self.sample(model, run, samples, seed, sampling)
-        cell = {"name": name, "model": model.name, "label": model.label, "seed": seed, "folder": samples}
+        label = label_of(model.name, config["options"].get("preset"))
+        cell = {"name": name, "model": model.name, "label": label, "seed": seed, "folder": samples}
         return {**cell, "training": training_facts(config), **sampling_facts(sampling_json)}
 
     def _common(self, seed: int) -> list[str]:

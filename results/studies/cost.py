@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from comparison import cli, formatting
 from comparison.cli import UserError
-from comparison.models import MODELS
+from comparison.models import MODELS, label_of
 from comparison.report import study_page
 from comparison.report.panels import STYLES, Line, Lines
 from comparison.report.study_page import Row, scaled
@@ -151,7 +151,8 @@ def gather(study: Study, cell: Cell, rounds: list[dict[str, Any]]) -> dict[str, 
         timing = {name: measured[name] for name in TIMING}
         print(f"{cell.name}: sampling measured", flush=True)
     return {
-        **{"name": cell.name, "label": model.label, **cell._asdict(), "model": model.name, "rounds": rounds},
+        **{"name": cell.name, "label": label_of(model.name, training[0]["options"].get("preset")), **cell._asdict()},
+        **{"model": model.name, "rounds": rounds},
         **{"training": training[0], "timing": timing, "peak_memory_bytes": spread(memory) if memory else None},
         "seconds_per_image": spread([entry["seconds_per_image"] for entry in rounds]),
     }
@@ -238,7 +239,7 @@ def draw_pictures(study: dict[str, Any], out: Path) -> None:
             key = (name, precision, BATCHES[short][0])
             cells = [c for c in study["cells"] if (c["model"], c["precision"], c["batch"]) == key]
             timed = [cell for cell in cells if cell["timing"]]
-            label = f"{model.label}, {precision}"
+            label = f"{cells[0]['label'] if cells else ''}, {precision}"
             points = [(c["width"], scaled(c["seconds_per_image"], 1000)) for c in cells]
             training.append(Line(label, points, model.colour, **look))
             points = [

@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     for cell in study.run(jobs, lambda name, seed: [run_cell(study, name, seed, sources)]):
         cells.append(cell)
         if (cell["size"], cell["percent"]) == (SMALL, 100):
-            label = f"{MODELS[cell['model']].label}, {SMALL} enlarged"
+            label = f"{cell['label'].partition(', ')[0]}, {SMALL} enlarged"
             folder = study_images.enlarge(cell["folder"], LARGE)
             name = f"{cell['name'].split('-')[0]}-enlarged"
             cells.append({**cell, "name": name, "label": label, "size": LARGE, "folder": folder})
@@ -103,7 +103,7 @@ def run_cell(study: Study, name: str, seed: int, sources: Sources) -> Row:
     model, percent, size = CELLS[name]
     source, count = sources[percent]
     cell = study.train_and_sample(model, name, seed, ["--image_size", str(size)], source)
-    label = f"{model.label}, {LARGE} pixels" if size == LARGE else f"{model.label}, {percent}%"
+    label = f"{cell['label']}, {f'{LARGE} pixels' if size == LARGE else f'{percent}%'}"
     return {**cell, "percent": percent, "training_images": count, "size": size, "label": label}
 
 
@@ -134,7 +134,7 @@ def page(study: Row) -> str:
         "time per image": lambda row: formatting.seconds(row["seconds_per_image"]),
     }
     held = {"held out": lambda row: formatting.metric("memorised", row["held_out"]["memorised"])}
-    samplers = "; ".join(dict.fromkeys(f"{MODELS[row['model']].label} {row['sampler']}" for row in rows))
+    samplers = "; ".join(dict.fromkeys(f"{row['label'].partition(', ')[0]} {row['sampler']}" for row in rows))
     body: list[str] = []
     if small:
         body += [
@@ -177,8 +177,10 @@ def draw_pictures(study: Row, out: Path) -> None:
     ):
         lines = []
         for name, look in zip(SHORT.values(), STYLES, strict=False):
-            points = [(r["percent"], r["metrics"][metric]) for r in rows if (r["model"], r["size"]) == (name, SMALL)]
-            lines.append(Line(MODELS[name].label, points, MODELS[name].colour, **look))
+            mine = [row for row in rows if (row["model"], row["size"]) == (name, SMALL)]
+            label = mine[0]["label"].partition(", ")[0] if mine else ""
+            points = [(row["percent"], row["metrics"][metric]) for row in mine]
+            lines.append(Line(label, points, MODELS[name].colour, **look))
         panels.append(Lines("fraction of the training images, % (log)", axis, lines, log=log, ticks=PERCENTS))
     draw(panels, out / "data.png")
     large = [row for row in rows if row["size"] == LARGE]

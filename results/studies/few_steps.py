@@ -17,7 +17,7 @@ from typing import Any
 
 from comparison import cli, formatting
 from comparison.cli import UserError
-from comparison.models import DDGAN, DDPM, GAN, MODELS, newest_checkpoint
+from comparison.models import DDGAN, DDPM, GAN, MODELS, label_of, newest_checkpoint
 from comparison.report import study_page
 from comparison.report.panels import STYLES, Line, Lines
 from comparison.report.tradeoffs import QUALITY
@@ -40,7 +40,7 @@ MODES = "modes_matched"
 BEST = "dpmpp-20"  # what the tuned network is measured against
 TUNED, TUNED_COUNTS = "few-step", (1, 2, 4)
 CELLS = {"ddpm": DDPM, TUNED: DDPM, "ddgan": DDGAN, "dcgan": GAN}  # cell -> model
-LABELS = {**SOLVERS, TUNED: "tuned to few evaluations", "ddgan": "DDGAN", "dcgan": "DCGAN"}
+LABELS = {**SOLVERS, TUNED: "tuned to few evaluations"}
 COLOURS = {TUNED: "#CC79A7", "ddgan": MODELS[DDGAN].colour, "dcgan": MODELS[GAN].colour}
 Row = dict[str, Any]
 
@@ -120,7 +120,8 @@ def run_cell(study: Study, name: str, seed: int, given: dict[str, Path]) -> list
         for count in {"ddpm": EVALUATIONS, TUNED: TUNED_COUNTS}.get(name, [model.evaluations]):
             samples = study.folder(model, f"{name}-s{seed}") / "settings" / f"{key}-{count}"
             sampling = study.sample(model, run, samples, seed, flags.format(series=key, count=count).split())
-            label = LABELS[key] if key in ("ddgan", "dcgan") else f"improved DDPM, {LABELS[key]}, {count}"
+            label = label_of(model.name, training["options"].get("preset"))
+            label += f", {LABELS[key]}, {count}" if key in LABELS else ""
             cell = {"name": f"{key}-{count}", "model": model.name, "label": label, "series": key, "seed": seed}
             cell |= {"folder": samples, "training": training, "given": name in given, **sampling_facts(sampling)}
             cells.append(cell)
@@ -215,7 +216,8 @@ def draw_pictures(study: Row, out: Path) -> None:
         for i, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
             points = [row for row in rows if row["series"] == series and metric in row["metrics"]]
             look = {"colour": COLOURS.get(series, MODELS[DDPM].colour), **STYLES[i % len(STYLES)]}
-            lines.append(Line(LABELS[series], [(row["nfe"], row["metrics"][metric]) for row in points], **look))
+            label = LABELS.get(series) or next((row["label"] for row in points), "")
+            lines.append(Line(label, [(row["nfe"], row["metrics"][metric]) for row in points], **look))
         level = study["floor"][metric]["value"] if metric in study["floor"] else None
         x = "network evaluations per image (log)"
         log = "xy" if metric == QUALITY else "x"
