@@ -108,12 +108,16 @@ def effects(study: Row) -> list[str]:
     order = sorted(rows, key=lambda row: row["metrics"][counted]["value"])
     order = order if formatting.METRICS[counted][1] == "lower" else order[::-1]
     heading = formatting.METRICS[counted][0]
-    scores = [
-        f"{word}: {row['label']}, {heading} {formatting.metric(counted, row['metrics'][counted])}"
-        for word, row in (("Best", order[0]), ("Worst", order[-1]))
-    ]
+
+    def score(row: Row) -> str:
+        return f"{row['label']}, {heading} {formatting.metric(counted, row['metrics'][counted])}"
+
+    first = order[0]["metrics"][counted]
+    equal = [r["label"] for r in order[1:] if not formatting.differ_significantly(first, r["metrics"][counted])]
+    same = f"; not significantly different: {'; '.join(equal)}" if equal else ""
     fallen = sum(cell["training"].get("diverged", False) for cell in study["cells"])
-    return [*sentences, f"{'. '.join(scores)}.", f"{fallen} of {len(study['cells'])} trainings diverged."]
+    best_and_worst = f"Best: {score(order[0])}{same}. Worst: {score(order[-1])}."
+    return [*sentences, best_and_worst, f"{fallen} of {len(study['cells'])} trainings diverged."]
 
 
 def page(study: Row) -> str:
