@@ -18,6 +18,7 @@ from pathlib import Path
 
 from comparison import cli, distributed
 from comparison.data.sources import check_source, source_name
+from comparison.files import check_space
 from comparison.ranks import get_rank_info
 from comparison.runs import Run
 from comparison.schedule import Schedule
@@ -32,13 +33,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Train unless the run is finished, sample unless the samples exist, and return the exit status."""
-    rank_info = get_rank_info(processes=args.ngpu)
+    rank_info = get_rank_info(processes=args.ngpu, oversubscribe=args.oversubscribe)
     check_source(args.data, "--data")
     name = f"{source_name(args.data)}-{args.image_size}" + ("" if args.preset == "dcgan" else f"-{args.preset}")
     folder = args.run_dir or cli.default_run_folder(MODEL, name)
     options = {name: value for name, value in vars(args).items() if name != "run_dir"}
     implied = gan_options.PRESETS["dcgan"]  # the flags of runs that are older than the presets
     run = Run.open(folder, options, model=MODEL, may_change=gan_options.MAY_CHANGE, implied=implied, fresh=args.fresh)
+    if args.num_samples:
+        check_space(folder / "samples.npz", 2 * args.num_samples * 3 * args.image_size**2)  # see check_sample_space
     Schedule.of(args)
     budget = gan_options.training_budget(args, run.config.get("steps_per_epoch", 0)).cut(args.stop_after)
     if reason := run.finished_reason(budget):

@@ -60,6 +60,8 @@ def main(args: argparse.Namespace) -> None:
     if out.is_dir():
         raise UserError(f"--out {out}: a folder; name a file")
     cli.check_folder(out.parent, "--out")
+    if not (args.small and args.out is None):
+        out.parent.mkdir(parents=True, exist_ok=True)
     rounds: dict[str, list[dict[str, Any]]] = {precision: [] for precision in PRECISIONS}
     with bar(args.rounds * len(PRECISIONS), 0, f"benchmark {model.label}", "trainings") as progress:
         for number in range(args.rounds):
@@ -69,7 +71,6 @@ def main(args: argparse.Namespace) -> None:
     result = summary(model, rounds, args)
     print("\n" + table(result))
     if not (args.small and args.out is None):
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
         print(f"\n{out}")
 

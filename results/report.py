@@ -30,8 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", metavar="B", help=f"training budget of the runs: {budgets}")
     parser.add_argument("--data_note", metavar="TEXT", help="a sentence on the data, e.g. that it is JPEG CIFAR-10")
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", args.name) or args.name.strip(".") == "":
-        parser.error(f"--name {args.name}: must be letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
+        parser.error(f"--name {args.name}: must be letters, digits, '.', '_' and '-', the first a letter or digit")
     bound = r"((seconds|images)=\d+(\.\d+)?|recipe)"
     if args.budget and not re.fullmatch(rf"{bound}|[a-z-]+:{bound}(,[a-z-]+:{bound})*", args.budget):
         parser.error(f"--budget {args.budget}: must be {budgets}")

@@ -1,6 +1,7 @@
 """Published flags of training and sampling; standard library only, so that a wrong flag is reported at once."""
 
 import argparse
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from comparison import ranks
 from comparison.cli import (
     UserError,
+    add_oversubscribe,
     default_run_folder,
     fraction,
     non_negative_int,
@@ -41,7 +43,15 @@ def _int_up_to(limit: int) -> Callable[[str], int]:
 
 
 process_count = _int_up_to(1024)  # sanity limit: a typo such as 10000 would exhaust the machine
-port_number = _int_up_to(65535)
+
+
+def port_number(text: str) -> int:
+    """Parse a port that needs no privileges, an argparse type."""
+    port = positive_int(text)
+    if not 1024 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1024 to 65535, not {text}")
+    return port
+
 
 # Flag -> (type, published default, help). The type is an argparse type, [type] for a list, a tuple of choices, "on" for
 # a switch that is False unless given, or "off" for a published switch that is True unless given.
@@ -103,7 +113,10 @@ DISCRIMINATOR_ONLY = ("t_emb_dim",)
 # What the flags of the objective mean in runs that are older than them.
 PUBLISHED_OBJECTIVE = {name: default for name, (_, default, _) in {**_OBJECTIVE, **_DENOISER}.items()}
 # Flags that fix the number of processes; a run records only that number, however it is reached.
-PROCESS_OPTIONS = ("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank")
+PROCESS_OPTIONS = (  # of the number of processes too
+    *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),
+    "oversubscribe",
+)
 MIN_LARGE = 64  # pixels; the large discriminator halves six times
 
 
@@ -161,7 +174,8 @@ def add_objective_options(parser: argparse.ArgumentParser) -> None:
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
     """Add the published flags of several processes; `get_rank_info` validates them."""
-    add = parser.add_argument_group("processes").add_argument
+    group = parser.add_argument_group("processes")
+    add = group.add_argument
     help_text = "processes on this machine, one per GPU; they share GPUs if there are fewer, and cores without GPUs"
     add("--num_process_per_node", type=process_count, default=1, metavar="K", help=help_text)
     add("--num_proc_node", type=process_count, default=1, metavar="N", help="machines")
@@ -173,6 +187,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     add("--master_port", type=port_number, default=6020, metavar="PORT", help=help_text)
     help_text = "accepted and ignored: every process knows its own"
     add("--local_rank", type=non_negative_int, default=0, metavar="X", help=help_text)
+    add_oversubscribe(group)
 
 
 def get_rank_info(args: argparse.Namespace) -> RankInfo:
@@ -183,10 +198,23 @@ def get_rank_info(args: argparse.Namespace) -> RankInfo:
     """
     if args.node_rank >= args.num_proc_node:
         raise UserError(f"--node_rank {args.node_rank}: must be below --num_proc_node {args.num_proc_node}")
-    return ranks.get_rank_info(
+    rank_info = ranks.get_rank_info(
         processes=args.num_process_per_node, nodes=args.num_proc_node, node_rank=args.node_rank,
-        address=args.master_address, port=args.master_port,
+        address=args.master_address, port=args.master_port, oversubscribe=args.oversubscribe,
     )  # fmt: skip
+    if rank_info.is_first and rank_info.port and not rank_info.launcher:
+        check_port(rank_info.port)
+    return rank_info
+
+
+def check_port(port: int) -> None:
+    """Raise UserError unless this machine can listen at a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(f"--master_port {port}: not usable ({error.strerror}); name another port") from None
 
 
 def host_name(text: str) -> str:

@@ -15,7 +15,7 @@ from comparison.gpu.cuda_graphs import for_sampling
 from comparison.png import write_pngs
 from comparison.ranks import RankInfo
 from comparison.rng import SampleNoise
-from comparison.sampling.draw import draw_samples
+from comparison.sampling.draw import check_sample_space, draw_samples
 from comparison.sampling.interpolation import COLUMNS, WalkNoise, draw_interpolation
 from comparison.sampling.timing import write_benchmark
 from PIL import Image
@@ -64,6 +64,7 @@ def sample_run(rank_info: RankInfo, args: argparse.Namespace, path: Path, out: P
         common["min_seconds"] = args.benchmark_seconds
         write_benchmark(out.parent / "timing.json", source.draw, [source.network], source.evaluate, **common)
         return 0
+    check_sample_space(out, count, config["image_size"])
     labels = source.labels(range(count))
     with group(rank_info, device):
         check_same_flags(args)

@@ -195,7 +195,17 @@ def test_missing_truncated_and_foreign_checkpoints_are_refused(run_folder, tmp_p
     (tmp_path / "netG_1.pth").write_bytes(whole[: len(whole) // 2])
     save_checkpoint(tmp_path / "netG_2.pth", {"step": 1}, model="gans")
     (tmp_path / "netG_3.pth").write_bytes((run_folder / "content.pth").read_bytes())
-    for epoch, message in (("1", "truncated"), ("2", "of gans"), ("3", "state of a training"), ("4", "--epoch_id 4")):
+    middle = len(whole) // 2
+    flipped = bytes(byte ^ 255 for byte in whole[middle : middle + 64])
+    (tmp_path / "netG_5.pth").write_bytes(whole[:middle] + flipped + whole[middle + 64 :])
+    wrong = ("5", "netG_5.pth: damaged; the check sum of")
+    for epoch, message in (
+        wrong,
+        ("1", "truncated"),
+        ("2", "of gans"),
+        ("3", "state of a training"),
+        ("4", "--epoch_id 4"),
+    ):
         with pytest.raises(UserError, match=message):
             draw(tmp_path, "--epoch_id", epoch)
     with pytest.raises(UserError, match="no run in"):

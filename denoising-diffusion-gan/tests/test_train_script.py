@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -261,6 +262,16 @@ def test_documented_names_of_resuming_are_kept(pictures, tmp_path, unbroken):
     assert train(pictures, unbroken, "--num_epoch", "6", "--save_ckpt_every", "2", "--resume", "--save_content") == 0
 
 
+def test_port_in_use_is_named_at_once(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        flags = ["--dataset", "shapes", "--exp", f"{tmp_path}/run", "--num_proc_node", "2", "--master_port", port]
+        with pytest.raises(UserError, match=f"--master_port {port}: not usable .*name another port"):
+            train_ddgan.main(train_ddgan.parse_args(flags))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -272,6 +283,8 @@ def test_documented_names_of_resuming_are_kept(pictures, tmp_path, unbroken):
         (["--num_process_per_node", "0"], "--num_process_per_node"),
         (["--num_proc_node", "2", "--node_rank", "2"], "--node_rank 2: must be below --num_proc_node 2"),
         (["--master_port", "70000"], "--master_port"),
+        (["--master_port", "1"], "--master_port: must be a whole number from 1024"),
+        (["--num_process_per_node", "999"], "999 processes: this machine allows"),
         (["--accum_iter", "0"], "--accum_iter"),
         (["--image_size", "30"], "--image_size 30"),
         (["--num_epoch", "0"], "--num_epoch 0"),

@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Options that a resumed run may change. Held-out images change the training only if they are taken from the training
 # images; the fingerprint of the data detects that.
-MAY_CHANGE = ("preset", "num_epochs", "held_out", "score_every", "score_images", "cuda_graph")
+MAY_CHANGE = ("oversubscribe", "preset", "num_epochs", "held_out", "score_every", "score_images", "cuda_graph")
 
 
 def power_of_two(text: str) -> int:
@@ -87,6 +87,8 @@ def policy(text: str) -> str:
         return "none"
     if wrong := [name for name in names if name not in AUGMENTATIONS]:
         raise argparse.ArgumentTypeError(f"must be none or a list of {', '.join(AUGMENTATIONS)}, not {wrong[0]!r}")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"must name each kind once, not {text}")
     return ",".join(name for name in AUGMENTATIONS if name in names)
 
 
@@ -141,7 +143,9 @@ def parse(doc: str | None, argv: list[str] | None) -> argparse.Namespace:
     cli.add_run_options(parser)
     parser.set_defaults(**PRESETS.get(preset, {}))
     args = parser.parse_args(argv)
-    args.ngpu = get_rank_info(processes=args.ngpu).world_size  # a launcher may have started the processes
+    args.ngpu = get_rank_info(
+        processes=args.ngpu, oversubscribe=args.oversubscribe
+    ).world_size  # a launcher may have started the processes
     _check(parser, args)
     return args
 
@@ -185,6 +189,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--flip", type=cli.str2bool, help="mirror each training image with probability 1/2")
     ngpu_help = "processes, one per GPU; if there are fewer GPUs they share them, without GPUs they share the cores"
     add("--ngpu", type=process_count, default=1, help=ngpu_help)
+    cli.add_oversubscribe(parser)
     graph_help = "replay iterations as a CUDA graph, on one CUDA GPU; removes kernel launch overhead"
     add("--cuda_graph", type=cli.str2bool, default=True, help=graph_help)
     add("--log_interval", type=cli.positive_int, default=50, help="updates per row of progress.csv")

@@ -61,6 +61,7 @@ class TrainingLogger:
             if loop.step == 0:
                 (loop.run.folder / "diagnosis.png").unlink(missing_ok=True)
             self._scores = Scores(loop.run.folder, loop.step, self._options.get("keep_best", False))
+            prune(loop.run.folder, CHECKPOINTS, self._options["keep"])  # a killed process may have left one more
 
     def after_update(self, losses: dict[str, Tensor], real: Tensor) -> None:
         """Write what is due after an update.

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 from comparison import cli, rng
-from comparison.checkpoints import newest
+from comparison.checkpoints import newest_whole, numbered
 from comparison.data.batches import BatchStream
 from comparison.data.held_out import load_data, test_split
 from comparison.device import autocast_dtype, describe_device, peak_memory_bytes, precision_name, set_threads
@@ -56,7 +56,8 @@ def _train_on(device: torch.device, rank_info: RankInfo, args: argparse.Namespac
         probe = HeldOutProbe(held_out, args.nc, args.seed, args.minibatch_stddev)
     if rank_info.is_first and args.score_every and Scorer.is_possible(len(images), args.score_images):
         scorer = Scorer(images, args.score_images, args.nc, args.seed, device, args.sample_batch_size)
-    checkpoint = newest(run.folder, CHECKPOINTS) if run.resumed else None
+    saved = [[path] for path in numbered(run.folder, CHECKPOINTS)] if run.resumed else []
+    checkpoint = newest_whole(saved, rank_info.is_first)
     step, seconds = restore(checkpoint, gan) if checkpoint else (0, 0.0)
     loop = Loop(
         run if rank_info.is_first else None,

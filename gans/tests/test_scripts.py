@@ -80,15 +80,18 @@ WRONG = [
     (["--num_epochs", "0"], "argument --num_epochs: 0 needs one of --max_steps, --max_images and --max_seconds"),
     (["--batch_size", "9", "--ngpu", "2"], "argument --batch_size: 9 images do not divide among 2 processes"),
     (["--diffaugment", "color,noise"], "argument --diffaugment: must be none or a list of color, translation, cutout"),
+    (["--diffaugment", "color,color"], "argument --diffaugment: must name each kind once, not color,color"),
     (["--loss", "hinge", "--label_smoothing", "one_sided"], "argument --label_smoothing: the hinge loss has no labels"),
     (["--keep_best", "true", "--score_every", "0"], "argument --keep_best: needs scores; set --score_every above 0"),
     (["--minibatch_stddev", "5"], "argument --minibatch_stddev: must be 0, or at least 2 and a divisor of 128, not 5"),
     (["--preset", "dcgan-minus"], "argument --preset: invalid choice: 'dcgan-minus'"),
+    (["--ngpu", "999", "--batch_size", "999"], "999 processes: this machine allows"),
     (["--ngpu", "999999", "--batch_size", "999999"], "argument --ngpu: must be a whole number from 1 to 1024"),
     (["--image_size", "1073741824"], "argument --image_size: must be a whole number from 1 to 4096"),
     (["--run_dir", ""], "argument --run_dir: must be a path, not empty"),
     (["--ema_decay", "1"], "argument --ema_decay: must be a number of at least 0 and below 1, not 1"),
     (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10"),
+    (["--data", "shapes", "--num_samples", "1" + 12 * "0"], "run/samples.npz: needs 22,888,183.6 GiB on the disk"),
 ]
 
 
@@ -104,13 +107,50 @@ def test_sample_script_refuses_before_torch_is_imported(no_torch, tmp_path):
     assert "does not end in .npz" in refused("sample_gan.py", "--checkpoint", tmp_path, "--out", "a.png", env=no_torch)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "of another model", "of another shape", "of no step"])
+def flip(path):
+    """Change 64 bytes in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    middle = slice(len(content) // 2, len(content) // 2 + 64)
+    content[middle] = bytes(byte ^ 255 for byte in content[middle])
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_run_goes_on_from_the_newest_whole_checkpoint_and_says_so(damage, images, finished, tmp_path, capsys):
+    arguments = ["--data", images, *TINY, "--max_steps", 104, "--run_dir"]
+    ends = []
+    for name in ("whole", "damaged"):
+        folder = shutil.copytree(finished, tmp_path / name)
+        if name == "damaged":
+            damage(folder / "checkpoint_000100.pt")
+        assert train_here(*arguments, folder) == 0
+        ends.append(load_checkpoint(folder / "checkpoint_000104.pt", model="gans")["generator"])
+    assert "checkpoint_000100.pt; going on from checkpoint_000090.pt" in capsys.readouterr().err
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    rows = [[row["step"] for row in read_progress(tmp_path / n / "progress.csv")] for n in ("whole", "damaged")]
+    assert rows[0] == rows[1]
+
+
+def test_damaged_checkpoint_is_not_sampled(images, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    flip(folder / "checkpoint_000100.pt")
+    with pytest.raises(UserError, match=r"checkpoint_000100\.pt: damaged; the check sum of .* is wrong"):
+        load_generator(folder / "checkpoint_000100.pt")
+    for path in folder.glob("checkpoint_*.pt"):
+        truncate(path)
+    flags = ["--data", images, "--run_dir", folder, *TINY, "--max_steps", 104]
+    assert "damaged, as is every older checkpoint" in refused("cifar_gan.py", *flags)
+
+
+@pytest.mark.parametrize("damage", ["of another model", "of another shape", "of no step"])
 def test_damaged_checkpoint_stops_the_run_and_nothing_is_overwritten(damage, images, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     checkpoint = folder / "checkpoint_000100.pt"
-    if damage == "truncated":
-        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    elif damage == "of another model":
+    if damage == "of another model":
         save_checkpoint(checkpoint, {"step": 100}, model="denoising-diffusion-gan")
     else:
         payload = load_checkpoint(checkpoint, model="gans")
@@ -121,11 +161,8 @@ def test_damaged_checkpoint_stops_the_run_and_nothing_is_overwritten(damage, ima
         save_checkpoint(checkpoint, payload, model="gans")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     arguments = ["--data", images, "--run_dir", folder, *TINY, "--max_steps", 104]
-    if damage == "truncated":
-        assert str(checkpoint) in refused("cifar_gan.py", *arguments)
-    else:
-        with pytest.raises(UserError, match=re.escape(str(checkpoint))):
-            train_here(*arguments)
+    with pytest.raises(UserError, match=re.escape(str(checkpoint))):
+        train_here(*arguments)
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import blob
+from . import archive, blob
 from .training import Trainer
 
 
@@ -26,7 +26,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     with blob.open_file(path, "rb") as file:
         content = io.BytesIO(file.read())
     try:
-        state = torch.load(content, map_location="cpu", weights_only=True)
+        state = archive.load(content, path, map_location="cpu")
+    except archive.DamagedError:
+        raise
     except Exception as error:  # zipfile, pickle and torch raise their own on a damaged file
         if "Weights only load failed" in str(error):
             raise ValueError(f"{path}: not a checkpoint of plain types and tensors") from None

@@ -23,7 +23,7 @@ import torch.distributed as dist
 # Imported before a group exists: default arguments of its functions would keep the group, and its threads, alive.
 import torch.distributed.nn.functional
 
-from . import blob
+from . import archive, blob
 from .launch import launched_ranks
 
 GPUS_PER_NODE, SETUP_RETRY_COUNT = 8, 3  # of OpenAI's package; here each process takes the GPU of its local rank
@@ -138,7 +138,7 @@ def broadcast_object(value: Any) -> Any:
 def load_state_dict(path: str | Path, **kwargs: Any) -> Any:
     """Load a local or remote file of plain types and tensors, in each rank by itself; arguments of `torch.load`."""
     with blob.open_file(path, "rb") as file:
-        return torch.load(io.BytesIO(file.read()), **{"weights_only": True, **kwargs})
+        return archive.load(io.BytesIO(file.read()), str(path), **kwargs)
 
 
 def sync_params(params: Iterable[torch.Tensor]) -> None:

@@ -163,11 +163,26 @@ def attention_factors(grid: int, attention_resolutions: str) -> tuple[int, ...]:
 
 def add_dict_to_argparser(parser: argparse._ActionsContainer, default_dict: dict[str, Any]) -> None:
     """Add a flag for each entry, of its default's type; None takes a string, a bool takes true or false."""
+    kinds = {bool: str2bool, int: whole_number, float: number}
     for name, default in default_dict.items():
-        kind: Any = str if default is None else type(default)
-        if isinstance(default, bool):
-            kind = str2bool
+        kind: Any = str if default is None else kinds.get(type(default), type(default))
         parser.add_argument(f"--{name}", default=default, type=kind, help=FLAG_HELP.get(name, " "))
+
+
+def whole_number(text: str) -> int:
+    """Read an integer below 2^63, an argparse type."""
+    value = int(text)
+    if abs(value) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2^63, not {text}")
+    return value
+
+
+def number(text: str) -> float:
+    """Read a finite number, an argparse type."""
+    value = float(text)
+    if not abs(value) < float("inf"):  # nor is NaN
+        raise argparse.ArgumentTypeError(f"must be finite, not {text}")
+    return value
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict[str, Any]:

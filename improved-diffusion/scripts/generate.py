@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comparison.cli import UserError
 from comparison.rng import SampleNoise
-from comparison.sampling.draw import draw_samples
+from comparison.sampling.draw import check_sample_space, draw_samples
 from comparison.sampling.interpolation import COLUMNS, WalkNoise, draw_interpolation
 from comparison.sampling.timing import write_benchmark
 from improved_diffusion.dist_util import get_rank
@@ -42,13 +42,15 @@ def sample_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Samp
                 options = {**common, "min_seconds": args.benchmark_seconds}
                 write_benchmark(out_dir / "timing.json", source.sample, [loaded.network], source.evaluate, **options)
             return 0
+        out = out_dir / f"samples_{args.num_samples}x{size}x{size}x3.npz"
+        check_sample_space(out, args.num_samples, size)
         labels = source.labels(range(args.num_samples))
-        out = draw_samples(
+        draw_samples(
             source.sample,
             [loaded.network],
             num_samples=args.num_samples,
             batch_size=args.batch_size,
-            out=out_dir / f"samples_{args.num_samples}x{size}x{size}x3.npz",
+            out=out,
             trained=training_of(args.model_path),
             labels=None if labels is None else labels.numpy(),
             **common,

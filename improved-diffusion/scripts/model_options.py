@@ -116,6 +116,7 @@ def flags_of_run(args: argparse.Namespace, defaults: dict[str, Any], model: str)
         if config.get("model") != model:
             raise UserError(f"--model_path {args.model_path}: of a run of {config.get('model')}, not of {model}")
         trained = {name: value for name, value in config["options"].items() if name in defaults}
+        check_kinds(path, trained, defaults)
         unify_prediction(trained)
         for name, value in given.items():
             if name not in SAMPLING_FLAGS and trained.get(name, defaults[name]) != value:
@@ -123,6 +124,15 @@ def flags_of_run(args: argparse.Namespace, defaults: dict[str, Any], model: str)
         flags = {**defaults, **trained, **given}
     validate_flags(flags, args)
     return flags
+
+
+def check_kinds(path: Path, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise UserError for an option of a run that is of another type than its default."""
+    for name, value in options.items():
+        kind = type(defaults[name])
+        fits = type(value) in ((int, float) if kind is float else (kind,))
+        if not fits:
+            raise UserError(f"{path}: options.{name}: {value!r} is not of the type {kind.__name__}")
 
 
 def validate_flags(flags: dict[str, Any], args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from comparison import rng
+from comparison.checkpoints import newest_whole
 from comparison.cli import UserError
 from comparison.data.batches import BatchStream
 from comparison.data.images import to_uint8
@@ -187,16 +188,20 @@ class ScriptLoop(TrainLoop):
 
 
 def newest_model(folder: Path) -> str:
-    """Return the model file of the newest step with an opt file, '' where there is none.
+    """Return the model file of the newest step with an opt file whose files are whole, '' where there is none.
 
     Raises:
-        UserError: it is missing; training must not go on from an older step.
+        UserError: it is missing; training must not go on from an older step. Or every step has a damaged file.
     """
     steps = [int(m[1]) for path in folder.glob("opt*.pt") if (m := re.fullmatch(r"opt(\d+)\.pt", path.name))]
     path = folder / f"model{max(steps, default=0):06d}.pt"
     if steps and not path.is_file():
         raise UserError(f"{path}: no such checkpoint, but the opt file of its step exists; restore or delete it")
-    return str(path) if steps else ""
+    saved = [
+        [folder / f"model{step:06d}.pt", folder / f"opt{step:06d}.pt", *folder.glob(f"ema_*_{step:06d}.pt")]
+        for step in sorted(steps, reverse=True)
+    ]
+    return str(newest_whole(saved, get_rank() == 0) or "")
 
 
 def optimizer_values(trainer: Trainer) -> dict[str, float]:

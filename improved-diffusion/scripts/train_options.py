@@ -29,6 +29,7 @@ from improved_diffusion.blob import is_remote
 from improved_diffusion.flags import LOG_FORMATS, unify_prediction
 from model_options import download_data, download_model, folder_of_environment, log_formats, path_or_url, validate_flags
 
+GRID_STEPS = 20  # of the sample grids, by default
 # Options of runs that were started before the options existed.
 IMPLIED = {
     **{"loss_weighting": "uniform", "snr_gamma": 5.0, "patch_size": 1},
@@ -70,6 +71,11 @@ class Training:
     budget: Budget
 
 
+def microbatch(text: str) -> int:
+    """Parse --microbatch, an argparse type."""
+    return -1 if text.strip() == "-1" else positive_int(text)
+
+
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training, which the network and the process do not depend on."""
     add = parser.add_argument_group("training").add_argument
@@ -85,7 +91,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="updates until lr is 0 and training ends; 0 for never",
     )
     add("--batch_size", type=positive_int, default=128, help="images per update, over all ranks")
-    add("--microbatch", type=int, default=-1, help="images per forward pass of a rank, -1 for all of its batch")
+    add("--microbatch", type=microbatch, default=-1, help="images per forward pass of a rank, -1 for all of its batch")
     add(
         "--num_workers",
         type=non_negative_int,
@@ -130,7 +136,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="model<step>.pt of another folder to start from; local or remote",
     )
     add("--grid_images", type=non_negative_int, default=64, help="images in the sample grids, 0 for no grids")
-    add("--grid_steps", type=positive_int, default=20, help="DDIM steps of the sample grids")
+    add("--grid_steps", type=positive_int, default=GRID_STEPS, help="DDIM steps of the sample grids")
     add_schedule_options(parser.add_argument_group("schedules over the budget"))
     add_run_options(parser)
     parser.set_defaults(max_steps=500_000)
@@ -210,6 +216,10 @@ def validate_train_flags(args: argparse.Namespace, flags: dict[str, Any]) -> tup
         rates = [-1.0]
     if not all(0 <= rate < 1 for rate in rates):
         raise UserError(f"--ema_rate must be rates in [0, 1) such as 0.999,0.9999, not {args.ema_rate!r}")
+    if len(set(rates)) < len(rates):
+        raise UserError(f"--ema_rate {args.ema_rate}: names a rate twice")
+    if args.grid_steps > max(GRID_STEPS, args.diffusion_steps):
+        raise UserError(f"--grid_steps {args.grid_steps}: the process has {args.diffusion_steps} steps")
     if args.resume_checkpoint and not args.resume_checkpoint.is_file():
         raise UserError(f"--resume_checkpoint {args.resume_checkpoint}: no such file")
     if args.resume_checkpoint and args.resume_checkpoint.name.startswith(("ema_", "opt")):

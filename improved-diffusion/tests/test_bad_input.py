@@ -46,6 +46,14 @@ def refused_by_parser(capsys, words, script, *flags):
     assert words in said
 
 
+def test_flags_that_mean_nothing_are_refused(capsys, tmp_path):
+    common = ("--data_dir shapes", NETWORK, "--run_dir", tmp_path / "run")
+    refused_by_parser(capsys, "--microbatch: must be a whole number above 0, not -2", TRAIN, *common, "--microbatch -2")
+    refused("--ema_rate 0.9,0.99,0.9: names a rate twice", TRAIN, *common, "--ema_rate 0.9,0.99,0.9")
+    refused("--grid_steps 999: the process has 100 steps", TRAIN, *common, "--grid_steps 999")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
     """A folder out.partial with two of the four images of red.npz."""
@@ -304,10 +312,22 @@ def test_counters_of_a_checkpoint_are_numbers(value):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"model": "improved-diffusion", "options": []}'])
 def test_config_that_is_none_is_refused(content, unread, images, tmp_path):
     (tmp_path / "config.json").write_text(content)
-    words = "config.json: (holds no JSON object|not the config.json of a training run)"
+    words = "config.json: (holds no JSON object|not what config.json holds: )"
     refused(words, SAMPLE, NETWORK, "--model_path", unread)
     refused(words, TRAIN, NETWORK, "--data_dir", images, "--run_dir", tmp_path)
     assert (tmp_path / "config.json").read_text() == content
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_channels", "abc"), ("diffusion_steps", None), ("attention_resolutions", [[1]]), ("learn_sigma", 1)],
+)
+def test_option_of_another_type_in_a_config_is_refused(name, value, unread, tmp_path):
+    config = {"model": "improved-diffusion", "options": {name: value}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    kind = {"num_channels": "int", "diffusion_steps": "int", "learn_sigma": "bool"}.get(name, "str")
+    refused(f"config.json: options.{name}: .* is not of the type {kind}", SAMPLE, "--model_path", unread)
 
 
 @pytest.mark.usefixtures("no_torch")

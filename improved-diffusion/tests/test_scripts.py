@@ -7,12 +7,15 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
 from diffusion_testing import FOLDER, call_script, run_script, script_command, script_env
+from improved_diffusion import dist_util
+from improved_diffusion.checkpoints import read_checkpoint
 from PIL import Image
 
 TINY = (
@@ -164,15 +167,40 @@ def test_other_options_in_the_same_folder_are_refused_by_name(trained, images):
     assert contents(trained) == before
 
 
-def test_damaged_checkpoint_is_refused_and_nothing_overwritten(trained, images, tmp_path):
-    for name in ("model000020.pt", "opt000020.pt", "ema_0.9999_000020.pt"):
-        run_dir = tmp_path / name
+def damage(path, flip):
+    """Truncate a file, or change 64 bytes in its middle."""
+    content = bytearray(path.read_bytes())
+    middle = slice(len(content) // 2, len(content) // 2 + 64)
+    content[middle] = bytes(byte ^ 255 for byte in content[middle])
+    path.write_bytes(content if flip else content[:5000])
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("name", ["model", "opt", "ema_0.9999_"])
+def test_run_goes_on_from_the_newest_whole_checkpoint_and_says_so(name, flip, trained, images, tmp_path, capsys):
+    ends = []
+    for run_dir in (tmp_path / "whole", tmp_path / "damaged"):
         shutil.copytree(trained, run_dir)
-        (run_dir / name).write_bytes((run_dir / name).read_bytes()[:5000])
-        before = contents(run_dir)
-        with pytest.raises(UserError, match=f"{name}: not readable as a checkpoint"):
-            call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 30)
-        assert contents(run_dir) == before
+        if run_dir.name == "damaged":
+            damage(run_dir / f"{name}000020.pt", flip)
+        assert call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 21) == 0
+        ends.append(torch.load(run_dir / "model000021.pt", weights_only=True))
+    assert f"{name}000020.pt; going on from model000010.pt" in capsys.readouterr().err
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+    for path in run_dir.glob(f"{name}*.pt"):
+        damage(path, flip)
+    before = contents(run_dir)
+    with pytest.raises(UserError, match=f"{name}000021.pt: damaged, as is every older checkpoint"):
+        call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 30)
+    assert contents(run_dir) == before
+
+
+def test_damaged_weights_are_not_read(trained, tmp_path):
+    path = shutil.copy(trained / "ema_0.9999_000020.pt", tmp_path)
+    damage(Path(path), flip=True)
+    for read in (read_checkpoint, dist_util.load_state_dict):
+        with pytest.raises(ValueError, match=r"ema_0\.9999_000020\.pt: damaged; the check sum of .* is wrong"):
+            read(path)
 
 
 def test_rows_of_a_damaged_progress_json_are_those_of_progress_csv(trained, images, tmp_path):

@@ -1,12 +1,18 @@
 """Checkpoint files of plain types and tensors, written atomically and numbered in their names."""
 
 import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from comparison.cli import UserError
-from comparison.files import atomic
+from comparison.files import atomic, check_space
 from comparison.runs import read_config, read_progress
+
+UNREADABLE = (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError)  # raised by zipfile
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
@@ -22,9 +28,11 @@ def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
     """
     import torch
 
+    content = {**payload, "model": model}
+    check_space(path, sum(t.numel() * t.element_size() for t in tensors(content)))
     try:
         with atomic(path) as temporary:
-            torch.save({**payload, "model": model}, temporary)
+            torch.save(content, temporary)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror or error})") from None
     except RuntimeError as error:
@@ -33,23 +41,94 @@ def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
         raise UserError(f"{path}: could not be written whole, perhaps for lack of space on the disk") from None
 
 
+def tensors(content: Any) -> Iterator[Any]:
+    """Yield the tensors in nested dictionaries and lists."""
+    if isinstance(content, Mapping | list | tuple):
+        for part in content.values() if isinstance(content, Mapping) else content:
+            yield from tensors(part)
+    elif hasattr(content, "element_size"):
+        yield content
+
+
 def load_torch(path: Path) -> Any:
     """Load a file of plain types and tensors to the CPU.
 
     Raises:
-        UserError: the file is missing, truncated or holds something else.
+        UserError: the file is missing, damaged or holds something else.
     """
     import torch
 
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    if record := damaged_record(path):
+        raise UserError(f"{path}: damaged; the check sum of {record} is wrong")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of torch on pickles, before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own on a damaged file
         if "Weights only load failed" in str(error):
             raise UserError(f"{path}: not a checkpoint of plain types and tensors") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not readable as a checkpoint, perhaps truncated ({reason})") from None
+
+
+def damaged_record(path: Path) -> str | None:
+    """Return the name of the first record of a .pt file whose check sum (CRC-32) is wrong, which torch.load ignores.
+
+    None for a whole file, for one of torch before 1.6, which has no check sums, and for a truncated one, which
+    torch.load refuses.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except UNREADABLE:
+        return None
+
+
+def newest_whole(candidates: Iterable[Sequence[Path]], first: bool = True) -> Path | None:
+    """Return the first file of the first candidate whose files are all whole; None without candidates.
+
+    Files of skipped candidates get the suffix .damaged, so that they are not found again, and a line on stderr.
+
+    Args:
+        candidates: the files of each saved step, the newest step first.
+        first: False on the ranks that leave this to another one.
+
+    Raises:
+        UserError: every candidate has a damaged file.
+    """
+    skipped: list[Path] = []
+    damaged: list[Path] = []
+    for files in candidates:
+        broken = [path for path in files if not _is_whole(path)]
+        if not broken:
+            if damaged and first:
+                names = ", ".join(str(path) for path in damaged)
+                print(f"damaged: {names}; going on from {files[0].name}", file=sys.stderr, flush=True)
+                for path in filter(Path.is_file, skipped):
+                    path.replace(path.with_name(f"{path.name}.damaged"))
+            return files[0]
+        damaged, skipped = damaged + broken, [*skipped, *files]
+    if damaged:
+        raise UserError(f"{damaged[0]}: damaged, as is every older checkpoint; --fresh starts over")
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except UNREADABLE:
+        return False
+
+
+def numbered(folder: Path, pattern: str) -> list[Path]:
+    """Return the files in `folder` that match `pattern`, by the last number in their names, the highest first."""
+
+    def number(path: Path) -> tuple[int, str]:
+        return int((re.findall(r"\d+", path.stem) or ["-1"])[-1]), path.name
+
+    return sorted(folder.glob(pattern), key=number, reverse=True)
 
 
 def load_checkpoint(path: Path, *, model: str) -> dict[str, Any]:
@@ -67,12 +146,8 @@ def load_checkpoint(path: Path, *, model: str) -> dict[str, Any]:
 
 
 def newest(folder: Path, pattern: str) -> Path | None:
-    """Return the file in `folder` that matches `pattern` and has the highest last number in its name, or None."""
-
-    def number(path: Path) -> tuple[int, str]:
-        return int((re.findall(r"\d+", path.stem) or ["-1"])[-1]), path.name
-
-    return max(folder.glob(pattern), key=number, default=None)
+    """Return the first file of `numbered`, or None."""
+    return next(iter(numbered(folder, pattern)), None)
 
 
 def trained_facts(

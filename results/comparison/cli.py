@@ -141,6 +141,12 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=thread_count, default=0, help="CPU threads, 0 divides the cores among local processes")
 
 
+def add_oversubscribe(group: argparse._ActionsContainer) -> None:
+    """Add --oversubscribe."""
+    help_text = "start more processes than this machine's cores, GPUs and free memory allow"
+    group.add_argument("--oversubscribe", action="store_true", help=help_text)
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of all training scripts: seed, budget, checkpoints, device."""
     add = parser.add_argument_group("run").add_argument

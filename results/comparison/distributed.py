@@ -203,8 +203,9 @@ def group(rank_info: RankInfo, device: "torch.device") -> Iterator[None]:
         )
     except (RuntimeError, OSError) as error:
         reason = f"at {rank_info.address}:{rank_info.port} ({str(error).splitlines()[0]})"
+        minutes = f"within {CONNECT_TIMEOUT.total_seconds() / 60:g} minutes"
         raise UserError(
-            f"process {rank_info.rank} of {rank_info.world_size} did not find the others {reason}"
+            f"process {rank_info.rank} of {rank_info.world_size} did not find the others {minutes} {reason}"
         ) from None
     yield
     gather(None)

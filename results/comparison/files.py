@@ -1,15 +1,19 @@
 """Files: atomic writes, hashes, JSON objects, pickles without code."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from comparison.cli import UserError
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # errors of a full disk, a file-size limit and a quota
 
 
 @contextlib.contextmanager
@@ -18,13 +22,46 @@ def atomic(path: Path) -> Iterator[Path]:
 
     The temporary name is hidden and keeps the suffix, from which libraries infer the format. `Run.start` deletes the
     temporary files of killed processes.
+
+    Raises:
+        UserError: the disk is full; an earlier file stays.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with named_when_full(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named_when_full(path: Path) -> Iterator[None]:
+    """Turn an error of a full disk in the block into a UserError that names the file and what is free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{path}: could not be written ({error.strerror}; {_size(free_bytes(path))} are free)"
+        ) from None
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raise UserError unless the disk of a file, which need not exist, has room for `needed` bytes more."""
+    if needed > (free := free_bytes(path)):
+        raise UserError(f"{path}: needs {_size(needed)} on the disk, of which {_size(free)} are free")
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the disk on which a file is, or would be written."""
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(folder).free
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"
 
 
 def digest(*parts: str | bytes | Path | Any, digits: int = 16) -> str:

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import cli
+from comparison import cli, contract
 from comparison.checkpoints import newest
 from comparison.cli import UserError
-from comparison.files import read_json
 from comparison.models import Model, newest_checkpoint
 from comparison.runs import read_config
 
@@ -141,7 +140,8 @@ def sample(
     checkpoint = newest_checkpoint(model, trained)
     command = [model.sample, "--checkpoint", relative(checkpoint), "--out", relative(out / model.samples), *flags]
     run([*command, "--benchmark"] if benchmark else command, console)
-    return read_json(out / ("timing.json" if benchmark else "sampling.json"))
+    name = "timing.json" if benchmark else "sampling.json"
+    return contract.read(out / name, name)
 
 
 def evaluate(
@@ -159,4 +159,4 @@ def evaluate(
     anchors.parent.mkdir(parents=True, exist_ok=True)
     command = ["results/evaluate.py", *map(relative, folders), "--reference", reference, "--anchors", relative(anchors)]
     run([*command, *flags], console)
-    return read_json(anchors)
+    return contract.read(anchors, "anchors.json")

@@ -1,9 +1,11 @@
 """Rank and number of processes, from the command line or the variables of torchrun, mpiexec or srun."""
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from comparison.cli import UserError
 
@@ -15,6 +17,9 @@ MPI = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
+# Most processes that a script starts by itself on a machine, unless --oversubscribe is given
+PER_CORE, PER_GPU = 4, 8
+PROCESS_BYTES = 300 * 2**20  # of memory, which an idle process with torch takes
 SHELLS = ("4294967290", "4294967291")  # SLURM_STEP_ID of batch scripts and shells, not started by srun
 
 
@@ -57,6 +62,7 @@ def get_rank_info(
     node_rank: int = 0,
     address: str = LOOPBACK,
     port: int = 0,
+    oversubscribe: bool = False,
 ) -> RankInfo:
     """Return the launcher's place of this process, else the first place on this machine of the requested job.
 
@@ -66,12 +72,16 @@ def get_rank_info(
         nodes: number of machines.
         node_rank: number of this machine.
         address, port: address of machine 0, for several machines.
+        oversubscribe: whether more processes than `most_processes` may be started.
 
     Raises:
-        UserError: the launcher's variables contradict each other or the arguments.
+        UserError: the launcher's variables contradict each other or the arguments, or too many processes are asked for.
     """
     rank_info, requested = _launched(env), nodes * processes
     if rank_info.world_size == 1:
+        if processes > 1 and not oversubscribe and processes > (most := most_processes()):
+            rule = f"{PER_CORE} for each core or {PER_GPU} for each GPU, and what free memory allows"
+            raise UserError(f"{processes} processes: this machine allows {most} ({rule}); --oversubscribe starts more")
         address, port = (address, port) if nodes > 1 else (LOOPBACK, 0)
         return RankInfo(node_rank * processes, requested, 0, processes, "", address, port)
     if requested not in (1, rank_info.world_size):
@@ -80,6 +90,17 @@ def get_rank_info(
             f"already; leave their number out, or start without {rank_info.launcher}"
         )
     return rank_info
+
+
+def most_processes() -> int:
+    """Return the number of processes that this machine's cores, GPUs and free memory allow, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    most = max(PER_CORE * cores, PER_GPU * gpus)
+    with contextlib.suppress(OSError, IndexError, ValueError):  # only Linux has this file
+        free = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]
+        most = min(most, int(free) * 1024 // PROCESS_BYTES)
+    return max(1, most)
 
 
 def _launched(env: Mapping[str, str]) -> RankInfo:

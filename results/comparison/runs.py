@@ -18,8 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from comparison import contract
 from comparison.cli import UserError, repo_root
-from comparison.files import atomic, read_json, write_json
+from comparison.files import atomic, write_json
 
 # Options that may differ when a run is resumed: they affect where and how long it runs, not what it computes.
 MAY_CHANGE = frozenset(
@@ -39,14 +40,9 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged or holds something else.
     """
-    config = read_json(path)
-    finished = config.get("finished", {"reason": "", "steps": 0, "images_seen": 0, "wall_seconds": 0})
-    sections = (config.get("options"), config.get("data", {}), finished)
-    if not all(isinstance(section, dict) for section in sections) or not (
-        isinstance(finished.get("reason"), str)
-        and all(isinstance(finished.get(name), int | float) for name in ("steps", "images_seen", "wall_seconds"))
-    ):
-        raise UserError(f"{path}: not the config.json of a training run")
+    config = contract.read(path, "config.json")
+    if "options" not in config:
+        raise UserError(f"{path}: not what config.json holds: no options")
     return config
 
 
@@ -245,7 +241,7 @@ _SAMPLE_FILES = (
     *("trajectory.png", "comparison.png", "nll.json", "nll.png", "nll-*.part-*.npz", "*_terms.npz"),
 )
 _RUN_FILES = (
-    *("*.pt", "*.pth", "config.json", "progress.*", "log.txt", "loss.png", "grid*.png"),
+    *("*.pt", "*.pth", "*.damaged", "config.json", "progress.*", "log.txt", "loss.png", "grid*.png"),
     *_SAMPLE_FILES,
     *(f"{folder}/*/{name}" for folder in _SET_FOLDERS for name in _SAMPLE_FILES),
 )

@@ -11,10 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from comparison import cli, formatting, jobs
+from comparison import cli, contract, formatting, jobs
 from comparison.cli import UserError
 from comparison.data.sources import DATA_HELP, check_source, is_name, source_name
-from comparison.files import read_json
 from comparison.models import SUPER_RESOLUTION, Model, label_of, preset_flags, value_of
 from comparison.report import study_page
 from comparison.report.study_page import Page, Pictures
@@ -195,7 +194,7 @@ class Study:
         folders = [cell["folder"] for cell in cells]
         controls = jobs.evaluate(folders, data or self.data, anchors, flags, console=anchors.parent / "console.txt")
         for cell in cells:
-            cell["metrics"] = read_json(cell["folder"] / "metrics.json")["metrics"]
+            cell["metrics"] = contract.read(cell["folder"] / "metrics.json", "metrics.json")["metrics"]
         return controls
 
     def score_all(

@@ -63,7 +63,11 @@ def test_small_benchmark_writes_only_where_told(script, tmp_path, calls, monkeyp
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["vae"], "MODEL vae: must be among gans, "), (["gans", "--out", "."], "a folder; name a file")],
+    [
+        (["vae"], "MODEL vae: must be among gans, "),
+        (["gans", "--out", "."], "a folder; name a file"),
+        (["gans", "--out", "/dev/null/a.json"], "/dev/null is not a folder"),
+    ],
 )
 def test_mistakes_are_one_sentence(script, tmp_path, words, message):
     done = script(tmp_path, "benchmark.py", *words)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparison.cli import UserError
 from comparison.data import samples as streams
 from comparison.data import shapes
 from comparison.data.images import CIFAR10_CLASSES, fingerprint, save_npz
@@ -353,6 +354,11 @@ def test_newest_samples_count_unless_sampling_json_names_others(tmp_path):
     assert find_samples(tmp_path).name == "samples_full.npz"
     (tmp_path / "sampling.json").write_text('{"file": "samples_ddim.npz"}')
     assert find_samples(tmp_path).name == "samples_ddim.npz"
+    missing = "names the samples 'gone.npz', which are not there"
+    for name, says in (("gone.npz", missing), (7, "file: 7 is not of type")):
+        (tmp_path / "sampling.json").write_text(json.dumps({"file": name}))
+        with pytest.raises(UserError, match=rf"sampling\.json: .*{says}"):
+            find_samples(tmp_path)
 
 
 def test_the_smallest_number_of_images_works(place, evaluate):

@@ -1,7 +1,9 @@
 """results/report.py: rows, tables, pictures and pages, from files alone."""
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -225,15 +227,53 @@ def test_all_pictures_are_drawn_and_small_and_the_page_holds_them(written):
         assert (written / name).stat().st_size < 400_000
     assert html.count("data:image/png;base64,") == len(PICTURES)
     assert "<td" in html
-    assert "http" not in html.split("<body>")[0]
+    assert not re.search("https?:", html.split("<body>")[0])
 
 
 def test_without_the_package_markdown_a_sentence_says_so(copy, no_pictures, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "markdown", None)
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
     (copy / "report" / "REPORT.html").write_text("of an older report")
     make(copy, copy / "report")
     assert not (copy / "report" / "REPORT.html").exists()
-    assert capsys.readouterr().out.startswith("No REPORT.html: it needs the package markdown")
+    assert capsys.readouterr().out.startswith("No REPORT.html: it needs the package markdown-it-py")
+
+
+ATTACK = "<script>document.title='attacked'</script><img src=x onerror=\"document.title='attacked'\">"
+
+
+@pytest.fixture
+def attacked(copy, report, no_pictures):
+    """Return REPORT.html of runs whose every text is an attack."""
+    texts = dict.fromkeys(("device", "precision", "sampler", "protocol", "git_commit"), ATTACK)
+    config = {"versions": {"torch": ATTACK}, **texts}
+    for run in RUNS:
+        change(copy / run / "config.json", lambda c: c.update(config, model=f"{c['model']}{ATTACK}"))
+        change(copy / run / "config.json", lambda c: c["finished"].update(reason=ATTACK))
+        change(copy / run / "sampling.json", lambda c: c.update(texts))
+        change(copy / run / "timing.json", lambda c: c.update(texts))
+    for file in (*copy.glob("runs/**/metrics.json"), copy / "report/anchors.json"):
+        change(file, lambda c: c["reference"].update(name=ATTACK))
+    note = f"{ATTACK} [a](javascript:alert(1)) [b](data:text/html,x) [c](https://example.org) ![d](../../secret.png)"
+    done = report(*RUNS, data_note=note)
+    assert done.returncode == 0, done.stderr
+    return copy / "report" / "REPORT.html"
+
+
+def test_hostile_texts_are_shown_and_not_run(attacked):
+    page = attacked.read_text()
+    assert "attacked" in page
+    assert not re.search(r"<script|<img src=\"?x|<[^>]* on\w+=", page)
+    assert re.findall(r'href="([^"]*)"', page).count("https://example.org") == 1
+    assert not re.search(r'(href|src)="(javascript|data:text|[^"]*secret)', page)
+    assert "Content-Security-Policy" in page
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
+def test_browser_runs_nothing_of_a_hostile_report(attacked, tmp_path):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    done = subprocess.run(["chromium", *flags, attacked.as_uri()], capture_output=True, text=True, timeout=60)
+    assert "<title>Comparison: " in done.stdout
+    assert "<title>attacked" not in done.stdout
 
 
 def test_the_same_files_give_the_same_bytes(written, made, tmp_path):
@@ -359,8 +399,11 @@ def test_metrics_that_do_not_belong_here_are_refused(copy, report, edit, says):
         ((RUNS[0], "--budget", "hours=3"), "--budget hours=3"),
         ((RUNS[0], "--anchors", "none.json"), "--anchors none.json: no such file"),
         ((RUNS[0], RUNS[0]), "give each once"),
-        ((RUNS[0], "--anchors", f"{RUNS[0]}/config.json"), "not a file that evaluate.py"),
-        ((RUNS[0], "--anchors", "old.json"), "written by an older evaluate.py; run it again"),
+        (
+            (RUNS[0], "--anchors", f"{RUNS[0]}/config.json"),
+            "not what anchors.json holds: the file: 'anchors' is a required property",
+        ),
+        ((RUNS[0], "--anchors", "old.json"), "'verdict' is a required property; evaluate.py --anchors writes it"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(copy, report, args, says):

@@ -176,7 +176,9 @@ def decode(file: Path | BinaryIO, image_size: int, name: str) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return fit(image, image_size)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:  # its text is the file object's
+        raise UserError(f"{name}: not readable as an image (of no known format); fix or delete it") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: not readable as an image ({error}); fix or delete it") from None
 
 

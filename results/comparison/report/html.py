@@ -1,9 +1,14 @@
-"""REPORT.html: the report as one self-contained file."""
+"""REPORT.html: the report as one self-contained file.
+
+Runs are exchanged between people, so no value in a report is trusted: HTML in it is shown as text, links are relative
+or http(s), pictures come from the report's own folder, and the page's policy forbids scripts and requests.
+"""
 
 import base64
 import html
 import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from comparison.files import write_text
 
@@ -23,33 +28,51 @@ PAGE = """\
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>{{ title }}</title>
 <style>
-{style}</style>
+{{ style|safe }}</style>
 </head>
 <body>
-{body}
+{{ body|safe }}
 </body>
 </html>
 """
 
 
 def write_html(text: str, title: str, path: Path) -> bool:
-    """Write Markdown as a page with the PNGs of its folder embedded; return False without the package markdown."""
+    """Write Markdown as a page with the PNGs of its folder embedded.
+
+    Returns:
+        False without the packages jinja2 and markdown-it-py.
+    """
     try:
-        import markdown
+        from jinja2 import Environment
+        from markdown_it import MarkdownIt
     except ImportError:
         path.unlink(missing_ok=True)  # of an older report
         return False
-    body = markdown.markdown(text, extensions=["tables"], tab_length=2)
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reader.validateLink = is_safe_link  # type: ignore[method-assign]
+    body = reader.render(text)
 
     def embed(source: re.Match[str]) -> str:
-        picture = path.parent / html.unescape(source[1])
-        if not picture.is_file():
-            return source[0]
+        picture = path.parent / unquote(html.unescape(source[1]))
+        inside = picture.resolve().parent == path.parent.resolve()
+        if not inside or picture.suffix != ".png" or not picture.is_file():
+            return 'src=""'
         return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
 
-    body = re.sub(r'src="([^":]+\.png)"', embed, body)
-    write_text(path, PAGE.format(title=html.escape(title), style=STYLE, body=body))
+    body = re.sub(r'src="([^"]*)"', embed, body)  # a quote in text is written &quot;
+    page = Environment(autoescape=True).from_string(PAGE, {"style": STYLE})
+    write_text(path, page.render(title=title, body=body))
     return True
+
+
+def is_safe_link(url: str) -> bool:
+    """Return True for http, https and relative links."""
+    try:
+        return urlsplit(url.strip()).scheme in ("http", "https", "")
+    except ValueError:  # not a URL
+        return False

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import formatting
+from comparison import contract, formatting
 from comparison.cli import UserError
-from comparison.files import read_json, write_json, write_text
+from comparison.files import write_json, write_text
 from comparison.report import html, published, tables
 from comparison.report.findings import findings
 from comparison.report.pictures import PICTURES, draw_pictures
@@ -23,12 +23,10 @@ Report = dict[str, Any]  # the content of report.json
 
 def load_controls(path: Path) -> dict[str, Any]:
     """Return the content of the controls' file of evaluate.py; raise UserError if it is unusable."""
-    anchors = read_json(path)
-    if not {"anchors", "checks", "n", "reference", "extractor"} <= set(anchors) or "floor" not in anchors["anchors"]:
-        raise UserError(f"--anchors {path}: not a file that evaluate.py --anchors wrote")
-    if not all("verdict" in check for check in anchors["checks"]):
-        raise UserError(f"--anchors {path}: written by an older evaluate.py; run it again")
-    return anchors
+    try:
+        return contract.read(path, "anchors.json")
+    except UserError as error:
+        raise UserError(f"--anchors {error}; evaluate.py --anchors writes it") from None
 
 
 def make_report(
@@ -67,7 +65,7 @@ def make_report(
     write_text(out / "REPORT.md", text)
     write_json(out / "report.json", report)
     if not html.write_html(text, f"Comparison: {name}", out / "REPORT.html"):
-        print("No REPORT.html: it needs the package markdown (pip install markdown); see REPORT.md.")
+        print("No REPORT.html: it needs the package markdown-it-py (pip install markdown-it-py); see REPORT.md.")
     return report
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from comparison import contract
 from comparison.cli import UserError
 from comparison.data.samples import NpzSamples, fingerprint
-from comparison.files import read_json
 from comparison.models import label_of
 from comparison.runs import read_progress
 
@@ -165,8 +165,8 @@ def _trained(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file, {} if it is missing."""
-    return read_json(path) if path.is_file() else {}
+    """Return the content of a file of `contract`, {} if it is missing."""
+    return contract.read(path, path.name) if path.is_file() else {}
 
 
 def _check_standard(rows: Sequence[Mapping[str, Any]]) -> None:

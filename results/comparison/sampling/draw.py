@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, distributed, nn
 
 from comparison.cli import UserError
 from comparison.data.images import save_npz, to_uint8
 from comparison.device import describe_device, peak_memory_bytes, reset_peak_memory, synchronize
 from comparison.distributed import gather, world_size
-from comparison.files import json_matches, read_json, write_json
+from comparison.files import check_space, json_matches, named_when_full, read_json, write_json
 from comparison.png import save_grid
 from comparison.progress import bar
 
@@ -84,8 +85,14 @@ def draw_samples(
     if gather(out.is_file() and json_matches(out.parent / "sampling.json", settings))[0]:
         print(f"{out}: drawn already", flush=True)
         return out
+    check_sample_space(out, num_samples, image_size)
     part = _Part(out, num_samples, image_size, {**facts, "batch_size": batch_size}) if rank == 0 else None
-    seconds, evaluations = _draw_rest(draw, networks, part, rank, num_samples, batch_size, device, warm_up)
+    try:
+        seconds, evaluations = _draw_rest(draw, networks, part, rank, num_samples, batch_size, device, warm_up)
+    except BaseException:
+        if part:
+            part.release()
+        raise
     if part:
         images = part.images()
         save_npz(out, images, labels)
@@ -108,6 +115,13 @@ def draw_samples(
         part.remove()
     gather(None)  # all ranks return after the files are written
     return out
+
+
+def check_sample_space(out: Path, num_samples: int, image_size: int) -> None:
+    """Raise UserError unless the disk has room for the samples twice: as drawn so far, and as the .npz file."""
+    drawn = out.with_name(f"{out.name}.part")
+    there = drawn.stat().st_size if drawn.is_file() else 0
+    check_space(out, 2 * num_samples * image_size**2 * 3 - there)
 
 
 def _draw_rest(
@@ -173,6 +187,11 @@ class _Part:
 
     def __init__(self, out: Path, num_samples: int, image_size: int, key: dict[str, Any]):
         out.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(f"{out}: another process is sampling into this file; wait for it or stop it") from None
         self._data, self._state = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
         self._shape = (num_samples, image_size, image_size, 3)
         self._key = json.loads(json.dumps({**key, "shape": self._shape}, default=str))
@@ -191,7 +210,7 @@ class _Part:
         return images * int(np.prod(self._shape[1:]))
 
     def write(self, indices: range, images: np.ndarray, seconds: float, evaluations: int) -> None:
-        with open(self._data, "r+b") as file:
+        with named_when_full(self._data), open(self._data, "r+b") as file:
             file.seek(self._bytes(indices.start))
             file.write(np.ascontiguousarray(images).tobytes())
             file.flush()
@@ -205,3 +224,9 @@ class _Part:
     def remove(self) -> None:
         self._data.unlink(missing_ok=True)
         self._state.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes sample into the file."""
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()

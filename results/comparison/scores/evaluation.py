@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comparison import contract
 from comparison.cli import UserError
 from comparison.data.images import fingerprint
 from comparison.data.samples import LoadedSamples, open_samples
@@ -127,7 +128,7 @@ def find_samples(path: Path) -> Path:
     In a run folder they are the file that sampling.json names, or the newest samples*.npz.
 
     Raises:
-        UserError: the path has no samples.
+        UserError: the path has no samples, or not those that sampling.json names.
     """
     if not path.exists():
         raise UserError(f"{path}: no such run folder, folder of images, .npz or .zip file")
@@ -137,9 +138,11 @@ def find_samples(path: Path) -> Path:
         return path
     files = sorted(path.glob("samples*.npz"), key=lambda p: (p.stat().st_mtime_ns, p.name))
     record = path / "sampling.json"
-    named = path / str(read_json(record).get("file", "")) if record.is_file() else None
-    if named in files:
-        return named  # type: ignore[return-value]
+    if record.is_file() and "file" in (content := contract.read(record, "sampling.json")):
+        named = path / str(content["file"])
+        if named not in files:
+            raise UserError(f"{record}: names the samples {content['file']!r}, which are not there; draw samples again")
+        return named
     if files:
         return files[-1]
     if (path / "config.json").is_file() or (path / "progress.csv").is_file():
@@ -173,7 +176,7 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
     hashed = samples_fingerprint(samples)
     file = {"file": path.name, "images": total, "fingerprint": hashed}
     identity = {"schema": SCHEMA, **protocol, "samples": file}
-    saved = _read_same(target, identity)
+    saved = _read_same(target, identity, "metrics.json")
     if saved is not None and target is not None:
         extrapolated = not evaluator.extrapolate or "frechet_infinite" in saved["metrics"]
         scored = evaluator.standard is None or evaluator.standard.is_in(saved, reference)
@@ -199,12 +202,13 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
     return result
 
 
-def _read_same(target: Path | None, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the content of `target` if it is of the same samples, reference and settings, else None."""
+def _read_same(target: Path | None, identity: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    """Return the content of `target`, a `kind` of `contract`, if of the same samples, reference and settings."""
     if target is None or not target.is_file():
         return None
     saved = read_json(target)
-    return saved if all(saved.get(name) == value for name, value in identity.items()) else None
+    same = all(saved.get(name) == value for name, value in identity.items())
+    return contract.check(target, saved, kind) if same else None
 
 
 def evaluate_controls(evaluator: Evaluator, target: Path) -> dict[str, Any]:
@@ -214,7 +218,7 @@ def evaluate_controls(evaluator: Evaluator, target: Path) -> dict[str, Any]:
     """
     reference = evaluator.reference
     identity = {"schema": SCHEMA, **reference.describe()}
-    saved = _read_same(target, identity)
+    saved = _read_same(target, identity, "anchors.json")
     if saved is not None and (not evaluator.extrapolate or "frechet_infinite" in saved["anchors"]["floor"]["metrics"]):
         return saved
     data, seed = reference.data, reference.seed
