@@ -9,8 +9,8 @@ samples.npz, samples.png and sampling.json.
 
 Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional GANs". The preset
 dcgan-plus adds spectral norm (Miyato et al. 2018), hinge loss (Lim & Ye 2017), EMA weights (Yazici et al. 2019) and
-DiffAugment (Zhao et al. 2020). The presets r3gan and r3gan-tiny are residual networks with a relativistic loss and two
-gradient penalties (Huang et al. 2024).
+DiffAugment (Zhao et al. 2020). The presets r3gan and r3gan-tiny have a relativistic loss and two gradient
+penalties (Huang et al. 2024); r3gan also has residual networks.
 """
 
 import argparse
@@ -40,13 +40,13 @@ def main(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name != "run_dir"}
     implied = gan_options.PRESETS["dcgan"]  # the flags of runs that are older than the presets
     run = Run.open(folder, options, model=MODEL, may_change=gan_options.MAY_CHANGE, implied=implied, fresh=args.fresh)
-    if args.num_samples:
-        check_space(folder / "samples.npz", 2 * args.num_samples * 3 * args.image_size**2)  # see check_sample_space
     Schedule.of(args)
     budget = gan_options.training_budget(args, run.config.get("steps_per_epoch", 0)).cut(args.stop_after)
     if reason := run.finished_reason(budget):
         print(f"{folder}: training is finished ({reason}); raise the budget to continue or pass --fresh to start over")
     else:
+        if args.num_samples:
+            check_space(folder / "samples.npz", 2 * args.num_samples * 3 * args.image_size**2)  # of check_sample_space
         from gan.training_run import train
 
         if status := distributed.launch(train, rank_info, args, run):

@@ -113,7 +113,7 @@ DISCRIMINATOR_ONLY = ("t_emb_dim",)
 # What the flags of the objective mean in runs that are older than them.
 PUBLISHED_OBJECTIVE = {name: default for name, (_, default, _) in {**_OBJECTIVE, **_DENOISER}.items()}
 # Flags that fix the number of processes; a run records only that number, however it is reached.
-PROCESS_OPTIONS = (  # of the number of processes too
+PROCESS_OPTIONS = (
     *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),
     "oversubscribe",
 )

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FINITE_STEP = 0.01  # of `finite_penalty`, in the images' range [-1, 1]
 # Labels of (real, fake) images. Salimans et al. 2016, section 3.4, recommend one-sided smoothing: smoothing the fake
 # label as well moves the optimal discriminator towards fakes where there is no data.
-FINITE_STEP = 0.01
 LABELS = {"none": (1.0, 0.0), "one_sided": (0.9, 0.0), "two_sided": (0.9, 0.1)}
 
 

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "r3gan": {**_R3GAN, "ngf": 768, "ndf": 768, "max_width": 768, "blocks": 2, "group_size": 16, "r1_gamma": 0.05},
     # R3GAN's loss, penalties and schedules on DCGAN's networks, the discriminator without norm. After 4,100 updates on
     # `shapes` 50% of 1,000 samples show one of 133 modes at an acceptance of 0.15; residual networks of 32 to 64
-    # channels 12% and 27 in the same time
+    # channels 12% and 27 in the same time, one trial each
     "r3gan-tiny": {
         **_R3GAN,
         **{"network": "dcgan", "ngf": 32, "ndf": 32, "max_width": 128, "blocks": 1, "group_size": 0, "batch_size": 32},
