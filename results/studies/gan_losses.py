@@ -5,8 +5,9 @@
   python results/studies/gan_losses.py --data stackmnist:5k --seeds 3
 
 Trains the preset's r3gan-tiny with the non-saturating loss or relativistic pairs, without a penalty, with R1, and with
-R1 and R2; all else, also the time, is equal. Repeat the command to resume. Writes README.md, study.json, gan-losses.png
-and samples.png into results/studies/gan-losses-<data>/.
+R1 and R2; all else, also the time, is equal. On StackedMNIST the discriminator has half of the generator's channels,
+and further cells of the non-saturating loss have a quarter and as many. Repeat the command to resume. Writes README.md,
+study.json, gan-losses.png and samples.png into results/studies/gan-losses-<data>/.
 
 Goodfellow et al. 2014 (non-saturating); Mescheder et al. 2018 (R1, R2); Huang et al. 2024 (pairs and both penalties).
 """
@@ -31,9 +32,9 @@ PENALTIES = {"none": "no penalty", "r1": "R1", "r1r2": "R1 and R2"}
 COLOURS = {"none": "#E69F00", "r1": "#56B4E9", "r1r2": "#0072B2"}
 SHOWN = ("modes_covered", "modes_matched", "modes_kl", QUALITY)
 PUBLISHED_COUNT = 26_000  # samples of the published counts of StackedMNIST's modes (Lin et al. 2018)
-# On StackedMNIST the discriminator has half of the generator's channels, as in Metz et al. 2017: with as many, no cell
-# loses modes within minutes. The smaller network needs a smaller weight.
+# On StackedMNIST small discriminators as in Metz et al. 2017, for which the preset's weight of 30 is too large
 STACKED_FLAGS = ("--ndf", "16", "--r1_gamma", "10")
+FURTHER = (("ns", "none", 8), ("ns", "r1r2", 8), ("ns", "none", 32), ("ns", "r1r2", 32))  # loss, penalty, ndf
 GRID = 16  # samples of each cell in samples.png
 Row = dict[str, Any]
 
@@ -71,21 +72,25 @@ def main(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> list[Job]:
     """Return a cell for each loss with each penalty."""
     seconds = START_SECONDS + args.seconds + sampling_seconds(MODEL, args.num_samples)
-    return [Job("-".join(parts), label_of(*parts), seconds, args.seeds) for parts in product(LOSSES, PENALTIES)]
+    cells = [*product(LOSSES, PENALTIES, (0,)), *(FURTHER if args.data in STACKED else ())]
+    names = ["-".join([loss, penalty, *([f"ndf{ndf}"] if ndf else [])]) for loss, penalty, ndf in cells]
+    return [Job(name, label_of(*cell), seconds, args.seeds) for name, cell in zip(names, cells, strict=True)]
 
 
-def label_of(loss: str, penalty: str) -> str:
-    """Return the label of a cell."""
-    return f"{LOSSES[loss]}, {PENALTIES[penalty]}"
+def label_of(loss: str, penalty: str, ndf: int = 0) -> str:
+    """Return the label of a cell; `ndf` 0 for the study's discriminator."""
+    return f"{LOSSES[loss]}, {PENALTIES[penalty]}" + (f", {ndf}-channel D" if ndf else "")
 
 
 def run_cell(study: Study, name: str, seed: int) -> Row:
     """Train and sample one cell."""
-    loss, penalty = name.split("-")
+    loss, penalty, *further = name.split("-")
+    ndf = int(further[0].removeprefix("ndf")) if further else 0
+    flags = [*(STACKED_FLAGS if study.data in STACKED else ()), *(("--ndf", str(ndf)) if ndf else ())]
     # a training that diverges is sampled from its last checkpoint, so there are many
-    flags = [*(STACKED_FLAGS if study.data in STACKED else ()), "--loss", loss, "--penalty", penalty]
-    cell = study.train_and_sample(MODEL, name, seed, [*flags, "--image_size", "32", "--save_minutes", "0.2"])
-    return {**cell, "label": label_of(loss, penalty), "loss": loss, "penalty": penalty}
+    flags += ["--loss", loss, "--penalty", penalty, "--image_size", "32", "--save_minutes", "0.2"]
+    cell = study.train_and_sample(MODEL, name, seed, flags)
+    return {**cell, "label": label_of(loss, penalty, ndf), "loss": loss, "penalty": penalty, "ndf": ndf}
 
 
 def effects(study: Row) -> list[str]:
@@ -93,18 +98,20 @@ def effects(study: Row) -> list[str]:
     rows = study_page.pooled(study)
     counted = "modes_covered" if all("modes_covered" in row["metrics"] for row in rows) else QUALITY
     sentences = []
-    for part, (without, with_), topic in (
-        ("loss", ("ns", "relativistic"), "Relativistic pairs instead of the non-saturating loss"),
-        ("penalty", ("none", "r1"), "R1 instead of no penalty"),
-        ("penalty", ("r1", "r1r2"), "R1 and R2 instead of R1"),
-    ):
-        other = "penalty" if part == "loss" else "loss"
-        found = {(c[part], c[other], c["seed"]): c["metrics"][QUALITY]["value"] for c in study["cells"]}
-        pairs = [
-            (value, found[without, *key]) for (part_value, *key), value in found.items()
-            if part_value == with_ and (without, *key) in found
-        ]  # fmt: skip
-        sentences += study_page.paired(topic, pairs)
+    cells = {
+        (c["loss"], c["penalty"], c.get("ndf", 0), c["seed"]): c["metrics"][QUALITY]["value"] for c in study["cells"]
+    }
+
+    def compare(topic: str, at: int, without: str, with_: str, chosen: list[int]) -> None:
+        pairs = [(key, (*key[:at], without, *key[at + 1 :])) for key in cells if key[at] == with_ and key[2] in chosen]
+        found = [(cells[key], cells[other]) for key, other in pairs if other in cells]
+        sentences.extend(study_page.paired(topic, found))
+
+    compare("Relativistic pairs instead of the non-saturating loss", 0, "ns", "relativistic", [0])
+    compare("R1 instead of no penalty", 1, "none", "r1", [0])
+    compare("R1 and R2 instead of R1", 1, "r1", "r1r2", [0])
+    for ndf in sorted({key[2] for key in cells} - {0}):
+        compare(f"R1 and R2 instead of no penalty, {ndf}-channel D", 1, "none", "r1r2", [ndf])
     order = sorted(rows, key=lambda row: row["metrics"][counted]["value"])
     order = order if formatting.METRICS[counted][1] == "lower" else order[::-1]
     heading = formatting.METRICS[counted][0]
@@ -114,7 +121,11 @@ def effects(study: Row) -> list[str]:
 
     first = order[0]["metrics"][counted]
     equal = [r["label"] for r in order[1:] if not formatting.differ_significantly(first, r["metrics"][counted])]
-    same = f"; not significantly different: {'; '.join(equal)}" if equal else ""
+    same = (
+        f"; not significantly different: {'; '.join(equal) if len(equal) < 4 else f'{len(equal)} others'}"
+        if equal
+        else ""
+    )
     fallen = sum(cell["training"].get("diverged", False) for cell in study["cells"])
     best_and_worst = f"Best: {score(order[0])}{same}. Worst: {score(order[-1])}."
     return [*sentences, best_and_worst, f"{fallen} of {len(study['cells'])} trainings diverged."]
@@ -141,13 +152,13 @@ def page(study: Row) -> str:
         f"losses and penalties of a GAN on {study['scoring']['reference']['name']}",
         "Which loss and which gradient penalty keep a GAN stable, and all modes?",
         f"Each GAN ({networks} networks, {gan.get('ngf')} channels at the finest stage of the generator and "
-        f"{gan.get('ndf')} of the discriminator, which has no normalization; batches of {gan.get('batch_size')}) was "
+        f"{gan.get('ndf')} of the discriminator D, which has no normalization; batches of {gan.get('batch_size')}) was "
         f"trained for {options['seconds']:g} s. All other settings: `{PRESET}` of `{options['preset']}` in flags.sh.",
         [
             effects(study),
             "![Modes and distance of each cell, with a dot for each training](gan-losses.png)",
             study_page.table([floor, *rows], columns),
-            f"Samples of the first training, from top to bottom: {formatting.join_words(study['grid'])}.",
+            "Samples of the first training of each configuration, in the order of the table.",
             "![Samples, a row for each cell](samples.png)",
         ],
         [study_page.unequal_time_note(study["cells"])],
