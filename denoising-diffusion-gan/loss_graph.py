@@ -10,7 +10,7 @@ average and range instead, for runs that differ in the seed.
 import argparse
 from pathlib import Path
 
-from comparison.cli import UserError, local_path, make_parser, positive_int, run
+from comparison.cli import UserError, check_folder, local_path, make_parser, positive_int, run
 from comparison.runs import read_progress
 from ddgan.options import run_folder
 
@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> int:
     out = args.out or Path(__file__).parent / "out" / f"loss_{name}.png"
     if out.is_dir():
         raise UserError(f"--out {out}: a folder, not a PNG file")
+    check_folder(out.parent, "--out")
     from ddgan.loss_plot import draw
 
     draw(rows, args.smooth, also, args.mean, out)

@@ -46,7 +46,9 @@ SPACE: Space = {  # flag -> inclusive bounds of a logarithmic scale; integer bou
     "accum_iter": (1, 4),
 }
 MIN_SAMPLES = 16  # of a score
-SET_BY_SEARCH = {f"--{name}" for name in ("exp", "resume", "fresh", "max_steps", "max_seconds", "stop_after", "keep")}
+SET_BY_SEARCH = {  # flags of the trainings
+    f"--{name}" for name in ("exp", "run_dir", "resume", "fresh", "max_steps", "max_seconds", "stop_after", "keep")
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -83,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             if name not in SPACE or not value:
                 parser.error(f"--{flag} {name}={value}: must be NAME=VALUE with a NAME among {names}")
         setattr(args, flag, dict(pairs))
-    for flag in SET_BY_SEARCH.intersection(rest):
+    for flag in SET_BY_SEARCH.intersection(word.partition("=")[0] for word in rest):
         parser.error(f"{flag}: the search sets it; the length of a trial is --max_images")
     base = ["--dataset", args.dataset, *rest]
     base += [part for name, value in args.fix.items() for part in (f"--{name}", value)]

@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
     check_source(args.data, "--data")
     name = f"{source_name(args.data)}-{args.image_size}" + ("" if args.preset == "dcgan" else f"-{args.preset}")
     folder = args.run_dir or cli.default_run_folder(MODEL, name)
+    cli.check_folder(folder, "--run_dir")
     options = {name: value for name, value in vars(args).items() if name != "run_dir"}
     implied = gan_options.PRESETS["dcgan"]  # the flags of runs that are older than the presets
     run = Run.open(folder, options, model=MODEL, may_change=gan_options.MAY_CHANGE, implied=implied, fresh=args.fresh)

@@ -45,7 +45,9 @@ def main(args: argparse.Namespace) -> None:
     out = args.out or checkpoint.parent / "samples.npz"
     network = {"seed": args.seed, "use_ema": args.use_ema}
     samples = {name: getattr(args, name) for name in ("num_samples", "batch_size", "interpolation")}
+    cli.check_folder(out.parent, "--out")
     if args.out_dir:
+        cli.check_folder(args.out_dir, "--out_dir")
         check_png_folder(args.out_dir, args.num_samples)
     if not args.benchmark and samples_exist(out, checkpoint, **samples, **network):
         print(f"{out} already holds these {args.num_samples} images")

@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--models", type=read_models, default=",".join(MODELS), metavar="M,M", help="models to compare")
     gans = [name for name, (_, variable) in GANS.items() if variable]
     add("--gan", choices=gans, help="preset of the GAN; unless given the one of GAN_FLAGS in flags.sh")
-    add("--name", type=read_name, metavar="NAME", help="name of runs and report; <data>-<preset> unless given")
+    add("--name", type=cli.run_name, metavar="NAME", help="name of runs and report; <data>-<preset> unless given")
     samples = "samples generated and scored per model; quick 1000, cpu 2000, else 50000"
     add("--num_samples", type=cli.non_negative_int, metavar="N", help=samples)
     add("--image_size", type=int, default=32, choices=(16, 32, 64, 128, 256), help="pixels, all models")
@@ -89,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--features", default="auto", choices=["auto", "cifar", "random"], help="feature extractor, see evaluate.py")
     add("--inception_weights", metavar="FILE", help="also score with the standard network, see evaluate.py")
     add("--data_note", default="", metavar="TEXT", help="a sentence on the data for the report")
-    add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
+    add("--device", type=cli.device_name, default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
     add("--fresh", action="store_true", help="train and sample again from the start")
     args = parser.parse_args(argv)
     for name, value in {"benchmark_seconds": 2, "few_step": "false", **DEFAULTS[args.preset]}.items():
@@ -106,13 +106,6 @@ def read_models(text: str) -> list[Model]:
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"must name each model once, not {text}")
     return [MODELS[name] for name in names]
-
-
-def read_name(text: str) -> str:
-    """Read --name, an argparse type."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise argparse.ArgumentTypeError(f"must be letters, digits, '.', '_' and '-', not {text!r}")
-    return text
 
 
 def read_steps(text: str) -> list[int]:

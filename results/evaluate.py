@@ -3,12 +3,10 @@
   python results/evaluate.py results/runs/gans/cifar10 --reference data/train --num_images 5000 \
     --anchors results/reports/cifar10/anchors.json
   python results/evaluate.py my_samples.zip --reference cifar10 --json scores.json
-  mpiexec -n 4 python results/evaluate.py samples.npz --reference cifar10 --num_images 50000
 
 Each RUN is a run folder (its newest samples*.npz, and those in settings/* and history/*), an .npz file with arr_0
 (N, H, W, 3) uint8, a .zip file or a folder of images. Writes metrics.json and neighbours.png into each run folder and
-the controls into --anchors, and prints one table. Results of the same samples, reference and settings are reused. Under
-mpiexec or torchrun, the ranks share the feature extraction.
+the controls into --anchors, and prints one table. Results of the same samples, reference and settings are reused.
 
 Distances use the features of the project's CIFAR-10 classifier (--features cifar) or a fixed random embedding (random).
 They are relative within one report, not comparable with published results. --standard adds FID, KID and inception
@@ -21,11 +19,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from comparison import distributed, formatting
-from comparison.cli import UserError, make_parser, non_negative_int, positive_int
+from comparison import formatting
+from comparison.cli import UserError, check_folder, device_name, make_parser, non_negative_int, positive_int, run
 from comparison.data.sources import DATA_HELP, check_source
 from comparison.files import write_json
-from comparison.ranks import get_rank_info
 from comparison.scores.inception import check_weights, find_weights, require  # torch only when they compute
 from comparison.scores.statistics import read_statistics
 
@@ -51,8 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--inception_weights", type=Path, metavar="FILE", help="standard weights; implies --standard")
     statistics = "mu and sigma of the reference, .npz or .npy; implies --standard"
     group.add_argument("--fid_stats", type=Path, metavar="FILE", help=statistics)
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--threads", type=non_negative_int, default=0, help="CPU threads, 0 divides the cores among the processes")
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--threads", type=non_negative_int, default=0, help="CPU threads, 0 for all cores")
     args = parser.parse_args(argv)
     args.standard = args.standard or args.inception_weights is not None or args.fid_stats is not None
     if not args.runs and args.anchors is None:
@@ -68,10 +65,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Validate the paths, then score and print."""
-    rank_info = get_rank_info()
     check_source(args.reference, "--reference")
     for name in args.runs:
         check_run(name)
+    for flag in ("anchors", "json"):
+        path = getattr(args, flag)
+        if path is not None:
+            check_folder(path.parent, f"--{flag}")
     for flag in ("inception_weights", "fid_stats"):
         path = getattr(args, flag)
         if path is not None and not path.is_file():
@@ -80,9 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     from comparison.scores import scoring  # torch
 
-    scores = scoring.score_all(args, standard, rank_info)
-    if scores is None:  # not rank 0
-        return
+    scores = scoring.score_all(args, standard)
     print_table(*scores)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -138,4 +136,4 @@ def print_table(anchors: dict[str, Any] | None, results: dict[str, dict[str, Any
 
 
 if __name__ == "__main__":
-    distributed.run(lambda: main(parse_args()))
+    run(lambda: main(parse_args()))

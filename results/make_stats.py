@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--library", choices=["torch-fidelity", "pytorch-fid"], default="torch-fidelity", help="Inception")
     weights = "standard weights; from torch's cache, downloaded if necessary, unless given"
     add("--inception_weights", type=Path, metavar="FILE", help=weights)
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--device", type=cli.device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=cli.non_negative_int, default=0, help="CPU threads, 0 for all cores")
     args = parser.parse_args(argv)
     if args.out.suffix != ".npz":
@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> None:
     """Validate, embed the images, write."""
     if args.out.exists() and not args.overwrite:
         raise cli.UserError(f"--out {args.out}: exists; name another file, or add --overwrite")
+    cli.check_folder(args.out.parent, "--out")
     if is_statistics(args.source):
         raise cli.UserError(f"{args.source}: holds statistics, not images")
     check_source(args.source, "SOURCE")

@@ -108,6 +108,8 @@ def main(args: argparse.Namespace) -> int:
     reports = args.reports or root / "results" / "reports"
     if args.readme and not args.readme.is_file():
         raise UserError(f"--readme {args.readme}: no such file")
+    if args.reports and not args.reports.is_dir():
+        raise UserError(f"--reports {args.reports}: no such folder")
     outdated = False
     for path in [args.readme] if args.readme else [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
         link = Path(os.path.relpath(reports.resolve(), path.resolve().parent)).as_posix()

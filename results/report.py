@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison.cli import UserError, make_parser, repo_root, run
+from comparison.cli import UserError, check_folder, make_parser, repo_root, run, run_name
 
 FILES = ("config.json", "metrics.json", "sampling.json", "timing.json", "progress.csv")  # of a run folder
 
@@ -23,15 +23,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--name", required=True, help="name of the report and its folder")
+    parser.add_argument("--name", type=run_name, required=True, help="name of the report and its folder")
     parser.add_argument("--anchors", type=Path, required=True, metavar="FILE", help="controls' file of evaluate.py")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder instead of results/reports/NAME")
     budgets = "seconds=N, images=N, recipe (each model's own length), or MODEL:seconds=N,... for unequal budgets"
     parser.add_argument("--budget", metavar="B", help=f"training budget of the runs: {budgets}")
     parser.add_argument("--data_note", metavar="TEXT", help="a sentence on the data, e.g. that it is JPEG CIFAR-10")
     args = parser.parse_args(argv)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
-        parser.error(f"--name {args.name}: must be letters, digits, '.', '_' and '-', the first a letter or digit")
     bound = r"((seconds|images)=\d+(\.\d+)?|recipe)"
     if args.budget and not re.fullmatch(rf"{bound}|[a-z-]+:{bound}(,[a-z-]+:{bound})*", args.budget):
         parser.error(f"--budget {args.budget}: must be {budgets}")
@@ -43,10 +41,11 @@ def main(args: argparse.Namespace) -> None:
     if not args.anchors.is_file():
         raise UserError(f"--anchors {args.anchors}: no such file; evaluate.py --anchors writes it")
     check_runs(args.runs)
+    out = args.out or repo_root() / "results" / "reports" / args.name
+    check_folder(out, "--out")
 
     from comparison.report import page
 
-    out = args.out or repo_root() / "results" / "reports" / args.name
     report = page.make_report(args.name, args.runs, args.anchors, out, args.budget, args.data_note or None)
     print(page.console(report))
     print(f"\n{out / 'REPORT.md'}")

@@ -52,6 +52,9 @@ def main(args: argparse.Namespace) -> int:
     check_source(args.data, "--data")
     check_source(args.test or args.data, "--test")
     folder = args.run_dir or cli.default_run_folder(MODEL, source_name(args.data))
+    cli.check_folder(folder, "--run_dir")
+    if args.out:
+        cli.check_folder(args.out, "--out")
     options = {name: value for name, value in vars(args).items() if name not in ("run_dir", "out")}
     run = Run.open(folder, options, model=MODEL, fresh=args.fresh)
 

@@ -1,6 +1,7 @@
 """Published flags of training and sampling; standard library only, so that a wrong flag is reported at once."""
 
 import argparse
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -219,8 +220,8 @@ def check_port(port: int) -> None:
 
 def host_name(text: str) -> str:
     """Parse a host name or address, an argparse type."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("must be a host name, not empty")
+    if not re.fullmatch(r"[A-Za-z0-9._:%-]+", text):
+        raise argparse.ArgumentTypeError(f"must be a host name or address, not {text!r}")
     return text
 
 

@@ -150,6 +150,7 @@ def test_ctrl_c_ends_all_workers_and_leaves_no_trial_behind(pictures, tmp_path):
     ("more", "message"),
     [
         ("--max_steps 3", "--max_steps: the search sets it"),
+        ("--run_dir=elsewhere", "--run_dir: the search sets it"),
         ("--fix lr=3", "--fix lr=3: must be NAME=VALUE"),
         ("--fix num_timesteps=half", "must be a whole number"),
         ("--range lr_g=1e-3:1e-4", "must be LOW:HIGH"),

@@ -34,9 +34,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Open the database, write the folder."""
+    check_folder(args.out_dir, "out_dir")
     if not (args.lmdb_path / "data.mdb").is_file():
         raise UserError(f"{args.lmdb_path}: not a folder with an LMDB database (data.mdb)")
-    check_folder(args.out_dir, "out_dir")
     from comparison.data.databases import open_database
 
     with open_database(args.lmdb_path) as database:

@@ -38,13 +38,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Validate the flags, then convert."""
     find_model(args)
+    out = args.out_dir or args.model_path.parent / "diffusers"
+    check_folder(out, "--out_dir")
     flags = flags_of_run(args, model_and_diffusion_defaults(), MODEL)
     config = args.model_path.parent / "config.json"
     options = read_config(config)["options"] if config.is_file() else {}
     if reason := why_not(flags, bool(options.get("few_step"))):
         raise UserError(f"--model_path {args.model_path}: diffusers cannot express it: {reason}")
-    out = args.out_dir or args.model_path.parent / "diffusers"
-    check_folder(out, "--out_dir")
     if importlib.util.find_spec("diffusers") is None:
         raise UserError("the package diffusers is missing: pip install diffusers")
 

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -57,9 +57,14 @@ def run(main: Callable[[], Any]) -> NoReturn:
         if not (message := memory_message(error)):
             raise
     if message is not None:
-        print(f"{script}: error: {message}", file=sys.stderr)
+        print(f"{script}: error: {printable(message)}", file=sys.stderr)
         status = 2
     sys.exit(status or 0)
+
+
+def printable(text: str) -> str:
+    """Return text with each character that a terminal would not show, such as a newline or ESC, as its escape."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def memory_message(error: BaseException) -> str:
@@ -122,8 +127,23 @@ def device_name(text: str) -> str:
     return text
 
 
+def run_name(text: str) -> str:
+    """Parse the name of a comparison or report, which becomes that of a folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"must be at most 100 letters, digits, '.', '_' and '-', the first a letter or digit, not {text!r}"
+        )
+    return text
+
+
 def check_folder(folder: Path, flag: str) -> None:
     """Raise UserError, with the name of `flag`, if an output folder cannot be created or written."""
+    try:
+        os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # above all a name that is too long
+        raise UserError(f"{flag} {folder}: {error.strerror}") from None
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise UserError(f"{flag} {folder}: {existing} is not a folder")
