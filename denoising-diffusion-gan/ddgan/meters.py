@@ -9,16 +9,20 @@ HITS = "hits"  # name of `Objective.hits` in the metrics of an update
 
 
 class LossMeter:
-    """Means over updates, kept on the device until `take`."""
+    """Means over updates, kept on the device until `take`.
+
+    Attributes:
+        sums: name -> sum and number of updates since the last `take`; a checkpoint holds them.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self.sums: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Add the scalars and the (3, T) hits of an update; a name may be absent from some updates (r1)."""
         for name, value in losses.items():
-            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
-            self._sums[name] = (total + value, count + 1)
+            total, count = self.sums.get(name, (torch.zeros_like(value), 0))
+            self.sums[name] = (total + value, count + 1)
 
     def take(self) -> dict[str, float]:
         """Return the means since the last call, and reset.
@@ -27,9 +31,9 @@ class LossMeter:
         images.
         """
         means: dict[str, float] = {}
-        for name, (total, count) in self._sums.items():
+        for name, (total, count) in self.sums.items():
             means |= accuracies(total) if name == HITS else {name: (total / count).item()}
-        self._sums = {}
+        self.sums = {}
         return means
 
 

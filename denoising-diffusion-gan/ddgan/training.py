@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddgan.domain import PIXELS, Domain
 from ddgan.draws import Batch, PairNoise, penalty_noise
 from ddgan.ema import Ema
-from ddgan.meters import HITS
+from ddgan.meters import HITS, LossMeter
 from ddgan.objective import Objective, Phase
 from ddgan.passes import Network, Passes, local_gradients, share_gradients
 from ddgan.process import DenoisingProcess
@@ -67,6 +67,9 @@ class Trainer:
         compile_backend: backend of torch.compile for the networks; None does not compile.
         capture: recorder of `comparison.gpu.cuda_graphs` that captures both half-updates for later ones to replay; None
             runs eagerly, as do several ranks, several micro-batches, exact penalties and denoising updates.
+
+    Attributes:
+        meter: sums of the next log row, which the caller adds to; part of the state.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Trainer:
         self.denoiser_d_every = denoiser_d_every
         self.autocast_dtype = autocast_dtype
         self.device = next(generator.parameters()).device
+        self.meter = LossMeter()
         # The networks as their own updates call them: with gradients averaged over the ranks, perhaps compiled.
         self._shared_g, self._shared_d = (share_gradients(net, self.device) for net in (generator, discriminator))
         self._passes = Passes(
@@ -267,12 +271,14 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that resuming needs."""
-        return {name: part.state_dict() for name, part in self._parts()}
+        return {"meter": self.meter.sums, **{name: part.state_dict() for name, part in self._parts()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state."""
         for name, part in self._parts():
             part.load_state_dict(state[name])
+        sums = state.get("meter", {})  # runs of earlier versions lack them
+        self.meter.sums = {name: (total.to(self.device), count) for name, (total, count) in sums.items()}
 
     def _parts(self) -> Iterable[tuple[str, Any]]:
         yield "generator", self.generator

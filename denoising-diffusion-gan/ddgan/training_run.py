@@ -18,7 +18,7 @@ from ddgan.checkpoint_writer import CheckpointWriter
 from ddgan.checkpoints import load_content
 from ddgan.draws import Batch
 from ddgan.grad_accumulation import AccumulationSchedule
-from ddgan.meters import DiscriminatorWatch, LossMeter, mean_accuracies
+from ddgan.meters import DiscriminatorWatch, mean_accuracies
 from ddgan.training import Trainer
 from ddgan.training_setup import build_trainer, check_same_flags, make_objective, open_batches, open_data
 
@@ -65,7 +65,7 @@ def run_updates(
     accumulation: AccumulationSchedule,
 ) -> None:
     """Run the updates until the loop ends, and write what is due after each."""
-    meter, watch, objective, schedule = LossMeter(), DiscriminatorWatch(), make_objective(args), Schedule.of(args)
+    meter, watch, objective, schedule = trainer.meter, DiscriminatorWatch(), make_objective(args), Schedule.of(args)
     published = args.lr_decay == "published" and not args.no_lr_decay
     cosine_updates = args.num_epoch * accumulation.updates_per_epoch if published else 0
     phase = objective.phase(loop.progress)

@@ -67,10 +67,7 @@ class LossMeter:
         """
         if self._counts is None or self._grad_norm is None:
             return {}
-        totals = torch.stack([self._counts, *self._sums.values()]).cpu()
-        if get_world_size() > 1:
-            torch.distributed.all_reduce(totals)
-        counts, *sums = totals.tolist()
+        counts, *sums = self._totals(self._counts).tolist()
         means = {}
         for name, values in zip(self._sums, sums, strict=True):
             means[name] = sum(values) / sum(counts)
@@ -80,6 +77,30 @@ class LossMeter:
         means["grad_norm"] = self._grad_norm.item() / self._updates
         self.reset()
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last reset, of all processes together; every process calls it at the same step."""
+        if self._counts is None or self._grad_norm is None:
+            return {}
+        sums = dict(zip(["counts", *self._sums], self._totals(self._counts), strict=True))
+        return {"sums": sums, "grad_norm": self._grad_norm.item(), "updates": self._updates}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device, first: bool) -> None:
+        """Go on from sums of `state_dict`; `first` in one process, the others then add to its sums."""
+        self.reset()
+        if not state:
+            return
+        zeros = torch.zeros(QUARTILES, device=device)
+        sums = {name: value.to(device) if first else zeros for name, value in state["sums"].items()}
+        self._counts, self._sums = sums.pop("counts"), sums
+        self._grad_norm, self._updates = torch.tensor(state["grad_norm"], device=device), state["updates"]
+
+    def _totals(self, counts: Tensor) -> Tensor:
+        """Return counts and sums of all processes, (1 + names, 4), on the CPU."""
+        totals = torch.stack([counts, *self._sums.values()]).cpu()
+        if get_world_size() > 1:
+            torch.distributed.all_reduce(totals)
+        return totals
 
 
 class Trainer:

@@ -71,10 +71,13 @@ class ScriptLoop(TrainLoop):
             raise ValueError(f"{optimizer_file}: a checkpoint of {payload['model']}, not of {self.run.config['model']}")
         self._seconds_before = payload.get("wall_seconds") or 0.0
         self._saved_step = step if os.path.dirname(path) == self.folder else -1
+        if self._saved_step == step:  # the next log row also covers the updates before the checkpoint
+            self.trainer.meter.load_state_dict(payload.get("meter") or {}, self.trainer.device, get_rank() == 0)
 
     def counters(self) -> dict[str, Any]:
-        """Add the family and the clock."""
-        return {**super().counters(), "wall_seconds": self._loop.seconds, "model": self.run.config["model"]}
+        """Add the family, the clock and the sums of the next log row."""
+        own = {"wall_seconds": self._loop.seconds, "model": self.run.config["model"], "meter": self._sums}
+        return {**super().counters(), **own}
 
     def draws(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sample timesteps, loss weights and noise for the batch of all ranks; return this rank's rows."""
@@ -150,6 +153,7 @@ class ScriptLoop(TrainLoop):
         """Write the checkpoint; UserError where a weight is not finite."""
         if not self.trainer.is_finite():
             raise UserError(f"step {self.updates}: a weight is NaN or infinite; {ADVICE}")
+        self._sums = self.trainer.meter.state_dict()
         super().save()
         self._saved_step = self.updates
 
