@@ -80,8 +80,11 @@ case "${PRESET:-seed}" in
     DISTILL_FLAGS="--lr 3e-4 --batch_size 12 --max_steps 0 --save_interval 500 --log_interval 20"
     DCGAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
     DCGAN_PLUS_FLAGS="--preset dcgan-plus $DCGAN_FLAGS"
+    # R3GAN tiny in 36 minutes of two cores (float32 alone): 59,000 updates, Frechet distance 66.6 on CIFAR-10 as JPEG;
+    # DCGAN on a machine twice as fast 85.6. With the rate of `quick`, 2e-3, D's output is constant after 3,000 updates.
     R3GAN_FLAGS="--preset r3gan-tiny --image_size 32 --num_epochs 0 --grid_every 5 --score_every 0"
-    GAN_FLAGS=$DCGAN_FLAGS
+    R3GAN_FLAGS="$R3GAN_FLAGS --r1_gamma 0.5 --g_lr 5e-4 --d_lr 5e-4 --beta2 0.99"
+    GAN_FLAGS=$R3GAN_FLAGS
     # DDGAN as in `quick`, with mirrored images, more of the time for the denoiser and the discriminator updated beside it:
     # 102 by 4 evaluations, on a machine half as fast (float32 alone); the published recipe 231.8
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 64 --ch_mult 1 1 --num_res_blocks 1"
