@@ -61,55 +61,10 @@ def test_accumulated_penalty_equals_that_of_the_large_batch_where_it_outweighs_t
     assert gradients(large.discriminator).norm() > 100 * gradients(plain.discriminator).norm()
 
 
-def test_every_micro_batch_counts():
-    """Not the last one alone: a gradient zeroed between micro-batches would hide the others."""
-    found = []
-    for changed in (None, 0, 1, 2):
-        trainer, batches = make_trainer(), micro_batches(3)
-        if changed is not None:
-            batches[changed] = batches[changed]._replace(x_0=-batches[changed].x_0)
-        trainer.update(batches, 1)
-        found.append((gradients(trainer.discriminator), gradients(trainer.generator)))
-    for grad_d, grad_g in found[1:]:
-        assert not torch.allclose(grad_d, found[0][0], rtol=1e-3)
-        assert not torch.allclose(grad_g, found[0][1], rtol=1e-3)
-
-
-def test_gradients_are_zeroed_and_stepped_once_per_update(monkeypatch):
-    trainer, calls = make_trainer(), []
-    for name in ("optimizer_d", "optimizer_g"):
-        for method in ("zero_grad", "step"):
-            optimizer = getattr(trainer, name)
-            real = getattr(optimizer, method)
-            monkeypatch.setattr(
-                optimizer, method, lambda real=real, what=(name, method): (calls.append(what), real())[1]
-            )
-    trainer.update(micro_batches(3), 0)
-    assert calls == [(n, m) for n in ("optimizer_d", "optimizer_g") for m in ("zero_grad", "step")]
-    assert trainer.ema.updates == 1
-
-
-def test_second_update_does_not_carry_gradients_of_the_first():
-    fresh, used = make_trainer(lr_d=0.0, lr_g=0.0), make_trainer(lr_d=0.0, lr_g=0.0)
-    used.update(micro_batches(2), 0)
-    for trainer in (fresh, used):
-        trainer.update(micro_batches(2, first=2), 1)
-    for name in ("discriminator", "generator"):
-        assert torch.equal(gradients(getattr(fresh, name)), gradients(getattr(used, name)))
-
-
 def test_penalty_is_due_by_updates_and_not_by_micro_batches():
     trainer = make_trainer(lazy_reg=3)
     due = ["r1" in trainer.update(micro_batches(2, first=2 * step), step) for step in range(4)]
     assert due == [True, False, False, True]
-
-
-def test_update_from_one_micro_batch_is_the_update_of_before():
-    one, other = make_trainer(), make_trainer()
-    for step in range(2):
-        one.update(micro_batches(1, first=step), step)
-        other.update(micro_batches(1, first=step)[0].x_0, step)
-    assert torch.equal(gradients(one.generator), gradients(other.generator))
 
 
 def test_windows_cover_each_epoch_once_the_last_one_shorter():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -21,10 +20,10 @@ from comparison.rng import SampleNoise
 from comparison.sampling.interpolation import WalkNoise
 from comparison.scores import inception, statistics
 from comparison.scores.metrics import frechet
-from ddgan import fid, sample_writer
+from ddgan import fid
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample
-from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, archive, config_of, make_images, weights_by_recipe
+from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
 from PIL import Image
 
 CPU = ["--device", "cpu", "--precision", "float32", "--threads", "1"]
@@ -77,16 +76,6 @@ def test_grid_of_the_training_shows_what_the_script_draws_from_the_average(run_f
     assert (abs(drawn - grid) <= 1).mean() >= 0.999
 
 
-def test_evaluations_may_be_left_unrecorded(run_folder, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        sample_writer, "for_sampling", lambda network, device, capture: asked.append(capture) or network
-    )
-    for flags in ([], ["--no_cuda_graph"]):
-        draw(run_folder, "--num_samples", "1", *flags)
-    assert asked == [True, False]
-
-
 def test_a_benchmark_measures_one_process(run_folder):
     with pytest.raises(UserError, match="--benchmark: measures a single process"):
         draw(run_folder, "--benchmark", "--num_process_per_node", "2")
@@ -100,13 +89,6 @@ def test_pngs_equal_the_archive(run_folder, tmp_path):
         draw(run_folder, "--num_samples", "3", "--png_dir", str(tmp_path / "png"))
 
 
-def test_pngs_that_were_not_all_written_are_written_anew(run_folder, tmp_path):
-    (tmp_path / "png" / ".part").mkdir(parents=True)
-    (tmp_path / "png" / ".part" / "00009.png").write_bytes(b"half")
-    draw(run_folder, "--num_samples", "3", "--png_dir", str(tmp_path / "png"))
-    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == ["00000.png", "00001.png", "00002.png"]
-
-
 def test_contact_sheet_is_a_jpeg_beside_and_not_among_the_images(run_folder, tmp_path):
     images = draw(run_folder, "--num_samples", "9", "--contact_sheet", str(tmp_path / "new" / "sheet.jpg"))
     with Image.open(tmp_path / "new" / "sheet.jpg") as sheet:
@@ -115,27 +97,6 @@ def test_contact_sheet_is_a_jpeg_beside_and_not_among_the_images(run_folder, tmp
     among = ["--png_dir", str(tmp_path / "png"), "--contact_sheet", str(tmp_path / "png" / "sheet.jpg")]
     with pytest.raises(UserError, match=r"--contact_sheet .* must be outside of"):
         draw(run_folder, "--num_samples", "9", *among)
-
-
-def test_an_interrupted_call_is_continued_by_the_same_call(run_folder, tmp_path, monkeypatch):
-    flags = ["--num_samples", "12", "--batch_size", "4", "--out", str(tmp_path / "samples.npz")]
-    whole = draw(run_folder, *flags, "--seed", "3")
-    (tmp_path / "samples.npz").unlink()
-    draw_all, drawn = sample_writer.ImageSource.draw, []
-
-    def draw_some(self, indices):
-        drawn.append(indices)
-        if len(drawn) == 4:  # after a warm-up and two batches
-            raise KeyboardInterrupt
-        return draw_all(self, indices)
-
-    monkeypatch.setattr(sample_writer.ImageSource, "draw", draw_some)
-    with pytest.raises(KeyboardInterrupt):
-        draw(run_folder, *flags, "--seed", "3")
-    assert not (tmp_path / "samples.npz").exists()
-    np.testing.assert_array_equal(draw(run_folder, *flags, "--seed", "3"), whole)
-    assert drawn[-1] == range(8, 12)
-    assert drawn.count(range(4)) == 2  # the first call's warm-up and batch, not drawn again
 
 
 def test_repeated_flags_may_agree(run_folder):
@@ -212,18 +173,6 @@ def test_missing_truncated_and_foreign_checkpoints_are_refused(run_folder, tmp_p
         draw(tmp_path / "nowhere")
 
 
-def test_published_weights_are_sampled_directly(tmp_path):
-    arrays = archive("ddgan_generator.npz")
-    config = config_of(arrays, "small_ddpm_block")
-    torch.save(weights_by_recipe(arrays, "small_ddpm_block", "module."), tmp_path / "netG_1200.pth")
-    flags = ["--num_channels_dae", "32", "--num_res_blocks", "1", "--resblock_type", "ddpm", "--resamp_with_conv"]
-    flags += ["--progressive_input", "none", "--num_samples", "2"]
-    assert config["progressive_input"] == "none"
-    assert draw(tmp_path, "--epoch_id", "1200", *flags).shape == (2, 32, 32, 3)
-    with pytest.raises(UserError, match="do not fit the given flags"):
-        draw(tmp_path, "--epoch_id", "1200", *flags, "--nz", "7")
-
-
 def test_without_inception_weights_fid_says_which_file_goes_where(run_folder, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(inception, "WEIGHTS_URL", "file:///no/such/file")
@@ -272,15 +221,6 @@ def write_reference(kind: str, folder: Path, images: torch.Tensor) -> Path:
     return folder / kind
 
 
-def write_cifar_batches(folder: Path, images: torch.Tensor) -> None:
-    """Write (N, 3, 32, 32) uint8 images as the Python batches of CIFAR-10."""
-    folder.mkdir()
-    names = [f"data_batch_{i}" for i in range(1, 6)]
-    for name, part in zip(names, images.tensor_split(5), strict=True):
-        batch = {b"data": part.flatten(1).numpy(), b"labels": [0] * len(part)}
-        (folder / name).write_bytes(pickle.dumps(batch))
-
-
 def test_weights_are_exported_under_the_names_of_nvlabs_and_sample_the_same(run_folder, tmp_path):
     out = tmp_path / "netG_2.pth"
     assert sampling.main(sampling.parse_args(["--exp", f"{run_folder}/", "--export_nvlabs", str(out)])) == 0
@@ -326,15 +266,6 @@ def test_fid_is_that_of_the_samples_and_the_real_images_or_statistics(
     assert said.index("sampling time") < said.index(f"FID {facts['fid']:.3f} (8 images")
 
 
-def test_fid_takes_the_batches_of_cifar10_reduced_to_the_samples_size(run_folder, pixels_for_inception, tmp_path):
-    real = shapes.dataset(200, 16, limit=30)[0]
-    doubled = real.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    write_cifar_batches(tmp_path / "cifar-10-batches-py", doubled)
-    draw(run_folder, "--num_samples", "8", *pixels_for_inception, "--real_img_dir", f"{tmp_path}/cifar-10-batches-py/")
-    found = json.loads((run_folder / "sampling.json").read_text())["fid"]
-    assert found == pytest.approx(distance_to(run_folder, real), rel=1e-6)
-
-
 def test_fid_is_against_the_training_data_unless_told(run_folder, pixels_for_inception):
     draw(run_folder, "--num_samples", "8", *pixels_for_inception)
     facts = json.loads((run_folder / "sampling.json").read_text())
@@ -343,41 +274,9 @@ def test_fid_is_against_the_training_data_unless_told(run_folder, pixels_for_inc
     assert facts["fid"] == pytest.approx(distance_to(run_folder, real), rel=1e-6)
 
 
-def test_fid_to_a_set_larger_than_memory_is_the_same(run_folder, pixels_for_inception, monkeypatch):
-    monkeypatch.setattr(fid, "PART", 6)
-    found = []
-    for gibibytes in ("8", "0"):
-        monkeypatch.setenv("DATA_MEMORY", gibibytes)
-        draw(run_folder, "--num_samples", "8", *pixels_for_inception)
-        found.append(json.loads((run_folder / "sampling.json").read_text())["fid"])
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
-
-
 def test_one_image_has_no_fid(run_folder):
     with pytest.raises(UserError, match="--num_samples 1: FID needs at least 2 images"):
         draw(run_folder, "--num_samples", "1", "--compute_fid")
-
-
-def test_statistics_files_are_read_without_running_code(tmp_path):
-    mu, sigma = np.arange(2048.0), np.eye(2048)
-    np.savez(tmp_path / "a.npz", mu=mu, sigma=sigma)
-    np.save(tmp_path / "b.npy", {"mu": mu, "sigma": sigma}, allow_pickle=True)
-    for name in ("a.npz", "b.npy"):
-        sampling.check_reference(str(tmp_path / name))
-        saved = statistics.read_statistics(tmp_path / name)
-        np.testing.assert_array_equal(saved.mu, mu)
-        np.testing.assert_array_equal(saved.sigma, sigma)
-
-    class Harmful:
-        def __reduce__(self):
-            return (print, ("ran",))
-
-    np.save(tmp_path / "c.npy", np.array(Harmful(), dtype=object), allow_pickle=True)
-    np.savez(tmp_path / "d.npz", mu=mu, sigma=np.eye(2))
-    (tmp_path / "e.npy").write_bytes(pickle.dumps({"mu": mu}))
-    for name in ("c.npy", "d.npz", "e.npy", "missing.npy"):
-        with pytest.raises(UserError, match="--real_img_dir"):
-            sampling.check_reference(str(tmp_path / name))
 
 
 def test_benchmark_writes_timing_instead_of_samples(run_folder, tmp_path):

@@ -117,7 +117,8 @@ def test_run_killed_and_interrupted_equals_unbroken_run(pictures, tmp_path, unbr
     assert 0 < killed_at < 12
     assert train(pictures, folder, "--num_epoch", "6", "--save_ckpt_every", "2") == 0
     assert_same_state(folder, unbroken)
-    assert len(read_progress(folder / "progress.csv")) == 6
+    resumed, other = (read_progress(run / "progress.csv") for run in (folder, unbroken))
+    assert [row | {"wall_seconds": 0} for row in resumed] == [row | {"wall_seconds": 0} for row in other]
 
 
 @pytest.mark.slow
@@ -236,24 +237,6 @@ def test_diverged_training_is_named_and_leaves_the_earlier_state(pictures, tmp_p
     with pytest.raises(UserError, match=r"step 4: .* the training has diverged; .*lower --lr_g and --lr_d"):
         train(pictures, folder, "--max_steps", "6")
     assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
-
-
-def test_changed_images_are_refused(tmp_path):
-    data = make_images(tmp_path / "data")
-    assert train(data, tmp_path / "run", "--max_steps", "1") == 0
-    make_images(data, count=12)
-    for path in sorted(data.iterdir())[12:]:
-        path.unlink()
-    with pytest.raises(UserError, match="--dataset: the images have changed"):
-        train(data, tmp_path / "run", "--max_steps", "2")
-
-
-def test_corrupt_image_is_named_before_anything_is_written(tmp_path):
-    data = make_images(tmp_path / "data")
-    (data / "005.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"005\.png"):
-        train(data, tmp_path / "run", "--max_steps", "1")
-    assert not (tmp_path / "run").exists()
 
 
 def test_documented_names_of_resuming_are_kept(pictures, tmp_path, unbroken):

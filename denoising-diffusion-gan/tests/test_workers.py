@@ -3,10 +3,6 @@
 import argparse
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -164,23 +160,6 @@ def test_first_process_writes_the_files_of_one(unbroken):
 def test_other_number_of_processes_is_another_run(pictures, unbroken):
     with pytest.raises(UserError, match="processes 2 there, 1 here"):
         train_ddgan.main(train_ddgan.parse_args(flags(pictures, unbroken)))
-
-
-@pytest.mark.slow
-def test_ctrl_c_stops_all_at_one_update_and_the_same_command_continues(pictures, tmp_path, unbroken):
-    folder = tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), *flags(pictures, folder, "--num_process_per_node", "2")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    while not (folder / "progress.csv").is_file():
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert load_torch(folder / "content.pth")["step"] < 6
-    assert "interrupted after step" in output
-    assert train_ddgan.main(train_ddgan.parse_args(flags(pictures, folder, "--num_process_per_node", "2"))) == 0
-    assert_same_networks(folder, unbroken)
 
 
 def test_two_processes_draw_the_images_and_classes_of_one(tmp_path):

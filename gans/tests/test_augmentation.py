@@ -6,7 +6,6 @@ from gan.augmentation import DiffAugment, change_colors, cut_out, translate
 from gan.build import build_gan
 
 ALL = "color,translation,cutout"
-HALF = torch.full((2,), 0.5)
 
 
 def pictures(n=4, size=16, channels=3, seed=0):
@@ -15,27 +14,6 @@ def pictures(n=4, size=16, channels=3, seed=0):
 
 def make(policy=ALL, seed=0, batch_size=8, rows=None):
     return DiffAugment(policy, seed, batch_size, rows or slice(0, batch_size))
-
-
-def test_middle_of_every_colour_range_changes_nothing():
-    x = pictures(2)
-    assert torch.allclose(change_colors(x, HALF, HALF, HALF), x, atol=1e-6)
-
-
-def test_brightness_moves_the_mean_by_what_was_drawn_and_nothing_else():
-    x = pictures(2)
-    bright = change_colors(x, torch.tensor([0.0, 0.9]), HALF, HALF)
-    moved = (bright - x).flatten(1)
-    assert moved.mean(1).tolist() == pytest.approx([-0.5, 0.4], abs=1e-5)
-    assert moved.std(1).max() < 1e-5
-
-
-def test_saturation_and_contrast_keep_the_mean_brightness():
-    x = pictures(2)
-    changed = change_colors(x, HALF, torch.tensor([0.0, 0.9]), torch.tensor([0.8, 0.1]))
-    assert torch.allclose(changed.mean((1, 2, 3)), x.mean((1, 2, 3)), atol=1e-5)
-    grey = changed[0]
-    assert torch.allclose(grey, grey.mean(0, keepdim=True).expand_as(grey), atol=1e-5)
 
 
 def test_colours_are_those_of_the_three_steps_one_by_one():

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import sample_gan
-import torch
 from comparison.checkpoints import save_checkpoint
 from gan.build import build_gan
 from PIL import Image
@@ -77,19 +76,3 @@ def test_benchmark_draws_nothing_for_a_folder_of_pngs(checkpoint, tmp_path, caps
     with pytest.raises(SystemExit):
         sample(checkpoint, "--benchmark", "--out_dir", tmp_path / "png")
     assert "--out_dir" in capsys.readouterr().err
-
-
-def test_arithmetic_of_the_generator_is_that_of_its_convolutions(checkpoint):
-    from comparison.sampling.timing import count_flop
-    from gan.sampling import load_generator
-
-    generator, _, facts = load_generator(checkpoint)
-    assert facts["step"] == 7
-    layers = [layer for layer in generator.modules() if isinstance(layer, torch.nn.ConvTranspose2d)]
-    sizes = []
-    hooks = [layer.register_forward_hook(lambda layer, x, y: sizes.append(x[0].shape[-1] ** 2)) for layer in layers]
-    generator(torch.zeros(1, 8))
-    for hook in hooks:
-        hook.remove()
-    expected = sum(2 * layer.weight.numel() * size for layer, size in zip(layers, sizes, strict=True))
-    assert count_flop(lambda: generator(torch.zeros(1, 8))) == expected

@@ -47,18 +47,6 @@ def test_losses_after_five_steps_are_the_golden_ones():
     assert {name: row[name].item() for name in golden} == pytest.approx(golden, rel=1e-4)
 
 
-def test_restored_gan_goes_on_bit_for_bit():
-    unbroken, first = make_gan(ema_decay=0.9), make_gan(ema_decay=0.9)
-    helpers_gans.play(unbroken, 0, 4)
-    helpers_gans.play(first, 0, 2)
-    second = make_gan(seed=1, ema_decay=0.9)
-    second.load_state_dict(first.state_dict())
-    helpers_gans.play(second, 2, 4)
-    for ours, theirs in ((unbroken.generator, second.generator), (unbroken.ema.network, second.ema.network)):
-        for name, value in ours.state_dict().items():
-            assert torch.equal(value, theirs.state_dict()[name]), name
-
-
 def test_each_player_moves_only_in_its_own_update():
     gan = make_gan()
     gan.optimizer_g.param_groups[0]["lr"] = 0.0
@@ -68,13 +56,6 @@ def test_each_player_moves_only_in_its_own_update():
     assert all(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(scores, gan.discriminator.parameters(), strict=True))
     assert all(p.requires_grad for p in gan.discriminator.parameters())
-
-
-def test_bfloat16_stays_close_to_float32():
-    exact = helpers_gans.play(make_gan(), 0, 3)[-1]
-    rounded = helpers_gans.play(make_gan(dtype=torch.bfloat16), 0, 3)[-1]
-    assert rounded["loss_d"].item() == pytest.approx(exact["loss_d"].item(), rel=0.05)
-    assert rounded["loss_d"].dtype == torch.float32
 
 
 def test_grey_is_the_luma_of_the_colours():

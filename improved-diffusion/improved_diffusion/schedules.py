@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-NOISE_SCHEDULES = ("linear", "cosine")
-
 
 def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> np.ndarray:
     """Compute the noise variances beta_t of a named schedule.

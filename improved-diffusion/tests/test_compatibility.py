@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusion_testing import fake_cuda, run_script, script_env, tiny_flags, words
+from diffusion_testing import run_script, script_env, tiny_flags, words
 from improved_diffusion import logger, train_util
 from improved_diffusion.resample import LossSecondMomentResampler
 from improved_diffusion.script_util import create_model_and_diffusion
@@ -316,19 +316,6 @@ def test_checkpoints_go_to_the_cloud_folder_and_come_back(loop, tmp_path, monkey
     )
     assert train_util.find_ema_checkpoint("gs://bucket/run/model000001.pt", 1, 0.99) is None
     assert loop(max_steps=2).resume_step == 1
-
-
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-@pytest.mark.parametrize("use_fp16", [False, True])
-@pytest.mark.parametrize("sampler", [None, LossSecondMomentResampler])
-def test_step_between_log_rows_never_waits_for_the_device(sampler, use_fp16, loop):
-    with fake_cuda() as waits:
-        stepping = loop(sampler=sampler, log_interval=100, device="cuda", use_fp16=use_fp16)
-        assert stepping.trainer.device.type == "cuda"
-        for _ in range(2):
-            waits.clear()
-            stepping.run_step(*next(stepping.data))
-    assert waits == []
 
 
 def test_loss_that_is_not_finite_ends_training(loop):

@@ -39,37 +39,6 @@ def test_reading_a_value_is_noticed(read):
         read(torch.zeros(3, device="cuda"))
 
 
-@pytest.mark.parametrize(
-    ("copy", "name"),
-    [
-        (lambda x: x.cpu(), "_to_copy from the device"),
-        (lambda x: x.to("cpu"), "_to_copy from the device"),
-        (lambda x: x.detach().cpu().double(), "_to_copy from the device"),
-        (lambda x: torch.zeros(3).copy_(x), "copy_ from the device"),
-        (lambda x: torch.zeros(3).to(x.device), "_to_copy to the device"),
-        (lambda x: x.copy_(torch.zeros(3)), "copy_ to the device"),
-        (lambda x: x[torch.tensor([0, 1])], "index to the device"),
-    ],
-)
-def test_waiting_for_a_copy_is_noticed(copy, name):
-    with fake_cuda() as waits:
-        copy(torch.zeros(3, device="cuda"))
-    assert waits == [name]
-
-
-def test_mixing_devices_is_noticed():
-    with fake_cuda(), pytest.raises(RuntimeError, match=r"cuda:0.* cpu"):
-        torch.zeros(3, device="cuda") + torch.zeros(3)
-
-
-def test_what_is_queued_is_no_waiting():
-    with fake_cuda() as waits:
-        x = torch.zeros(3).to("cuda", non_blocking=True)
-        x.copy_(torch.zeros(3), non_blocking=True)
-        torch.where(x > 0, 2 * x, x[x.argsort()]).add_(torch.tensor(1.0))
-    assert waits == []
-
-
 @pytest.mark.parametrize("use_checkpoint", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_update_never_waits_for_the_device(dtype, use_checkpoint):

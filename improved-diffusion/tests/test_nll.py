@@ -84,17 +84,6 @@ def results(folder):
     return json.loads((folder / "nll.json").read_text()), [np.load(folder / f"{n}_terms.npz")["arr_0"] for n in ARRAYS]
 
 
-def test_result_does_not_depend_on_the_batch_size(run_dir, tmp_path):
-    found = []
-    for batch_size in (1, 3, 7):
-        assert nll(run_dir, "--out_dir", tmp_path / str(batch_size), "--batch_size", batch_size) == 0
-        found.append(results(tmp_path / str(batch_size)))
-    for facts, arrays in found[1:]:
-        assert facts["bits_per_dim"] == pytest.approx(found[0][0]["bits_per_dim"], rel=1e-5)
-        assert facts["standard_error"] == pytest.approx(found[0][0]["standard_error"], rel=1e-3)
-        np.testing.assert_allclose(arrays, found[0][1], rtol=1e-3, atol=1e-6)
-
-
 def test_files_hold_the_terms_from_the_noisiest_to_the_decoder(run_dir, capsys):
     assert nll(run_dir, "--batch_size 4") == 0
     facts, (vb, mse, xstart_mse) = results(run_dir)

@@ -14,7 +14,6 @@ from improved_diffusion.schedules import get_named_beta_schedule
 from improved_diffusion.script_util import (
     create_gaussian_diffusion,
     create_model_and_diffusion,
-    model_and_diffusion_defaults,
     sr_create_model_and_diffusion,
     sr_model_and_diffusion_defaults,
 )
@@ -43,21 +42,6 @@ def pair(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 4, 4, generator=generator, dtype=dtype) * 2 - 1
     return x, torch.randn(2, 3, 4, 4, generator=generator, dtype=dtype)
-
-
-@pytest.mark.parametrize("schedule", STEPS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-def test_prediction_and_image_determine_each_other_in_float64(prediction, schedule, place):
-    d = process(prediction, schedule)
-    t = int(place * (d.num_timesteps - 1))
-    x, noise = pair()
-    a = d.alphas_cumprod[t]
-    x_t = np.sqrt(a) * x + np.sqrt(1 - a) * noise
-    found = d._pred_xstart(truth(d, x, noise, t), x_t, t, False, None)
-    # rounding of the noise is magnified sigma-fold where the network predicts the noise, and only there
-    tolerance = 1e-13 * (max(1.0, np.sqrt((1 - a) / a)) if prediction == "epsilon" else 1.0)
-    torch.testing.assert_close(found, x, atol=10 * tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("t", [0, 300, 999])
@@ -103,14 +87,6 @@ def test_weighted_loss_of_the_same_image_is_the_same_whatever_the_network_predic
     for found in losses.values():
         torch.testing.assert_close(found["loss"], losses["x_start"]["loss"], rtol=1e-3, atol=0)
     assert not torch.allclose(losses["x_start"]["mse"], losses["x_start"]["loss"])  # mse is reported unweighted
-
-
-def test_uniform_weights_leave_the_loss_alone():
-    d = process("velocity")
-    assert d.loss_weights is None
-    x, noise = pair(torch.float32)
-    found = d.training_losses(lambda x, t: torch.zeros_like(x), x, torch.tensor([5, 3000]), noise=noise)
-    assert torch.equal(found["loss"], found["mse"])
 
 
 @pytest.mark.parametrize("schedule", STEPS)
@@ -236,16 +212,6 @@ def test_enlarging_network_takes_patches():
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     losses = diffusion.training_losses(model, x, torch.tensor([3, 500]), {"low_res": torch.zeros(2, 3, 8, 8)})
     assert losses["loss"].isfinite().all()
-
-
-def test_float32_network_gives_the_same_in_both_memory_formats():
-    model, _ = create_model_and_diffusion(**{**model_and_diffusion_defaults(), "image_size": 32, "num_channels": 32})
-    fill_from_names(model)
-    x, t = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 400])
-    with torch.no_grad():
-        expected = model(x, t)
-        found = model.to(memory_format=torch.channels_last)(x, t)
-    torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])

@@ -159,30 +159,6 @@ def test_training_goes_on_with_another_number_of_processes(runs, images, tmp_pat
     assert resumed[2]["images_seen"] == 144
 
 
-@pytest.mark.slow
-def test_two_processes_draw_the_images_of_one(runs, tmp_path):
-    model = runs / "unbroken" / "ema_0.9999_000012.pt"
-    flags = ["--model_path", model, "--num_samples 9 --batch_size 2 --device cpu --precision float32 --threads 1"]
-    assert call_script(SAMPLE, *flags, "--out_dir", tmp_path / "one") == 0
-    done = finish([*torchrun(), *script_command(SAMPLE, *flags, "--out_dir", tmp_path / "two")[1:]])
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (np.load(tmp_path / name / "samples_9x16x16x3.npz") for name in ("one", "two"))
-    assert np.mean(np.abs(one["arr_0"].astype(int) - two["arr_0"]) <= 1) >= 0.999
-    assert np.array_equal(one["arr_1"], two["arr_1"])
-
-
-def test_mistakes_are_told_once(images, tmp_path):
-    run = [TINY, "--data_dir", images, "--run_dir", tmp_path / "run"]
-    done = finish([*mpiexec(), *script_command(TRAIN, *run, "--batch_size", 13)])
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "--batch_size 13: shared by all ranks, so it must be a multiple of 2" in done.stderr
-    (tmp_path / "model000003.pt").write_bytes(b"damaged")
-    done = finish([*mpiexec(), *script_command(TRAIN, *run, "--resume_checkpoint", tmp_path / "model000003.pt")])
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "model000003.pt: not a checkpoint of plain types" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_rank_that_fails_ends_the_job_with_its_error(tmp_path):
     done = finish([*mpiexec(), *PROGRAM, "fail", str(tmp_path)])
     assert done.returncode != 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from diffusion_testing import call_script, fill_from_names, run_script, tiny_flags
+from diffusion_testing import call_script, fill_from_names, tiny_flags
 from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image
 
@@ -58,17 +58,6 @@ def test_benchmark_writes_timing_instead_of_samples(run_dir):
     assert timing["gflop_per_image"] == pytest.approx(3 * timing["gflop_per_evaluation"], rel=1e-4)
 
 
-def test_evaluations_may_be_left_uncaptured(run_dir, tmp_path, monkeypatch):
-    import model_loading
-
-    asked = []
-    monkeypatch.setattr(model_loading, "for_sampling", lambda network, device, record: asked.append(record) or network)
-    for name in ("True", "False"):
-        flags = f"--timestep_respacing 1 --num_samples 1 --cuda_graph {name}"
-        assert sample(run_dir, flags, "--out_dir", tmp_path / name) == 0
-    assert asked == [True, False]
-
-
 def test_samples_of_another_setting_lie_in_a_folder_of_their_own(run_dir, capsys):
     out = run_dir / "settings" / "ddim2"
     flags = "--use_ddim True --timestep_respacing ddim2 --num_samples 8 --interpolation"
@@ -105,14 +94,6 @@ def test_training_of_a_foreign_file_is_unknown(run_dir):
     assert call_script(SAMPLE, CPU, "--timestep_respacing 1 --num_samples 1 --model_path", foreign) == 0
     facts = json.loads((run_dir / "sampling.json").read_text())
     assert facts["trained"] == {"step": None, "images_seen": None, "wall_seconds": None}
-
-
-def test_benchmark_and_interpolation_exclude_each_other_before_torch_is_imported(tmp_path):
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
-    flags = "--benchmark --interpolation --model_path x.pt"
-    done = run_script(SAMPLE, flags, PYTHONPATH=str(tmp_path))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "not allowed with argument --benchmark" in done.stderr
 
 
 def drawn(run_dir, *flags, out="out"):

@@ -10,7 +10,6 @@ import torch
 from comparison.cli import UserError
 from diffusion_testing import FOLDER, call_script, fill_from_names
 from improved_diffusion.flags import check_flags
-from improved_diffusion.gaussian_diffusion import GaussianDiffusion
 from improved_diffusion.script_util import (
     NUM_CLASSES,
     add_dict_to_argparser,
@@ -63,12 +62,6 @@ def test_published_networks_have_their_parameters(name):
         assert model.label_emb.weight.shape[0] == NUM_CLASSES
 
 
-def test_super_resolution_flags_are_the_published_ones():
-    flags = sr_model_and_diffusion_defaults()
-    assert (flags["large_size"], flags["small_size"]) == (256, 64)
-    assert not {"image_size", "sigma_small"} & set(flags)
-
-
 @pytest.mark.parametrize("small", [1, 2, 4, 8])
 def test_every_divisor_is_a_small_size_and_changes_the_prediction(small):
     model, _ = sr_create_model_and_diffusion(**tiny_sr_flags(small_size=small))
@@ -78,13 +71,6 @@ def test_every_divisor_is_a_small_size_and_changes_the_prediction(small):
         first, second = (model(x, t, low_res=torch.full((1, 3, small, small), v)) for v in (-0.5, 0.5))
     assert first.shape == x.shape
     assert (first - second).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(("name", "value"), [("small_size", 16), ("small_size", 3), ("large_size", 48)])
-def test_impossible_sizes_are_refused_by_name(name, value):
-    for judge in (check_flags, lambda flags: sr_create_model_and_diffusion(**flags)):
-        with pytest.raises(ValueError, match=name):
-            judge(tiny_sr_flags(**{name: value}))
 
 
 def test_feature_vectors_are_the_activations_of_every_block():
@@ -187,26 +173,6 @@ def test_enlarged_images_keep_the_order_and_labels_of_the_base_whatever_the_batc
     assert np.array_equal(high, drawn[0][1])
 
 
-def test_enlarging_goes_on_where_it_was_cut_short(trained, base, tmp_path, monkeypatch):
-    assert sample(trained, base, tmp_path / "whole", "--batch_size 4") == 0
-    steps, calls = GaussianDiffusion.ddim_sample_loop_progressive, []
-
-    def cut(diffusion, network, shape, **kwargs):
-        calls.append(shape[0])
-        if len(calls) == 3:  # after a warm-up and the first batch
-            raise KeyboardInterrupt
-        return steps(diffusion, network, shape, **kwargs)
-
-    monkeypatch.setattr(GaussianDiffusion, "ddim_sample_loop_progressive", cut)
-    with pytest.raises(KeyboardInterrupt):
-        sample(trained, base, tmp_path / "cut", "--batch_size 4")
-    assert sample(trained, base, tmp_path / "cut", "--batch_size 4") == 0
-    assert calls[-2:] == [4, 2]  # the batches that were missing
-    assert len(calls) == 6
-    whole, mended = (np.load(tmp_path / name / "samples_10x16x16x3.npz")["arr_0"] for name in ("whole", "cut"))
-    assert np.array_equal(whole, mended)
-
-
 def test_guidance_needs_labels_withheld_in_training_and_counts_twice(trained, base, tmp_path):
     with pytest.raises(UserError, match="--guidance_scale 2: the model was trained with --class_dropout 0"):
         sample(trained, base, tmp_path / "out", "--guidance_scale 2")
@@ -256,24 +222,6 @@ def test_base_images_that_do_not_fit_are_refused(trained, base, tmp_path):
         with pytest.raises(UserError, match=sentence):
             sample(trained, source, out, flags)
     assert not out.exists()
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_recomputed_activations_see_the_masks_and_the_precision_of_the_first_pass(dtype):
-    gradients = []
-    for use_checkpoint in (False, True):
-        model, _ = sr_create_model_and_diffusion(**tiny_sr_flags(dropout=0.5, use_checkpoint=use_checkpoint))
-        fill_from_names(model).train()
-        x, low_res = torch.zeros(4, 3, 16, 16), torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
-        torch.manual_seed(0)
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss = model(x, torch.arange(4), low_res).square().mean()
-        torch.manual_seed(1)  # what the backward pass must not see
-        loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    stored, recomputed = gradients
-    assert stored.norm() > 1e-3
-    torch.testing.assert_close(recomputed, stored, atol=1e-6, rtol=1e-4)
 
 
 def test_published_class_conditional_file_is_rebuilt_with_its_classes(tmp_path):

@@ -8,7 +8,7 @@ A new model is a folder with two scripts and one row here. Its training script t
 """
 
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from comparison import cli
@@ -80,13 +80,6 @@ GANS = {  # preset of cifar_gan.py -> its label, and its variable of flags.sh
     "r3gan-tiny": ("R3GAN tiny", "R3GAN_FLAGS"),
     "r3gan": ("R3GAN", ""),
 }
-SUPER_RESOLUTION = replace(  # enlarges samples of another network; part of a study, not of the comparison
-    MODELS[DDPM],
-    name="improved-diffusion-sr",
-    label="super-resolution",
-    train="improved-diffusion/scripts/super_res_train.py",
-    sample="improved-diffusion/scripts/super_res_sample.py",
-)
 
 
 def label_of(name: str, preset: str | None = None) -> str:

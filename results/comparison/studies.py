@@ -14,7 +14,7 @@ from typing import Any
 from comparison import cli, contract, formatting, jobs
 from comparison.cli import UserError
 from comparison.data.sources import DATA_HELP, check_source, is_name, source_name
-from comparison.models import SUPER_RESOLUTION, Model, label_of, preset_flags, value_of
+from comparison.models import Model, label_of, preset_flags, value_of
 from comparison.report import study_page
 from comparison.report.study_page import Page, Pictures
 from comparison.runs import read_config
@@ -148,7 +148,7 @@ class Study:
         fresh = self.args.fresh and folder not in self._started
         self._started.add(folder)
         budget = ["--max_seconds", f"{self.args.seconds:g}"] if "seconds" in self.args else []
-        flags = [*self._flags(model, model.train_flags), *model.fixed, *model.quiet, *self._common(seed), *budget]
+        flags = [*self._flags(model.train_flags), *model.fixed, *model.quiet, *self._common(seed), *budget]
         flags += [*extra, *self._device]
         config = jobs.train(model, folder, data or self.data, flags, fresh=fresh, console=folder / "console.txt")
         seconds, limit = config["finished"]["wall_seconds"], float(dict(pairwise(flags)).get("--max_seconds", 0))
@@ -161,7 +161,7 @@ class Study:
     ) -> dict[str, Any]:
         """Sample a run's newest checkpoint into a folder, by flags after those of the preset; see `jobs.sample`."""
         count = ["--num_samples", str(self.args.num_samples)] if "num_samples" in self.args else []
-        flags = [*self._flags(model, model.sample_flags), *self._common(seed), *count, *extra, *self._device]
+        flags = [*self._flags(model.sample_flags), *self._common(seed), *count, *extra, *self._device]
         return jobs.sample(model, run, folder, flags, benchmark=benchmark, console=folder / "console.txt")
 
     def train_and_sample(
@@ -179,17 +179,13 @@ class Study:
     def _common(self, seed: int) -> list[str]:
         return ["--seed", str(seed), "--precision", self.args.precision]
 
-    def _flags(self, model: Model, names: Sequence[str]) -> list[str]:
-        """Return the words of variables of flags.sh; for super-resolution without --image_size."""
-        words = [word for name in names for word in self.preset[name]]
-        if model is SUPER_RESOLUTION and "--image_size" in words:
-            start = words.index("--image_size")
-            del words[start : start + 2]
-        return words
+    def _flags(self, names: Sequence[str]) -> list[str]:
+        """Return the words of variables of flags.sh."""
+        return [word for name in names for word in self.preset[name]]
 
-    def score(self, cells: Sequence[Cell], image_size: int, data: str | None = None, part: str = "") -> dict[str, Any]:
-        """Score the samples in the cells' `folder` into their `metrics`; return the controls' file of this `part`."""
-        anchors = self.runs / "studies" / self.tag / f"anchors{part and '-'}{part}.json"
+    def score(self, cells: Sequence[Cell], image_size: int, data: str | None = None) -> dict[str, Any]:
+        """Score the samples in the cells' `folder` into their `metrics`; return the controls' file."""
+        anchors = self.runs / "studies" / self.tag / "anchors.json"
         flags = ["--image_size", str(image_size), "--num_images", str(self.args.num_samples), *self._device]
         folders = [cell["folder"] for cell in cells]
         controls = jobs.evaluate(folders, data or self.data, anchors, flags, console=anchors.parent / "console.txt")

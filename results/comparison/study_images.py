@@ -1,4 +1,4 @@
-"""The steps of the studies that compute on images: subsets, enlarged samples, copies, ratios of distances."""
+"""The steps of the studies that compute on images: subsets, rows of samples, copies."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comparison.data.images import load_images, load_npz, resize, save_npz
+from comparison.data.images import load_images, load_npz, save_npz
 from comparison.png import save_grid
 from comparison.scores.evaluation import find_samples
 from comparison.scores.features import embed
@@ -25,16 +25,6 @@ def write_subset(study: Study, name: str, count: int, image_size: int) -> str:
     return str(path)
 
 
-def enlarge(folder: Path, size: int) -> Path:
-    """Write the samples of a folder at another size, bicubic, into its neighbour `enlarged`, which is returned."""
-    target = folder.with_name("enlarged")
-    target.mkdir(parents=True, exist_ok=True)
-    images = resize(load_npz(find_samples(folder))[0], size)
-    save_npz(target / "samples.npz", images.permute(0, 2, 3, 1).numpy())
-    save_grid(images[:64], target / "samples.png")
-    return target
-
-
 def draw_samples(folders: Sequence[Path], count: int, path: Path) -> None:
     """Write a picture with a row of the first `count` samples of each folder."""
     images = torch.cat([load_npz(find_samples(folder))[0][:count] for folder in folders])
@@ -42,11 +32,7 @@ def draw_samples(folders: Sequence[Path], count: int, path: Path) -> None:
 
 
 def add_copies(
-    study: Study,
-    cells: Sequence[Cell],
-    image_size: int,
-    images_of: Callable[[int, Reference], tuple[Tensor, Tensor]],
-    key: str = "percent",
+    study: Study, cells: Sequence[Cell], image_size: int, images_of: Callable[[int], tuple[Tensor, Tensor]]
 ) -> None:
     """Compare cells with the images that each training saw: metrics `memorised` and `nearest_ratio`.
 
@@ -54,10 +40,10 @@ def add_copies(
 
     Args:
         study: study of the cells.
-        cells: scored cells with the `key` of their images.
+        cells: scored cells with the `count` of their images.
         image_size: pixels.
-        images_of: (value of `key`, reference) -> images that a training saw, and real images for the floor, which are
-            skipped where the training saw them; both (N, 3, S, S) uint8.
+        images_of: `count` -> images that a training saw, and real images for the floor, which are skipped where the
+            training saw them; both (N, 3, S, S) uint8.
     """
     reference = Reference.load(study.data, image_size, study.args.num_samples, 0, "auto")
 
@@ -70,11 +56,11 @@ def add_copies(
 
     done: dict[int, tuple[Tensor, dict[str, Any]]] = {}
     for cell in cells:
-        if cell[key] not in done:
-            seen, real = map(features, images_of(cell[key], reference))
+        if cell["count"] not in done:
+            seen, real = map(features, images_of(cell["count"]))
             nearest = squared_distances(real, seen).min(1).indices
             same = nearest[(real - seen[nearest]).norm(dim=1) < 1e-4].unique()
-            done[cell[key]] = seen, compare(real, seen, same)
-        seen, cell["held_out"] = done[cell[key]]
+            done[cell["count"]] = seen, compare(real, seen, same)
+        seen, cell["held_out"] = done[cell["count"]]
         x = features(load_npz(find_samples(cell["folder"]))[0])
         cell["metrics"] |= compare(x, seen)

@@ -70,11 +70,11 @@ def main(args: argparse.Namespace) -> None:
         study.run(jobs, lambda name, seed: run_cell(study, name, seed)), 32, subsets=True
     )
 
-    def images_of(count: int, _: Any) -> Any:
+    def images_of(count: int) -> Any:
         data, unseen = load_data(study.data, 32, count, HELD_OUT)
         return data.images, unseen
 
-    study_images.add_copies(study, content["cells"], 32, images_of, key="count")
+    study_images.add_copies(study, content["cells"], 32, images_of)
     return study.write({**content, "floor": anchors["floor"]}, page, draw_pictures)
 
 

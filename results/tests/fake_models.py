@@ -8,7 +8,7 @@ import numpy as np
 from comparison import models
 from comparison.files import write_json
 
-TABLE = (*models.MODELS.values(), models.SUPER_RESOLUTION)
+TABLE = tuple(models.MODELS.values())
 
 
 class FakeModels:
@@ -52,7 +52,7 @@ class FakeModels:
         if there.is_file() and not fresh and json.loads(there.read_text())["finished"]["wall_seconds"] >= seconds:
             return False
         teacher = Path(value["--model_path"]).parent / "config.json" if "--model_path" in value else None
-        source, size = value["--data"], int(value.get("--large_size") or value.get("--image_size", 32))
+        source, size = value["--data"], int(value.get("--image_size", 32))
         images = int(value.get("--max_images", 900))
         done = {"reason": f"max_seconds {seconds:g}", "steps": 9, "images_seen": images, "wall_seconds": seconds}
         kept = ("seed", "num_timesteps", "batch_size", "ngf")

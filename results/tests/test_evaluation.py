@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -208,12 +207,6 @@ def test_embedding_needs_no_more_than_a_batch_in_memory_and_keeps_the_order(tmp_
     assert torch.allclose(whole.moments.second, parts.moments.second, rtol=1e-4, atol=1e-3)
 
 
-LAUNCHERS = {
-    "mpiexec": ["mpiexec", "-n", "2", sys.executable],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
-}
-
-
 def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, monkeypatch):
     calls = []
 
@@ -256,24 +249,6 @@ def test_other_weights_are_refused_before_anything_is_scored(place, evaluate):
     assert done.returncode == 2
     assert "not the standard Inception weights" in done.stderr
     assert not (run_folder(place) / "metrics.json").exists()
-
-
-@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "mpiexec"])
-def test_several_processes_give_the_same_numbers(place, launcher):
-    args = ("runs/model/first", *map(str, STANDARD), "--features", "cifar", "--threads", "1", "--json")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    if launcher == "mpiexec" and not shutil.which("mpiexec", path=environment["PATH"]):
-        pytest.skip("no mpiexec")
-    for command, out in ((LAUNCHERS[launcher], "many.json"), ([sys.executable], "one.json")):
-        (run_folder(place) / "metrics.json").unlink(missing_ok=True)
-        done = subprocess.run(
-            [*command, str(SCRIPT), *args, out], cwd=place, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("images per row") == 1
-    many, one = (json.loads((place / f"{n}.json").read_text())["samples"]["runs/model/first"] for n in ("many", "one"))
-    for name, entry in one["metrics"].items():
-        assert many["metrics"][name]["value"] == pytest.approx(entry["value"], rel=2e-6, abs=1e-6), name
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""Plots of trade-offs: quality against time per image; quality, diversity and speed; quality against training time."""
+"""Plots of trade-offs: quality against time per image, and against training time."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,70 +103,6 @@ def draw_speed(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, p
     _finish_quality(figure, axes, controls, frechet)
     save(figure, path)
     return True
-
-
-def draw_trilemma(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
-    """Draw quality, coverage and speed as parallel axes on which up is better, a line per row; see `draw_speed`."""
-    shown = [row for row in rows if row["seconds_per_image"] and {QUALITY, "coverage"} <= set(row["metrics"])]
-    if not shown:
-        return False
-    floor = controls["floor"]["metrics"]
-    distances = [max(row["metrics"][QUALITY]["value"], 1e-6) for row in shown]
-    best, worst = _decades([*distances, max(floor[QUALITY]["value"], min(distances) / 1000)])
-    slow, fast = _decades([1 / row["seconds_per_image"] for row in shown])
-
-    def quality(distance: float) -> float:
-        return 1 - math.log(max(distance, best) / best) / math.log(worst / best)
-
-    def speed(rate: float) -> float:
-        return math.log(rate / slow) / math.log(fast / slow)
-
-    figure = Figure(figsize=(5.6, 4.2), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    for name, colour, marker, group in _series(rows):
-        for row in (row for row in group if row in shown):
-            main = row["setting"] is None
-            heights = [quality(row["metrics"][QUALITY]["value"]), min(row["metrics"]["coverage"]["value"], 1)]
-            heights.append(speed(1 / row["seconds_per_image"]))
-            look = {"linewidth": 2.6, "markersize": 8} if main else {"linewidth": 1.0, "markersize": 4, "alpha": 0.6}
-            axes.plot(range(3), heights, f"{marker}-", color=colour, label=name if main else None, **look)  # type: ignore[arg-type]
-    real = [quality(floor[QUALITY]["value"]), floor["coverage"]["value"]]
-    axes.plot(range(2), real, "--", color=CONTROL, marker="_", markersize=14, label=controls["floor"]["label"])
-    ticks = (
-        [(quality(value), format_number(value)) for value in _steps(best, worst)],
-        [(value, format_number(value)) for value in (0, 0.25, 0.5, 0.75, 1)],
-        [(speed(value), f"{format_number(value)}/s") for value in _steps(slow, fast)],
-    )
-    for axis, marks in enumerate(ticks):
-        axes.axvline(axis, color=INK, linewidth=1, zorder=1)
-        side = 1 if axis == 2 else -1  # the labels of the outer axes are outside
-        for height, text in marks:
-            axes.plot([axis, axis + 0.03 * side], [height, height], color=INK, linewidth=1)
-            label = axes.text(axis + 0.06 * side, height, text, ha="left" if side > 0 else "right", va="center")
-            label.set(fontsize=8.5, color="#444444", zorder=4)
-            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
-    names = [f"quality\n{frechet.replace(' Frechet', chr(10) + 'Frechet')},\nlog scale, reversed"]
-    names += ["diversity\ncoverage,\nlinear scale", "speed\nimages per second,\nlog scale"]
-    axes.set_xticks(range(3), names, fontsize=9)
-    axes.set(xlim=(-0.4, 2.45), ylim=(-0.04, 1.05), yticks=[])
-    axes.set_ylabel("better \N{RIGHTWARDS ARROW}", fontsize=10)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(axis="x", length=0)
-    _legend(figure, axes)
-    save(figure, path)
-    return True
-
-
-def _decades(values: Sequence[float]) -> tuple[float, float]:
-    """Return the powers of ten that enclose positive values, at least one decade apart."""
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return 10.0**low, 10.0 ** max(high, low + 1)
-
-
-def _steps(low: float, high: float) -> list[float]:
-    """Return powers of ten from low to high, at most six of them."""
-    first, last = round(math.log10(low)), round(math.log10(high))
-    return [10.0**k for k in range(first, last + 1, max(1, math.ceil((last - first) / 5)))]
 
 
 def draw_training(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:

@@ -1,6 +1,6 @@
 """The report: REPORT.md, REPORT.html, report.json and pictures, from run folders and the controls' file.
 
-REPORT.md is made from report.json, which report.schema.json describes. Only the published numbers are typed in.
+REPORT.md is made from report.json, which report.schema.json describes.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from comparison import contract, formatting
 from comparison.cli import UserError
 from comparison.files import write_json, write_text
-from comparison.report import html, published, tables
+from comparison.report import html, tables
 from comparison.report.findings import findings
 from comparison.report.pictures import PICTURES, draw_pictures
 from comparison.report.rows import read_rows
@@ -111,8 +111,8 @@ def markdown(report: Report) -> str:
     parts += section("Samples", *picture("samples.png"))
     parts += section("Quality and diversity", tables.numbers_sentence(report), quality, notes, *picture("bars.png"))
     parts += section("Cost", table(*tables.cost_table(rows)), tables.cost_notes(rows), tables.timing_protocol(rows))
-    parts += section("Trade-offs", *picture("speed.png"), *picture("trilemma.png"))
-    parts += section("Training", *picture("training.png"), *picture("loss.png"))
+    parts += section("Trade-offs", *picture("speed.png"))
+    parts += section("Training", *picture("training.png"))
     parts += section("Nearest training images", *picture("neighbours.png"))
     parts += section("Interpolation", *picture("interpolation.png"))
     parts += section(
@@ -121,9 +121,6 @@ def markdown(report: Report) -> str:
     parts.append(_items([f"{control['label']}: {control['note']}" for control in controls.values()]))
     if any(row["standard"] for row in rows):
         parts += section("Standard metrics", table(*tables.standard_table(rows)), tables.standard_notes(rows))
-    if published.matches(report["reference"]["name"]):
-        rest = table(published.HEADER, published.PUBLISHED), published.SEED_NOTE
-        parts += section("Published results (not comparable)", published.NOTE, *rest)
     parts += ["## Protocol", _items(_protocol(report)), "## Provenance", _items(_provenance(report))]
     return "\n\n".join(parts) + "\n"
 

@@ -33,7 +33,6 @@ class Lines:
     ticks: Sequence[float] = ()  # ticks of the x axis; chosen from its range unless given
     top: float = 0.0  # least upper end of a linear y axis, so that chance differences look small
     level: float | None = None  # dotted horizontal line
-    title: str = ""
 
     size = (4.7, 3.7)  # width and height in inches
 
@@ -59,8 +58,6 @@ class Bars:
     x: str  # label of the axis
     bars: Sequence[Bar]
     log: bool = False  # logarithmic x axis
-    base: float = 0.0  # start of the bars on a linear axis
-    marks: Sequence[float] = ()  # dotted vertical lines
     labelled: bool = True  # False in a panel beside another with the same bars
 
     @property

@@ -15,7 +15,6 @@ from comparison.report import charts, plots
 from comparison.report.rows import optional_json
 from comparison.report.tables import frechet_name
 from comparison.report.tradeoffs import main_rows
-from comparison.runs import read_progress
 
 PICTURES = {  # file -> title, caption
     "samples.png": ("Samples", "Real images and the first 64 samples of each model, uncurated."),
@@ -24,12 +23,7 @@ PICTURES = {  # file -> title, caption
         "Quality against time per image",
         "Lower left is better. A line connects the numbers of steps of one sampler. Dotted: the Pareto front.",
     ),
-    "trilemma.png": (
-        "Quality, diversity and speed",
-        "Up is better on each axis. Thick lines are default samplers, thin lines other settings.",
-    ),
     "training.png": ("Quality against training time", "Default sampler on earlier checkpoints, with 95% intervals."),
-    "loss.png": ("Training loss", "The losses of different models are not comparable."),
     "neighbours.png": (
         "Nearest training images",
         "The samples closest to a training image, relative to its distance from the nearest other one, closest first.",
@@ -61,8 +55,6 @@ def draw_pictures(report: Mapping[str, Any], folders: Sequence[Path], anchors_pa
     """
     rows, controls, mains = report["models"], report["controls"], main_rows(report["models"])
     frechet = frechet_name(report["extractor"])
-    files = [folder / "progress.csv" for folder in folders]
-    curves = [read_progress(file) if file.is_file() else [] for file in files]
 
     def sheets(name: str, labels: Sequence[str] = ()) -> list[Sheet]:
         images = [_samples(folder) if name == "samples.png" else _read(folder / name) for folder in folders]
@@ -75,14 +67,12 @@ def draw_pictures(report: Mapping[str, Any], folders: Sequence[Path], anchors_pa
         "samples.png": draw_sheets(samples, out / "samples.png", math.ceil(len(samples) ** 0.5)),
         "bars.png": plots.draw_bars(mains, controls, frechet, out / "bars.png"),
         "speed.png": charts.draw_speed(rows, controls, frechet, out / "speed.png"),
-        "trilemma.png": charts.draw_trilemma(rows, controls, frechet, out / "trilemma.png"),
         "training.png": charts.draw_training(mains, controls, frechet, out / "training.png"),
-        "loss.png": plots.draw_loss(mains, curves, out / "loss.png"),
         "neighbours.png": draw_sheets(sheets("neighbours.png", ("samples", "training")), out / "neighbours.png"),
         "interpolation.png": draw_sheets(sheets("interpolation.png"), out / "interpolation.png"),
         "controls.png": draw_sheets(_controls(report, anchors_path), out / "controls.png"),
     }
-    for name in ["total_cost.png", *(name for name in drawn if not drawn[name])]:  # the first: of older reports
+    for name in (name for name in drawn if not drawn[name]):
         (out / name).unlink(missing_ok=True)
     return [name for name in PICTURES if drawn[name]]
 

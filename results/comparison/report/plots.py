@@ -1,4 +1,4 @@
-"""Colours and helpers of the plots of a report, and two plots: loss curves, and bars of models and controls."""
+"""Colours and helpers of the plots of a report, and the bars of models and controls."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comparison.curves import running_mean
 from comparison.files import atomic
 from comparison.formatting import format_number, half_width
 from comparison.models import MODELS
@@ -42,62 +41,6 @@ def tidy(axes: Axes, grid: str = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis=grid, alpha=0.25, linewidth=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
-
-
-def draw_loss(rows: Sequence[Row], curves: Sequence[Sequence[Mapping[str, float]]], path: Path) -> bool:
-    """Draw each model's losses against images seen, one panel per model.
-
-    Args:
-        rows: rows of the report.
-        curves: rows of progress.csv of each.
-        path: the PNG to write.
-
-    Returns:
-        False if there is nothing to draw.
-    """
-    shown = [(row, c, colour) for row, c, colour in zip(rows, curves, colours(rows), strict=True) if loss_names(c)]
-    if not shown:
-        return False
-    figure = Figure(figsize=(3.4 * len(shown) + 0.6, 3.1), dpi=DPI, layout="constrained")
-    for i, (row, curve, colour) in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), i + 1)
-        for name, line, shade in zip(
-            loss_names(curve), ("-", "--", ":", "-."), (colour, INK, colour, INK), strict=False
-        ):
-            points = [(entry["images_seen"], entry[name]) for entry in curve if name in entry]
-            x, y = (np.array(side) for side in zip(*points, strict=True))
-            if len(y) >= 40:
-                axes.plot(x, y, color=shade, alpha=0.2, linewidth=0.7)
-                y = np.array(running_mean(tuple(y), max(2, len(y) // 25)))
-            axes.plot(x, y, line, color=shade, linewidth=1.7, label=name, marker="o" if len(y) == 1 else None)
-        _bound(axes, curve)
-        axes.set_title(row["label"], fontsize=10, color=colour, fontweight="bold")
-        axes.set_xlabel("training images seen", fontsize=9)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g} k" if value >= 1000 else f"{value:g}")
-        axes.locator_params(axis="x", nbins=5)
-        axes.tick_params(labelsize=8)
-        axes.legend(frameon=False, fontsize=8)
-        tidy(axes)
-        if i == 0:
-            axes.set_ylabel("training loss", fontsize=9)
-    save(figure, path)
-    return True
-
-
-def _bound(axes: Axes, curve: Sequence[Mapping[str, float]]) -> None:
-    """Limit the y axis to most of the values: outliers of the first steps would flatten the rest."""
-    values = np.array([entry[name] for entry in curve for name in loss_names(curve) if name in entry])
-    values = values[np.isfinite(values)]
-    if len(values) >= 40:
-        low, high = np.quantile(values, [0.005, 0.985])
-        margin = 0.08 * max(high - low, 1e-9)
-        axes.set_ylim(min(low - margin, 0 if 0 < low < 0.3 * high else low - margin), high + margin)
-
-
-def loss_names(curve: Sequence[Mapping[str, float]]) -> list[str]:
-    """Return at most four loss columns, without parts of another (`loss_d_real` of `loss_d`)."""
-    names = sorted({name for entry in curve for name in entry if name.startswith("loss")})
-    return [name for name in names if not any(name.startswith(f"{other}_") for other in names)][:4]
 
 
 def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:

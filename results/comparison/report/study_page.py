@@ -114,8 +114,6 @@ def page(
     setup: str,
     body: Sequence[str | Sequence[str] | None],
     notes: Sequence[str | None] = (),
-    cells: Sequence[Row] = (),
-    intervals: str = "",
 ) -> str:
     """Return README.md of a study.
 
@@ -125,18 +123,15 @@ def page(
         setup: what was trained and for how long; the environment is appended.
         body: pictures, sentences and tables.
         notes: limitations.
-        cells: rows whose `training` gives the environment; those of the study unless given.
-        intervals: what they cover, if not resampling and seeds.
     """
     left: dict[str, list[str]] = {}
     for item in study.get("left_out", ()):
-        item = item if isinstance(item, dict) else {"name": item, "reason": NOT_ASKED}
         left.setdefault(item["reason"], []).append(item["name"])
     return join(
         f"# Study: {title}",
         question,
-        f"{setup} {machine(cells or study['cells'])}",
-        protocol(study, intervals) if "scoring" in study else None,
+        f"{setup} {machine(study['cells'])}",
+        protocol(study) if "scoring" in study else None,
         *body,
         "## Notes" if any(notes) else None,
         [line for line in notes if line],
@@ -158,33 +153,20 @@ def machine(cells: Sequence[Row]) -> str:
     return "; ".join(text.format(join_words(every)) for text, every in distinct.items() if every) + "."
 
 
-def protocol(study: Study, intervals: str = "") -> str:
+def protocol(study: Study) -> str:
     """Return the protocol line: the reference of the scores, and what the intervals cover."""
-    parts = [study["scoring"]] if "reference" in study["scoring"] else list(study["scoring"].values())
-    sources: dict[str, list[str]] = {}
-    for part in parts:
-        source = f"{part['reference']['name']} ({part['reference']['fingerprint']})"
-        sources.setdefault(part["extractor"]["name"], []).append(source)
-    against = "; ".join(f"{join_words(names)}, in features of the {extractor}" for extractor, names in sources.items())
-    cells = [cell["name"] for cell in study["cells"]]
-    trainings = {cells.count(name) for name in cells}
-    if not intervals and trainings == {1}:
-        intervals = "cover resampling from the same checkpoint. One seed per row, so seed-to-seed variance is not "
-        intervals += "estimated."
-    elif not intervals:
-        intervals = f"cover {max(trainings)} trainings with different seeds (Student's t)"
+    scoring, names = study["scoring"], [cell["name"] for cell in study["cells"]]
+    reference, trainings = scoring["reference"], {names.count(name) for name in names}
+    if trainings == {1}:
+        intervals = "resampling from the same checkpoint. One seed per row, so seed-to-seed variance is not estimated."
+    else:
+        intervals = f"{max(trainings)} trainings with different seeds (Student's t)"
         intervals += "." if len(trainings) == 1 else "; for a single training, resampling from its checkpoint."
-    lenient = any(map(partial(_counted_leniently, study), study["cells"]))
-    modes = " Modes were counted with an earlier threshold (0.35 instead of 0.10), which accepts blurred figures."
     return (
-        f"Scores: {parts[0]['n']:,} samples per row against as many training images of {against}. Distances are "
-        f"comparable within one table only. 95% intervals {intervals}{modes if lenient else ''}"
+        f"Scores: {scoring['n']:,} samples per row against as many training images of {reference['name']} "
+        f"({reference['fingerprint']}), in features of the {scoring['extractor']['name']}. Distances are comparable "
+        f"within one table only. 95% intervals cover {intervals}"
     )
-
-
-def _counted_leniently(study: Study, cell: Row) -> bool:
-    source = cell.get("source") or study["scoring"]["reference"]["name"]
-    return source.startswith("shapes") and "modes_matched" in cell["metrics"] and "sharpness" not in cell["metrics"]
 
 
 def table(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> str:

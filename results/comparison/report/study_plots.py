@@ -15,29 +15,21 @@ from comparison.report.plots import DPI, INK, save, tidy
 __all__ = ["Line", "Lines", "draw"]
 
 
-def draw(panels: Sequence[Lines | Bars], path: Path, columns: int = 0) -> None:
-    """Draw the panels that are not empty into a PNG, row by row, with one legend above them.
-
-    Args:
-        panels: row by row.
-        path: the PNG to write; not written if all panels are empty.
-        columns: panels in a row; 0 for all.
-    """
+def draw(panels: Sequence[Lines | Bars], path: Path) -> None:
+    """Draw the panels that are not empty into a PNG, side by side, with one legend above; write none if all are."""
     panels = [panel for panel in panels if not panel.is_empty()]
     if not panels:
         return
-    columns = min(columns or len(panels), len(panels))
-    rows = -(-len(panels) // columns)
     widths, heights = ([panel.size[side] for panel in panels] for side in (0, 1))
-    figure = Figure(figsize=(sum(widths[:columns]), rows * max(heights)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(sum(widths), max(heights)), dpi=DPI, layout="constrained")
     handles: dict[str, Any] = {}
     for number, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(rows, columns, number)
+        axes = figure.add_subplot(1, len(panels), number)
         _draw_lines(axes, panel) if isinstance(panel, Lines) else _draw_bars(axes, panel)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        look = {"ncols": min(len(handles), 2 * columns), "frameon": False, "fontsize": 9}
+        look = {"ncols": min(len(handles), 2 * len(panels)), "frameon": False, "fontsize": 9}
         figure.legend(handles.values(), handles, loc="outside upper center", **look)
     save(figure, path)
 
@@ -81,13 +73,12 @@ def _draw_lines(axes: Axes, panel: Lines) -> None:
     if panel.level is not None:
         axes.axhline(panel.level, color=INK, linestyle=":", linewidth=1)
     axes.set(xlabel=panel.x, ylabel=panel.y)
-    axes.set_title(panel.title, fontsize=10)
     tidy(axes)
 
 
 def _draw_bars(axes: Axes, panel: Bars) -> None:
     values = [max(bar.entry["value"], 1e-6) if panel.log else bar.entry["value"] for bar in panel.bars]
-    base = min(values) / 3 if panel.log else panel.base
+    base = min(values) / 3 if panel.log else 0.0
     below, above = _sides([bar.entry for bar in panel.bars])
     if panel.log:
         axes.set_xscale("log")
@@ -98,13 +89,11 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
     axes.errorbar(values, positions, xerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     for position, bar in enumerate(panel.bars):
         axes.plot(bar.dots, [position] * len(bar.dots), "o", color="white", markeredgecolor=INK, markersize=4)
-    for mark in panel.marks:
-        axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
     axes.set_yticks(positions, [bar.label if panel.labelled else "" for bar in panel.bars])
     axes.invert_yaxis()
     if panel.log:
         _make_logarithmic(axes, "x", [base, *values])
-    elif not panel.base:
+    else:
         axes.set_xlim(0, axes.get_xlim()[1] if max(values) else 1)
     axes.set_xlabel(panel.x)
     tidy(axes, "x")

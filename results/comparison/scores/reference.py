@@ -1,6 +1,6 @@
 """The reference set, and the features of sample sets, computed in one pass over the images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,6 @@ class Reference:
         *,
         device: torch.device | str = "cpu",
         whole: bool = False,
-        share: Callable[[Extractor], Extractor] = lambda extractor: extractor,
     ) -> "Reference":
         """Load the training images of `source` and choose the reference at random.
 
@@ -74,7 +73,6 @@ class Reference:
             features: cifar, random, or auto for cifar on images of its ten classes.
             device: device of the extractor.
             whole: allow all training images as reference, for scores without controls.
-            share: wraps the extractor to run in several processes.
 
         Raises:
             UserError: the source is unusable or has fewer than 2 * MIN_IMAGES images.
@@ -84,7 +82,7 @@ class Reference:
             raise UserError(f"--reference {source}: {len(data)} images; at least {2 * MIN_IMAGES} are needed")
         total = len(data)
         num_images = min(num_images, total if whole else total // 2)
-        extractor = share(feature_sets.make_extractor(feature_sets.choose_key(features, data), device))
+        extractor = feature_sets.make_extractor(feature_sets.choose_key(features, data), device)
         order = torch.from_numpy(np.random.Generator(np.random.PCG64([seed, 0])).permutation(len(data)))
         if len(data) > MEMORY_POOL + 2 * num_images:
             order = order[: MEMORY_POOL + 2 * num_images]

@@ -1,40 +1,25 @@
-"""The scores of evaluate.py, alone or with the ranks of a launcher."""
+"""The scores of evaluate.py."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from comparison import distributed
-from comparison.device import set_threads
-from comparison.ranks import RankInfo
-from comparison.scores import evaluation, sharding
+from comparison.device import pick_device, set_threads
+from comparison.scores import evaluation
 from comparison.scores.reference import Reference
 
-Scores = tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]  # controls, if asked for; samples by name
 
-
-def score_all(args: argparse.Namespace, standard: dict[str, Any] | None, rank_info: RankInfo) -> Scores | None:
-    """Return the scores on rank 0, None on the others, which extract features for it.
+def score_all(
+    args: argparse.Namespace, standard: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+    """Return the controls, None unless asked for, and the scores of each sample set by its name.
 
     Args:
         args: options of evaluate.py.
         standard: weights, their hash and statistics for the standard metrics, or None.
-        rank_info: this process's rank.
     """
-    set_threads(args.threads, rank_info.local_world_size)
-    device = distributed.device_of(rank_info, args.device)
-    with distributed.group(rank_info, device):
-        if not rank_info.is_first:
-            sharding.serve(device)
-            return None
-        scores = _score(args, standard, device)
-        sharding.dismiss()
-    return scores
-
-
-def _score(args: argparse.Namespace, standard: dict[str, Any] | None, device: torch.device) -> Scores:
+    set_threads(args.threads)
+    device = pick_device(args.device)
     files = {
         str(folder): evaluation.find_samples(folder)
         for name in args.runs
@@ -48,7 +33,6 @@ def _score(args: argparse.Namespace, standard: dict[str, Any] | None, device: to
         args.features,
         device=device,
         whole=args.anchors is None,
-        share=sharding.share,
     )
     used = len(reference.chosen)
     if used < args.num_images:
