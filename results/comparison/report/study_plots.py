@@ -14,6 +14,8 @@ from comparison.report.plots import DPI, INK, save, tidy
 
 __all__ = ["Line", "Lines", "draw"]
 
+FONT, LETTER = 9, 0.075  # points of the legend's font, inches of its letters
+
 
 def draw(panels: Sequence[Lines | Bars], path: Path) -> None:
     """Draw the panels that are not empty into a PNG, side by side, with one legend above; write none if all are."""
@@ -29,8 +31,11 @@ def draw(panels: Sequence[Lines | Bars], path: Path) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        look = {"ncols": min(len(handles), 2 * len(panels)), "frameon": False, "fontsize": 9}
-        figure.legend(handles.values(), handles, loc="outside upper center", **look)
+        entry = LETTER * (max(map(len, handles)) + 7)  # inches
+        columns = max(1, min(len(handles), int(sum(widths) / entry)))
+        figure.legend(
+            handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=FONT
+        )
     save(figure, path)
 
 
