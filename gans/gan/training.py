@@ -203,7 +203,7 @@ class GAN:
         due = names if step % self.r1_every == 0 else ()
         whole = self.penalty_estimate == "exact" and self.penalty_fraction == 1  # uses the logits of the loss
         for name in due if whole else ():
-            batches[name] = batches[name].detach().requires_grad_()
+            batches[name] = batches[name].detach().float().requires_grad_()
         logits, penalties = {}, {name: real.new_zeros(()) for name in names}
         with parametrize.cached():  # one power iteration of spectral norm for all batches
             for name, images in batches.items():
@@ -233,8 +233,8 @@ class GAN:
         rows = torch.arange(count) * total // count
         rows = rows[(rows >= self.first_row) & (rows < self.first_row + len(images))]
         if not len(rows):
-            return images.new_zeros(())
-        part = images.detach()[(rows - self.first_row).to(images.device)].to(memory_format=torch.channels_last)
+            return torch.zeros((), device=images.device)
+        part = images.detach()[(rows - self.first_row).to(images.device)].float().to(memory_format=torch.channels_last)
         if self.penalty_estimate == "exact":
             part.requires_grad_()
             value = losses.gradient_penalty(self.discriminator(part), part, gamma)

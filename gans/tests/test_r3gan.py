@@ -109,6 +109,17 @@ def test_every_loss_goes_with_every_penalty(loss, penalty, names, estimate):
     assert ("margin" in rows[-1]) == (loss == "relativistic")
 
 
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+@pytest.mark.parametrize("estimate", ["exact", "finite"])
+@pytest.mark.parametrize("network", ["dcgan", "residual"])
+def test_penalties_are_float32_where_the_networks_compute_in_bfloat16(network, estimate, fraction):
+    options = {"network": network, "d_norm": "none", "penalty_estimate": estimate, "penalty_fraction": fraction}
+    gan = build_gan({**TINY, **options}, "cpu", torch.bfloat16, slice(0, 16))
+    row = helpers_gans.play(gan, 0, 2)[-1]
+    assert all(value.isfinite() for value in row.values())
+    assert {row[name].dtype for name in ("penalty_real", "penalty_fake")} == {torch.float32}
+
+
 @pytest.mark.parametrize("network", ["dcgan", "residual"])
 def test_penalty_at_the_whole_batch_is_that_of_passes_of_its_own(network):
     norms = []
