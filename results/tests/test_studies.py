@@ -17,6 +17,7 @@ import pytest
 from comparison import jobs, models
 from comparison.cli import UserError
 from comparison.data import shapes
+from comparison.data.held_out import load_data
 from comparison.report import study_page
 from fake_models import FakeModels
 
@@ -254,9 +255,14 @@ def test_given_runs_of_the_two_scripts_are_not_mistaken_for_each_other(script, f
         assert f"{name}: {'' if path else 'not '}a run of distill_train.py" in result.stderr
 
 
-def test_copies_of_the_images_that_a_training_saw_are_found(finished):
+def test_copies_of_the_images_that_a_training_saw_are_found(finished, pictures):
     cell = next(cell for cell in read_study(finished["gan_data"][0])["cells"] if cell["name"] == "200")
-    assert cell["metrics"]["memorised"]["value"] > 0  # the fake gives images of the data, some of them in the subset
+    seen = {image.numpy().tobytes() for image in load_data(str(pictures), 32, 200, 1000)[0].images}
+    with np.load(pictures) as archive:  # the fake gives every tenth image of the data, some of which are in the subset
+        copies = [image.transpose(2, 0, 1).tobytes() in seen for image in archive["arr_0"][::10][:64]]
+    assert 0 < sum(copies) < 64
+    found = cell["metrics"]["memorised"]["value"]  # all copies, and few others that come as close
+    assert np.mean(copies) <= found < np.mean(copies) + 0.1
     assert cell["held_out"]["memorised"]["value"] < 0.5
 
 
