@@ -10,7 +10,7 @@ average and range instead, for runs that differ in the seed.
 import argparse
 from pathlib import Path
 
-from comparison.cli import UserError, check_folder, local_path, make_parser, positive_int, run
+from comparison.cli import UserError, check_folder, local_path, make_parser, run
 from comparison.runs import read_progress
 from ddgan.options import run_folder
 
@@ -23,7 +23,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="name of a run (its --exp); with a slash, its folder")
     add("--out", type=local_path, help="PNG to write; default: out/loss_<run>.png next to this script")
-    add("--smooth", type=positive_int, default=25, help="rows per point of the smooth curve")
     also_help = "columns that get a panel each: r1, lr, grad_norm_d and others"
     add("--also", nargs="+", default=[], metavar="COLUMN", help=also_help)
     add("--mean", action="store_true", help="plot the average and range of the runs instead of a line for each")
@@ -33,13 +32,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Read and validate the runs, and plot them."""
     folders = [run_folder(name) for name in args.runs]
-    rows = {folder: read_rows(folder, name) for folder, name in zip(folders, args.runs, strict=True)}
+    rows = {folder: read_rows(folder) for folder in folders}
     if args.mean and len(rows) < 2:
         raise UserError("--mean: needs several runs")
-    also = list(dict.fromkeys(args.also))
-    for column in also:
-        for folder, run_rows in rows.items():
-            check_column(column, run_rows, folder)
+    for folder, run_rows in rows.items():
+        columns = {name for row in run_rows for name in row}
+        if missing := [name for name in args.also if name not in columns]:
+            has = ", ".join(sorted(columns))
+            raise UserError(f"--also {missing[0]}: not in {folder / 'progress.csv'}, which has {has}")
     first = folders[0].resolve().name
     name = first if len(rows) == 1 else f"{first}_and_{len(rows) - 1}_more"
     out = args.out or Path(__file__).parent / "out" / f"loss_{name}.png"
@@ -48,28 +48,20 @@ def main(args: argparse.Namespace) -> int:
     check_folder(out.parent, "--out")
     from ddgan.loss_plot import draw
 
-    draw(rows, args.smooth, also, args.mean, out)
+    draw(rows, args.also, args.mean, out)
     print(out)
     return 0
 
 
-def read_rows(folder: Path, name: str) -> list[dict[str, float]]:
+def read_rows(folder: Path) -> list[dict[str, float]]:
     """Return the rows with losses of a run's progress.csv; raise UserError if there are none."""
     path = folder / "progress.csv"
     if not path.is_file():
-        raise UserError(f"{name}: no progress.csv in {folder}")
+        raise UserError(f"{folder}: holds no progress.csv")
     rows = [row for row in read_progress(path) if all(name in row for name in LOSSES)]
     if not rows:
         raise UserError(f"{path}: no row with losses yet")
     return rows
-
-
-def check_column(column: str, rows: list[dict[str, float]], folder: Path) -> None:
-    """Raise UserError, naming the existing columns, if a run does not have a column."""
-    columns = sorted({name for row in rows for name in row} - {"step", "images_seen", "wall_seconds", *LOSSES})
-    if column not in columns:
-        has = ", ".join(columns) or "no more"
-        raise UserError(f"--also {column}: not in {folder / 'progress.csv'}, which has {has}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--class_label", help="sample only this class, by name or number; default: all in turn")
     add("--out", type=cli.local_path, help=".npz file to write; default: samples.npz of the run")
     add("--png_dir", type=cli.local_path, help="folder for one PNG per image")
-    add("--contact_sheet", type=cli.local_path, help="JPEG file for the first 64 images, for viewing only")
     export_help = "write the generator's weights under NVlabs's names, for their test script, and exit"
     add("--export_nvlabs", type=cli.local_path, metavar="FILE", help=export_help)
     graph_help = "do not replay evaluations of small batches as CUDA graphs, on a CUDA GPU"
@@ -110,21 +109,13 @@ def check_targets(args: argparse.Namespace, out: Path, count: int) -> None:
     if out.is_dir():
         raise UserError(f"--out {out}: a folder, not a file")
     check_folder(out.parent, "--out")
-    for flag in ("png_dir", "contact_sheet", "compute_fid"):
+    for flag in ("png_dir", "compute_fid"):
         if args.benchmark and getattr(args, flag):
             raise UserError(f"--{flag}: --benchmark writes no images; leave out one of them")
     if args.png_dir:
         check_folder(args.png_dir, "--png_dir")
         if any(args.png_dir.glob("*.png")):
             raise UserError(f"--png_dir {args.png_dir}: already holds PNGs; name an empty or a new folder")
-    if args.contact_sheet:
-        if args.contact_sheet.suffix.lower() not in (".jpg", ".jpeg"):
-            raise UserError(f"--contact_sheet {args.contact_sheet}: must end in .jpg or .jpeg")
-        if args.contact_sheet.is_dir():
-            raise UserError(f"--contact_sheet {args.contact_sheet}: a folder, not a file")
-        check_folder(args.contact_sheet.parent, "--contact_sheet")
-        if args.png_dir and args.contact_sheet.resolve().is_relative_to(args.png_dir.resolve()):
-            raise UserError(f"--contact_sheet {args.contact_sheet}: must be outside of --png_dir {args.png_dir}")
     if args.compute_fid and count < 2:
         raise UserError(f"--num_samples {count}: FID needs at least 2 images to compute a covariance")
     if args.real_img_dir:

@@ -25,9 +25,6 @@ MAY_CHANGE = (
     *("exp", "resume", "save_content", "save_content_every", "save_ckpt_every", "compile", "no_cuda_graph"),
     *options.PROCESS_OPTIONS,
 )
-# Values of options that older runs did not have.
-IMPLIED = {"accum_iter": 1, "processes": 1, "lr_decay": "published", **options.PUBLISHED_OBJECTIVE}
-IMPLIED |= {name: options.defaults()[name] for name in options.LATER}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,11 +54,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--discriminator", default="auto", choices=kinds, help=kind_help)
     add("--lr_g", type=cli.positive_float, default=1.5e-4, help="generator's learning rate")
     add("--lr_d", type=cli.positive_float, default=1e-4, help="discriminator's learning rate")
-    add("--beta1", type=options.below_one, default=0.5, help="Adam's decay of the gradient mean")
-    add("--beta2", type=options.below_one, default=0.9, help="Adam's decay of the squared gradient mean")
+    add("--beta1", type=cli.below_one, default=0.5, help="Adam's decay of the gradient mean")
+    add("--beta2", type=cli.below_one, default=0.9, help="Adam's decay of the squared gradient mean")
     add("--no_lr_decay", action="store_true", help="constant rates instead of a cosine over num_epoch")
     add("--use_ema", action="store_true", help="keep EMA weights of the generator and sample with them")
-    add("--ema_decay", type=options.below_one, default=0.9999, help="EMA decay per update")
+    add("--ema_decay", type=cli.below_one, default=0.9999, help="EMA decay per update")
     add("--ema_warmup", action="store_true", help="smaller EMA decay at first, for short runs")
     add("--r1_gamma", type=cli.non_negative_float, default=0.05, help="weight of the R1 penalty, 0 for none")
     add("--lazy_reg", type=cli.positive_int, default=1, help="updates per R1 penalty")
@@ -105,9 +102,7 @@ def open_run(args: argparse.Namespace, rank_info: RankInfo) -> tuple[Run, Budget
     if data.is_dir() and data.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise cli.UserError(f"--exp {folder}: inside --dataset {data}, so the run's figures would become data")
     flags = {**vars(args), "processes": rank_info.world_size}
-    training_run = Run.open(
-        folder, flags, model=options.MODEL, may_change=MAY_CHANGE, implied=IMPLIED, fresh=args.fresh
-    )
+    training_run = Run.open(folder, flags, model=options.MODEL, may_change=MAY_CHANGE, fresh=args.fresh)
     if args.resume and not (training_run.resumed and (folder / "content.pth").is_file()):
         raise cli.UserError(
             f"--resume: {folder} holds no content.pth to resume from; leave out --resume to start a run"

@@ -15,7 +15,7 @@ from ddgan.discriminator import Discriminator, PlainDiscriminator
 from ddgan.domain import Domain
 from ddgan.generator import Generator, GeneratorConfig
 from ddgan.nvlabs import looks_like_nvlabs, published_state, translate_generator
-from ddgan.options import ARCHITECTURE, LATER, MODEL, check_architecture, defaults, is_value
+from ddgan.options import ARCHITECTURE, MODEL, check_architecture, defaults, is_value
 from ddgan.training import Trainer
 
 
@@ -121,10 +121,8 @@ def check_config(path: Path, config: Any) -> None:
     """Raise UserError, naming the file and a flag, if a checkpoint's flags are missing or impossible."""
     if not isinstance(config, dict):
         raise UserError(f"{path}: damaged; it holds no flags")
-    published = defaults()
     for name in ARCHITECTURE:
-        value = config.get(name, published[name] if name in LATER else None)
-        if not is_value(name, value):
+        if not is_value(name, value := config.get(name)):
             raise UserError(f"{path}: damaged, or not of this project: its --{name} is {value!r}")
     try:
         check_architecture(config)
@@ -134,11 +132,10 @@ def check_config(path: Path, config: Any) -> None:
 
 def check_agreement(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise UserError, naming each flag and both values, if given flags contradict a checkpoint."""
-    saved = {**{name: value for name, value in defaults().items() if name in LATER}, **config}
     differences = [
-        f"--{name} {_text(value)} given, {_text(saved[name])} in the checkpoint"
+        f"--{name} {_text(value)} given, {_text(config[name])} in the checkpoint"
         for name, value in given.items()
-        if name in saved and saved[name] != value
+        if name in config and config[name] != value
     ]
     if differences:
         raise UserError(f"{path}: {'; '.join(differences)}")
@@ -178,8 +175,7 @@ def load_content(path: Path, trainer: Trainer, data: Mapping[str, Any]) -> tuple
     payload = load_checkpoint(path, model=MODEL)
     if payload.get("kind") != "content":
         raise UserError(f"{path}: holds a generator, not the state of a training")
-    # Runs older than the disk loader only have the fingerprint of the pixels.
-    trained_on = payload.get("data", {"fingerprint": payload.get("data_fingerprint")})
+    trained_on = payload.get("data")
     if not isinstance(trained_on, dict):
         raise UserError(f"{path}: damaged; it describes no images")
     if any(trained_on[name] != data[name] for name in trained_on.keys() & data.keys()):

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddgan.options import DOMAINS
-
 # Rows: mean, then differences of columns, of rows, and of the diagonals of a square [[a, b], [c, d]]; H H^T = 1.
 HAAR = 0.5 * torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
 
@@ -27,16 +25,9 @@ class Domain:
         num_channels, image_size: shape of the images; the size is even unless the domain is "pixel".
         detail_scale: factor of the three detail coefficients of "haar", undone by `inverse`. In photographs they are
             small, so noise would hide them long before the means.
-
-    Raises:
-        ValueError: the domain is unknown, or the size is odd.
     """
 
     def __init__(self, name: str, num_channels: int, image_size: int, detail_scale: float = 1.0):
-        if name not in DOMAINS:
-            raise ValueError(f"domain must be one of {', '.join(DOMAINS)}, not {name!r}")
-        if name != "pixel" and image_size % 2:
-            raise ValueError(f"image_size must be even for the domain {name}, not {image_size}")
         self.name, self.detail_scale = name, detail_scale
         self.num_channels = num_channels if name == "pixel" else 4 * num_channels
         self.size = image_size if name == "pixel" else image_size // 2
@@ -46,7 +37,7 @@ class Domain:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Domain":
-        """Return the domain of a run's flags, which may be older than the option."""
+        """Return the domain of a run's flags."""
         scale = config.get("detail_scale", 1.0)
         return cls(config.get("domain", "pixel"), config["num_channels"], config["image_size"], scale)
 

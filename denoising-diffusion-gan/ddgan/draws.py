@@ -58,9 +58,3 @@ def roll(images: Tensor, shift: Tensor) -> Tensor:
     columns = (torch.arange(width, device=images.device) - shift[:, 1:]) % width
     images = images.gather(2, rows[:, None, :, None].expand(n, channels, height, width))
     return images.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
-
-
-def penalty_noise(shape: tuple[int, ...], key: tuple[Any, ...], device: torch.device, rows: slice | None) -> Tensor:
-    """Return the (2, n, C, H, W) float32 standard normal noise of a finite-difference penalty: real, then fake."""
-    draws = [rng.normal(shape, *key, "penalty", side, device=device, rows=rows) for side in ("real", "fake")]
-    return torch.stack(draws)

@@ -122,8 +122,6 @@ class Resample(nn.Sequential):
     def __init__(
         self, direction: str, channels: int, fir_kernel: Sequence[int] | None, out_channels: int | None = None
     ):
-        if direction not in ("up", "down"):
-            raise ValueError(f"direction must be 'up' or 'down', not {direction!r}")
         up, layers = direction == "up", list[nn.Module]()
         if fir_kernel is not None and out_channels is None:
             layers = [FirUp(channels, fir_kernel) if up else FirDown(channels, fir_kernel)]

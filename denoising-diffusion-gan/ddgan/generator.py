@@ -122,20 +122,13 @@ class Level(nn.Module):
 
 
 class Generator(nn.Module):
-    """Predict the clean image from x_{t+1}, the timestep and a latent.
-
-    Raises:
-        ValueError: image_size cannot be halved once per entry of ch_mult after the first.
-    """
+    """Predict the clean image from x_{t+1}, the timestep and a latent."""
 
     bounds: Tensor | None
 
     def __init__(self, cfg: GeneratorConfig):
         super().__init__()
         self.register_buffer("bounds", cfg.bounds, persistent=False)
-        halvings = len(cfg.ch_mult) - 1
-        if cfg.image_size % 2**halvings:
-            raise ValueError(f"image_size must be divisible by {2**halvings}, not {cfg.image_size}")
         self.cfg = cfg
         self.time_dim = 4 * cfg.num_channels_dae
         self.time_embedding = TimeEmbedding(cfg, self.time_dim) if cfg.conditional else None

@@ -12,17 +12,16 @@ from matplotlib.figure import Figure
 # Column -> label, color (Okabe and Ito 2008), number of terms: each term is log 2 for a logit of 0.
 LOSSES = {"loss_d": ("discriminator", "#0072B2", 2), "loss_g": ("generator", "#D55E00", 1)}
 LOG_2 = 0.6931
+SMOOTH = 25  # rows of the running mean
 STYLES = ("-", "--", "-.", ":")
 Rows = list[dict[str, float]]  # rows of progress.csv
-Curve = tuple[list[float], list[float]]  # images seen, values
 
 
-def draw(rows: dict[Path, Rows], smooth: int, also: list[str], mean: bool, out: Path) -> None:
+def draw(rows: dict[Path, Rows], also: list[str], mean: bool, out: Path) -> None:
     """Plot both losses, thin as logged and thick as running means, and a panel for each other column.
 
     Args:
         rows: run folder -> rows of its progress.csv.
-        smooth: rows of the running mean.
         also: further columns.
         mean: whether to plot the mean and range of all runs instead of a curve for each.
         out: PNG to write.
@@ -33,11 +32,7 @@ def draw(rows: dict[Path, Rows], smooth: int, also: list[str], mean: bool, out: 
     panels += [(figure.add_subplot(grid[n]), {name: ("", "#333333", 0)}, name) for n, name in enumerate(also, 1)]
     for axes, columns, title in panels:
         for column, (label, color, terms) in columns.items():
-            curves = {folder.name: _curves(run_rows, column, smooth) for folder, run_rows in rows.items()}
-            if mean:
-                _draw_mean(axes, [smoothed for _, smoothed in curves.values()], color, label)
-            else:
-                _draw_each(axes, curves, color, label)
+            draw_curves(axes, rows, column, color, label, mean)
             if terms:
                 axes.axhline(terms * LOG_2, color=color, linestyle=":", linewidth=1)
         axes.set_ylabel(title)
@@ -52,26 +47,19 @@ def draw(rows: dict[Path, Rows], smooth: int, also: list[str], mean: bool, out: 
         FigureCanvasAgg(figure).print_png(temporary)
 
 
-def _curves(rows: Rows, column: str, smooth: int) -> tuple[Curve, Curve]:
-    """Return a column against images seen, as logged and as running mean over `smooth` rows."""
-    seen = [row["images_seen"] for row in rows if column in row]
-    values = [row[column] for row in rows if column in row]
-    return (seen, values), (seen, running_mean(tuple(values), min(smooth, len(values))))
-
-
-def _draw_each(axes: Axes, curves: dict[str, tuple[Curve, Curve]], color: str, label: str) -> None:
-    """Plot a curve per run, each with its line style."""
-    for number, (name, (logged, smoothed)) in enumerate(curves.items()):
-        style = STYLES[number % len(STYLES)]
-        axes.plot(*logged, color=color, alpha=0.25 / len(curves) ** 0.5, linewidth=1)
-        run_label = ", ".join(filter(None, (label, name if len(curves) > 1 else "")))
-        axes.plot(*smoothed, style, color=color, linewidth=1.6, label=run_label)
-
-
-def _draw_mean(axes: Axes, curves: list[Curve], color: str, label: str) -> None:
-    """Plot the mean of the curves as far as all of them reach, and shade their range."""
-    end = min(seen[-1] for seen, _ in curves)
-    x = np.array([value for value in curves[0][0] if value <= end] or [end])
-    values = np.array([np.interp(x, seen, run_values) for seen, run_values in curves])
-    axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
-    axes.plot(x, values.mean(0), color=color, linewidth=1.8, label=f"{label}, mean of {len(curves)} runs".lstrip(", "))
+def draw_curves(axes: Axes, rows: dict[Path, Rows], column: str, color: str, label: str, mean: bool) -> None:
+    """Plot a column of each run with its line style, or the mean as far as all runs reach, and the shaded range."""
+    smoothed = []
+    for number, (folder, run_rows) in enumerate(rows.items()):
+        seen, values = zip(*((row["images_seen"], row[column]) for row in run_rows if column in row), strict=True)
+        smoothed.append((seen, running_mean(values, min(SMOOTH, len(values)))))
+        if not mean:
+            axes.plot(seen, values, color=color, alpha=0.25 / len(rows) ** 0.5, linewidth=1)
+            run_label = ", ".join(filter(None, (label, folder.name if len(rows) > 1 else "")))
+            axes.plot(*smoothed[-1], STYLES[number % len(STYLES)], color=color, linewidth=1.6, label=run_label)
+    if mean:
+        end = min(seen[-1] for seen, _ in smoothed)
+        x = np.array([value for value in smoothed[0][0] if value <= end] or [end])
+        y = np.array([np.interp(x, *curve) for curve in smoothed])
+        axes.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.2, linewidth=0)
+        axes.plot(x, y.mean(0), color=color, linewidth=1.8, label=f"{label}, mean of {len(rows)} runs".lstrip(", "))

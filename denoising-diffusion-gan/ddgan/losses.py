@@ -27,15 +27,6 @@ def r1_penalty(logits_real: Tensor, x_t: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def relativistic_loss(logits_above: Tensor, logits_below: Tensor) -> Tensor:
-    """Return the mean of -log sigmoid(above - below), for pairs at the same (t, x_{t+1}).
-
-    The discriminator's loss takes (real, fake), the generator's (fake, real). Adding a constant to all logits changes
-    nothing (Jolicoeur-Martineau 2019; Huang et al. 2024, Eq. 1).
-    """
-    return F.softplus(logits_below.float() - logits_above.float()).mean()
-
-
 def finite_difference_penalty(logits: Tensor, logits_moved: Tensor, size: float) -> Tensor:
     """Estimate the mean squared norm of the logits' gradient from their change under noise (Lin et al. 2025).
 
@@ -45,7 +36,6 @@ def finite_difference_penalty(logits: Tensor, logits_moved: Tensor, size: float)
     return ((logits_moved.float() - logits.float()) / size).square().mean()
 
 
-def reconstruction_loss(x_0_pred: Tensor, x_0: Tensor, norm: str) -> Tensor:
-    """Return the mean absolute ("l1") or mean squared ("l2") error of predicted (N, C, H, W) clean images."""
-    difference = x_0_pred.float() - x_0
-    return (difference.abs() if norm == "l1" else difference.square()).mean(dim=(1, 2, 3)).mean()
+def reconstruction_loss(x_0_pred: Tensor, x_0: Tensor) -> Tensor:
+    """Return the mean squared error of predicted (N, C, H, W) clean images."""
+    return (x_0_pred.float() - x_0).square().mean(dim=(1, 2, 3)).mean()

@@ -1,11 +1,22 @@
-"""Means of the losses over updates, the discriminator's accuracy at each t, and a warning if it stops being useful."""
+"""Means of the losses over updates, and the discriminator's accuracy at each t."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-HITS = "hits"  # name of `Objective.hits` in the metrics of an update
+HITS = "hits"  # name of `count_hits` in the metrics of an update
+
+
+def count_hits(logits_real: Tensor, logits_fake: Tensor, t: Tensor, num_timesteps: int) -> Tensor:
+    """Count the discriminator's correct decisions at each t, from (N, 1) logits of real and fake pairs.
+
+    Returns:
+        (3, T) float32 counts: real pairs with a positive logit, fake pairs with a negative one, and all pairs.
+    """
+    one_hot = (t[:, None] == torch.arange(num_timesteps, device=t.device)).float()
+    right = torch.stack([logits_real.detach().flatten() > 0, logits_fake.detach().flatten() < 0])
+    return torch.cat([right.float() @ one_hot, one_hot.sum(0, keepdim=True)])
 
 
 class LossMeter:
@@ -46,49 +57,3 @@ def accuracies(hits: Tensor) -> dict[str, float]:
         for t in range(len(count))
         for side, values in columns.items()
     }
-
-
-def mean_accuracies(values: Mapping[str, float]) -> list[float]:
-    """Return the accuracy at t = 0, 1, ..., the mean over real and fake pairs; empty without such columns."""
-    means: list[float] = []
-    while (real := values.get(f"accuracy_real_t{len(means)}")) is not None:
-        means.append((real + values[f"accuracy_fake_t{len(means)}"]) / 2)
-    return means
-
-
-class DiscriminatorWatch:
-    """Warn once if the discriminator has been useless for a long time.
-
-    Attributes:
-        UPDATES: number of updates before the warning.
-        CHANCE: accuracy in [0, 1] up to which a discriminator is at chance.
-        PERFECT: accuracy from which it is always right.
-    """
-
-    UPDATES = 500
-    CHANCE = 0.55
-    PERFECT = 0.995
-    WARNINGS = {  # noqa: RUF012
-        "chance": "been at chance at every t, so the generator learns nothing from it; try --discriminator plain, "
-        "--discriminator_input x_0, --denoiser_fraction or a higher --lr_d",
-        "perfect": "told every real pair from every fake one, so the generator learns little from it; try a lower "
-        "--lr_d, a higher --r1_gamma or --penalty r1r2",
-    }
-
-    def __init__(self) -> None:
-        self._since: dict[str, int] = {}
-        self._warned = False
-
-    def check(self, step: int, values: Mapping[str, float]) -> str | None:
-        """Take the accuracies of a row at update `step`; return a warning if one is due for the first time."""
-        means = mean_accuracies(values)
-        if not means or self._warned:
-            return None
-        states = {"chance": max(means) <= self.CHANCE, "perfect": min(means) >= self.PERFECT}
-        for name, holds in states.items():
-            if not holds:
-                self._since.pop(name, None)
-            elif step - self._since.setdefault(name, step) >= self.UPDATES:
-                self._warned = True
-                return f"warning: for {step - self._since[name]} updates the discriminator has {self.WARNINGS[name]}"
-        return None

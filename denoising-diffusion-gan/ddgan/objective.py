@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from comparison.schedule import Schedule
-from torch import Tensor
-
-from ddgan.losses import fake_loss, real_loss, relativistic_loss
 
 FINITE_DIFFERENCE = 0.01  # standard deviation of the noise of a finite-difference penalty (Lin et al. 2025)
 
@@ -35,24 +31,18 @@ class Objective:
         discriminator_input: "x_t" or "x_0".
         discriminator_shift: whether each pair is rolled by a random number of pixels. Otherwise the discriminator's
             gradient repeats with its strides, which can cause grid artifacts in the samples.
-        gan_loss: "softplus", the non-saturating loss of each logit, or "relativistic", of pairs of logits.
-        penalty: "r1", the squared gradient norm on real inputs, or "r1r2", on fake inputs too.
-        penalty_estimate: "exact", by a second derivative, or "finite", by finite differences.
+        penalty_estimate: estimate of R1: "exact", by a second derivative, or "finite", by finite differences.
         reconstruction: generator's x_0 loss in the adversarial phase: "none", "constant", or "decay", whose weight
             falls to 0 by half a cosine.
         reconstruction_weight: weight of that loss at the start of the phase.
-        reconstruction_norm: "l1" or "l2".
         denoiser_fraction: fraction of the budget, at its start, for training only the generator, as a denoiser.
     """
 
     discriminator_input: str = "x_t"
     discriminator_shift: bool = False
-    gan_loss: str = "softplus"
-    penalty: str = "r1"
     penalty_estimate: str = "exact"
     reconstruction: str = "none"
     reconstruction_weight: float = 1.0
-    reconstruction_norm: str = "l2"
     denoiser_fraction: float = 0.0
 
     def phase(self, progress: float) -> Phase:
@@ -71,26 +61,3 @@ class Objective:
         if self.denoiser_fraction == 1:
             return 0.0
         return max(0.0, (progress - self.denoiser_fraction) / (1 - self.denoiser_fraction))
-
-    def discriminator_losses(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
-        """Return loss_d and, for the softplus loss, its terms loss_d_real and loss_d_fake; scalars float32."""
-        if self.gan_loss == "relativistic":
-            return {"loss_d": relativistic_loss(logits_real, logits_fake)}
-        losses = {"loss_d_real": real_loss(logits_real), "loss_d_fake": fake_loss(logits_fake)}
-        return {**losses, "loss_d": losses["loss_d_real"] + losses["loss_d_fake"]}
-
-    def hits(self, logits_real: Tensor, logits_fake: Tensor, t: Tensor, num_timesteps: int) -> Tensor:
-        """Count the discriminator's correct decisions at each t, from (N, 1) logits of real and fake pairs.
-
-        Returns:
-            (3, T) float32 counts: real pairs with a positive logit, fake pairs with a negative one, and all pairs. With
-            the relativistic loss, which only has differences, the first two count pairs with real above fake.
-        """
-        one_hot = (t[:, None] == torch.arange(num_timesteps, device=t.device)).float()
-        real, fake = logits_real.detach().flatten(), logits_fake.detach().flatten()
-        if self.gan_loss == "relativistic":
-            real = fake = real - fake
-            right = torch.stack([real > 0, fake > 0])
-        else:
-            right = torch.stack([real > 0, fake < 0])
-        return torch.cat([right.float() @ one_hot, one_hot.sum(0, keepdim=True)])

@@ -3,7 +3,7 @@
 import argparse
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,46 +12,20 @@ from comparison import ranks
 from comparison.cli import (
     UserError,
     add_oversubscribe,
+    below_one,
     default_run_folder,
     fraction,
     non_negative_int,
     pixels,
+    port_number,
     positive_float,
     positive_int,
+    process_count,
 )
 from comparison.ranks import RankInfo
 
 MODEL = "denoising-diffusion-gan"
 DOMAINS = ("pixel", "patch", "haar")
-
-
-def below_one(text: str) -> float:
-    """Parse a number in [0, 1), an argparse type."""
-    value = fraction(text)
-    if value == 1:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, not {text}")
-    return value
-
-
-def _int_up_to(limit: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = positive_int(text)
-        if value > limit:
-            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {limit}, not {text}")
-        return value
-
-    return parse
-
-
-process_count = _int_up_to(1024)  # sanity limit: a typo such as 10000 would exhaust the machine
-
-
-def port_number(text: str) -> int:
-    """Parse a port that needs no privileges, an argparse type."""
-    port = positive_int(text)
-    if not 1024 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1024 to 65535, not {text}")
-    return port
 
 
 # Flag -> (type, published default, help). The type is an argparse type, [type] for a list, a tuple of choices, "on" for
@@ -94,25 +68,18 @@ _OBJECTIVE: Flags = {
     "discriminator_input": (("x_t", "x_0"), "x_t", "what the discriminator compares, given x_{t+1}: x_t or x_0"),
     "discriminator_shift": ("on", False, "roll each pair by a random number of pixels; prevents grid artifacts"),
     "t_decay": (positive_float, 1.0, "frequency of t + 1 relative to t; below 1 favors the last sampling steps"),
-    "gan_loss": (("softplus", "relativistic"), "softplus", "loss of each logit, or of pairs of a real and a fake one"),
-    "penalty": (("r1", "r1r2"), "r1", "squared gradient norm of the discriminator on real, or real and fake, inputs"),
     "penalty_estimate": (("exact", "finite"), "exact", "second derivatives, or finite differences (CUDA graphs work)"),
     "reconstruction": (("none", "constant", "decay"), "none", "generator's x_0 loss; decay falls to 0 as a cosine"),
     "reconstruction_weight": (positive_float, 1.0, "weight of the x_0 loss"),
-    "reconstruction_norm": (("l1", "l2"), "l2", "mean absolute or mean squared error, of the denoiser too"),
 }
 _DENOISER: Flags = {
     "denoiser_fraction": (fraction, 0.0, "fraction of the budget for training the generator as a denoiser; 1 for all"),
-    "lr_denoiser": (positive_float, 1e-3, "learning rate of the denoiser, falling to 0 by half a cosine"),
-    "denoiser_warmup": (fraction, 0.1, "fraction of that phase in which its rate rises from 0"),
+    "lr_denoiser": (positive_float, 1e-3, "learning rate of the denoiser, a cosine after a warm-up"),
     "denoiser_d_every": (non_negative_int, 0, "updates per update of the discriminator in that phase; 0 for none"),
 }
 ARCHITECTURE = tuple(_ARCHITECTURE)
-LATER = ("class_cond", "domain", "detail_scale")  # older checkpoints lack these flags; their defaults apply
 # Flags that sampling does not depend on; a sampling command may repeat them, and their values are not compared.
 DISCRIMINATOR_ONLY = ("t_emb_dim",)
-# What the flags of the objective mean in runs that are older than them.
-PUBLISHED_OBJECTIVE = {name: default for name, (_, default, _) in {**_OBJECTIVE, **_DENOISER}.items()}
 # Flags that fix the number of processes; a run records only that number, however it is reached.
 PROCESS_OPTIONS = (
     *("num_process_per_node", "num_proc_node", "node_rank", "master_address", "master_port", "local_rank"),

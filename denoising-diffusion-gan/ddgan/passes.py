@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddgan.domain import Domain
 from ddgan.draws import roll
-from ddgan.losses import finite_difference_penalty, r1_penalty, real_loss, reconstruction_loss, relativistic_loss
-from ddgan.meters import HITS
+from ddgan.losses import fake_loss, finite_difference_penalty, r1_penalty, real_loss, reconstruction_loss
+from ddgan.meters import HITS, count_hits
 from ddgan.objective import FINITE_DIFFERENCE, Objective
 from ddgan.process import DenoisingProcess
 
@@ -79,10 +79,6 @@ class Passes:
             return x
         return self.domain.transform(roll(self.domain.inverse(x), drawn["shift"]))
 
-    def _real(self, drawn: Inputs) -> Tensor:
-        """Return the discriminator's real input."""
-        return self._shown(drawn[self.objective.discriminator_input], drawn)
-
     def _generated(self, x_0_pred: Tensor, drawn: Inputs) -> Tensor:
         """Return the discriminator's fake input: the predicted clean image, or an x_t sampled from its posterior."""
         if self.objective.discriminator_input == "x_t":
@@ -90,9 +86,9 @@ class Passes:
         return self._shown(x_0_pred, drawn)
 
     def discriminator_losses(self, drawn: Inputs, due: bool) -> tuple[Tensor, Outputs]:
-        """Return the total loss, and loss_d with its terms, the penalties if `due`, and hits; see `Trainer.update`."""
+        """Return the total loss, and loss_d with its terms, r1 if `due`, and hits; see `Trainer.update`."""
         t, x_t_plus_1, labels = drawn["t"], self._shown(drawn["x_t_plus_1"], drawn), _labels(drawn)
-        real = self._real(drawn)
+        real = self._shown(drawn[self.objective.discriminator_input], drawn)
         with torch.no_grad():
             fake = self._generated(self._predict(self.generator, drawn), drawn)
         losses: dict[str, Tensor] = {}
@@ -101,40 +97,24 @@ class Passes:
             real = real.detach().requires_grad_()
             logits_real = self.eager_discriminator(real, t, x_t_plus_1, *labels)
             losses["r1"] = r1_penalty(logits_real, real)
-            if self.objective.penalty == "r1r2":
-                fake = fake.requires_grad_()
-                logits_fake = self.eager_discriminator(fake, t, x_t_plus_1, *labels)
-                losses["r2"] = r1_penalty(logits_fake, fake)
-            else:
-                with self.autocast(drawn["t"].device):
-                    logits_fake = self.shared_discriminator(fake, t, x_t_plus_1, *labels)
+            with self.autocast(drawn["t"].device):
+                logits_fake = self.shared_discriminator(fake, t, x_t_plus_1, *labels)
         elif due:
-            losses, logits_real, logits_fake = self._finite_difference_penalties(real, fake, x_t_plus_1, drawn)
+            # One float32 pass: bf16 would round the small differences to 0.
+            parts = [real, fake, real + FINITE_DIFFERENCE * drawn["penalty"]]
+            repeated = (torch.cat([value] * len(parts)) for value in (t, x_t_plus_1, *labels))
+            logits = self.shared_discriminator(torch.cat(parts), *repeated, parts=len(parts))
+            logits_real, logits_fake, logits_moved = logits.chunk(len(parts))
+            losses["r1"] = finite_difference_penalty(logits_real, logits_moved, FINITE_DIFFERENCE)
         else:
             twice = (torch.cat([value, value]) for value in (t, x_t_plus_1, *labels))
             with self.autocast(drawn["t"].device):
                 logits = self.shared_discriminator(torch.cat([real, fake]), *twice, parts=2)
             logits_real, logits_fake = logits.chunk(2)
-        penalties = list(losses.values())
-        losses |= self.objective.discriminator_losses(logits_real, logits_fake)
-        losses[HITS] = self.objective.hits(logits_real, logits_fake, t, self.process.num_timesteps)
-        return losses["loss_d"] + sum(self.r1_gamma / 2 * penalty for penalty in penalties), losses
-
-    def _finite_difference_penalties(
-        self, real: Tensor, fake: Tensor, x_t_plus_1: Tensor, drawn: Inputs
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return the penalties and the logits of real and fake inputs, from one float32 pass.
-
-        bf16 would round the small differences to 0.
-        """
-        sides = [real, fake] if self.objective.penalty == "r1r2" else [real]
-        moved = [side + FINITE_DIFFERENCE * noise for side, noise in zip(sides, drawn["penalty"], strict=False)]
-        parts = [real, fake, *moved]
-        repeated = (torch.cat([value] * len(parts)) for value in (drawn["t"], x_t_plus_1, *_labels(drawn)))
-        logits = self.shared_discriminator(torch.cat(parts), *repeated, parts=len(parts)).chunk(len(parts))
-        pairs = zip(("r1", "r2"), logits[:2], logits[2:], strict=False)
-        penalties = {name: finite_difference_penalty(here, there, FINITE_DIFFERENCE) for name, here, there in pairs}
-        return penalties, logits[0], logits[1]
+        losses |= {"loss_d_real": real_loss(logits_real), "loss_d_fake": fake_loss(logits_fake)}
+        losses["loss_d"] = total = losses["loss_d_real"] + losses["loss_d_fake"]
+        losses[HITS] = count_hits(logits_real, logits_fake, t, self.process.num_timesteps)
+        return total + self.r1_gamma / 2 * losses["r1"] if due else total, losses
 
     def generator_losses(self, drawn: Inputs) -> tuple[Tensor, Outputs]:
         """Return the generator's total loss, and its terms without gradients."""
@@ -142,15 +122,10 @@ class Passes:
         pair = (drawn["t"], self._shown(drawn["x_t_plus_1"], drawn), *_labels(drawn))
         with self.autocast(drawn["t"].device):
             logits = self.discriminator(self._generated(x_0_pred, drawn), *pair)
-            if self.objective.gan_loss == "relativistic":
-                with torch.no_grad():
-                    logits_real = self.discriminator(self._real(drawn), *pair)
-                total = relativistic_loss(logits, logits_real)
-            else:
-                total = real_loss(logits)
+            total = real_loss(logits)
         losses = {"loss_g": total.detach()}
         if "reconstruction_weight" in drawn:
-            distance = reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+            distance = reconstruction_loss(x_0_pred, drawn["x_0"])
             losses["reconstruction"] = distance.detach()
             total = total + drawn["reconstruction_weight"] * distance
         return total, losses
@@ -158,7 +133,7 @@ class Passes:
     def denoiser_losses(self, drawn: Inputs) -> tuple[Tensor, Outputs]:
         """Return the reconstruction loss of the generator's x_0, twice: to minimize and to report."""
         x_0_pred = self._predict(self.shared_generator, drawn)
-        loss = reconstruction_loss(x_0_pred, drawn["x_0"], self.objective.reconstruction_norm)
+        loss = reconstruction_loss(x_0_pred, drawn["x_0"])
         return loss, {"reconstruction": loss}
 
 

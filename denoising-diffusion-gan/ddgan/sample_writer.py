@@ -10,7 +10,7 @@ from comparison.data.images import load_npz
 from comparison.data.sources import check_source
 from comparison.device import autocast_dtype, precision_name, set_threads
 from comparison.distributed import device_of, group
-from comparison.files import atomic, digest, read_json, write_json
+from comparison.files import digest, read_json, write_json
 from comparison.gpu.cuda_graphs import for_sampling
 from comparison.png import write_pngs
 from comparison.ranks import RankInfo
@@ -18,7 +18,6 @@ from comparison.rng import SampleNoise
 from comparison.sampling.draw import check_sample_space, draw_samples
 from comparison.sampling.interpolation import COLUMNS, WalkNoise, draw_interpolation
 from comparison.sampling.timing import write_benchmark
-from PIL import Image
 from torch import Tensor
 
 from ddgan.checkpoints import export_generator, load_generator
@@ -30,8 +29,6 @@ from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, MODEL
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample
 from ddgan.training_setup import check_same_flags
-
-JPEG_QUALITY = 90  # of the contact sheet, which is never scored
 
 
 def export_run(args: argparse.Namespace, path: Path) -> int:
@@ -85,8 +82,6 @@ def sample_run(rank_info: RankInfo, args: argparse.Namespace, path: Path, out: P
             if args.png_dir:
                 write_pngs(out, args.png_dir, digits=5)
                 print(f"{args.png_dir}: {count} PNGs")
-            if args.contact_sheet:
-                write_contact_sheet(out.parent / "samples.png", args.contact_sheet)
             if args.compute_fid:
                 write_fid(out, real, config["image_size"], args.inception_weights, device)
     return 0
@@ -181,14 +176,6 @@ def print_summary(out: Path) -> None:
         f"{report['seconds']:.2f} s ({report['seconds_per_image']:.5f} s per image, batch {report['batch_size']}, "
         f"{report['device']}, {report['precision']})"
     )
-
-
-def write_contact_sheet(samples: Path, path: Path) -> None:
-    """Write samples.png as a JPEG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary, Image.open(samples) as picture:
-        picture.convert("RGB").save(temporary, "JPEG", quality=JPEG_QUALITY)
-    print(f"{path}: contact sheet, not for scoring")
 
 
 def write_fid(out: Path, real: str, image_size: int, weights: Path | None, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from comparison.ranks import RankInfo
 from torch import Tensor, nn
 
 from ddgan.domain import PIXELS, Domain
-from ddgan.draws import Batch, PairNoise, penalty_noise
+from ddgan.draws import Batch, PairNoise
 from ddgan.ema import Ema
 from ddgan.meters import HITS, LossMeter
 from ddgan.objective import Objective, Phase
@@ -173,7 +173,7 @@ class Trainer:
 
         Returns:
             Scalar means over the micro-batches: loss_d (without the penalty), loss_d_real, loss_d_fake, loss_g, r1 and
-            reconstruction if there are any; and hits, (3, T), see `Objective.hits`. Denoising updates return only
+            reconstruction if there are any; and hits, (3, T), see `meters.count_hits`. Denoising updates return only
             reconstruction, unless the discriminator was updated too.
         """
         if isinstance(micro_batches, Tensor):
@@ -229,8 +229,9 @@ class Trainer:
     def _discriminator_inputs(self, batch: Batch, due: bool) -> Outputs:
         drawn = self._inputs(batch, "d")
         if due and self.objective.penalty_estimate == "finite":
-            x_0, key = batch.x_0, (self.seed, batch.micro_step, "d")
-            drawn["penalty"] = penalty_noise(self._joint(x_0), key, x_0.device, self.rank_info.rows(len(x_0)))
+            x_0, key = batch.x_0, (self.seed, batch.micro_step, "d", "penalty", "real")
+            rows = self.rank_info.rows(len(x_0))
+            drawn["penalty"] = rng.normal(self._joint(x_0), *key, device=x_0.device, rows=rows)
         return drawn
 
     def _update_generator(self, micro_batches: Sequence[Batch], weight: float = 0.0) -> dict[str, Tensor]:
@@ -277,7 +278,7 @@ class Trainer:
         """Load a saved state."""
         for name, part in self._parts():
             part.load_state_dict(state[name])
-        sums = state.get("meter", {})  # runs of earlier versions lack them
+        sums = state["meter"]
         self.meter.sums = {name: (total.to(self.device), count) for name, (total, count) in sums.items()}
 
     def _parts(self) -> Iterable[tuple[str, Any]]:

@@ -18,9 +18,10 @@ from ddgan.checkpoint_writer import CheckpointWriter
 from ddgan.checkpoints import load_content
 from ddgan.draws import Batch
 from ddgan.grad_accumulation import AccumulationSchedule
-from ddgan.meters import DiscriminatorWatch, mean_accuracies
 from ddgan.training import Trainer
 from ddgan.training_setup import build_trainer, check_same_flags, make_objective, open_batches, open_data
+
+DENOISER_WARMUP = 0.1  # fraction of the denoising phase in which its learning rate rises from 0
 
 
 def train(rank_info: RankInfo, args: argparse.Namespace, run: Run, budget: Budget) -> int:
@@ -65,14 +66,14 @@ def run_updates(
     accumulation: AccumulationSchedule,
 ) -> None:
     """Run the updates until the loop ends, and write what is due after each."""
-    meter, watch, objective, schedule = trainer.meter, DiscriminatorWatch(), make_objective(args), Schedule.of(args)
+    meter, objective, schedule = trainer.meter, make_objective(args), Schedule.of(args)
     published = args.lr_decay == "published" and not args.no_lr_decay
     cosine_updates = args.num_epoch * accumulation.updates_per_epoch if published else 0
     phase = objective.phase(loop.progress)
 
-    def log_row() -> dict[str, float]:
-        extra = {"lr": trainer.learning_rate(phase), **trainer.gradient_norms()}
-        return loop.row(losses, extra) if (losses := meter.take()) else {}
+    def log_row() -> None:
+        if losses := meter.take():
+            loop.row(losses, {"lr": trainer.learning_rate(phase), **trainer.gradient_norms()})
 
     for step in loop:
         micro_batches = []
@@ -84,12 +85,7 @@ def run_updates(
         trainer.set_learning_rates(step, cosine_updates, factor, denoiser_factor(args, loop.progress))
         meter.add(trainer.update(micro_batches, step, phase))
         if loop.row_due:
-            means = log_row()
-            if accuracies := mean_accuracies(means):
-                loop.bar.set_postfix_str("D right " + " ".join(f"{mean:.2f}" for mean in accuracies))
-            # A denoiser's images are smooth, so a discriminator next to it is right whatever it learns.
-            if not phase.denoiser and (warning := watch.check(loop.step, means)):
-                loop.log(warning)
+            log_row()
         writer.save_if_due()
     if loop.reason:
         log_row()
@@ -100,7 +96,7 @@ def denoiser_factor(args: argparse.Namespace, progress: float) -> float:
     """Return the denoiser's learning rate as a multiple of its peak, after a fraction of the budget."""
     if progress >= args.denoiser_fraction:
         return 0.0
-    return Schedule(args.denoiser_warmup, "cosine", args.denoiser_warmup).factor(progress / args.denoiser_fraction)
+    return Schedule(DENOISER_WARMUP, "cosine", DENOISER_WARMUP).factor(progress / args.denoiser_fraction)
 
 
 def resume(run: Run, trainer: Trainer, images: ImageSet | FileSet) -> tuple[int, float]:

@@ -34,7 +34,7 @@ MACHINE_FLAGS = frozenset(
     {
         *PROCESS_OPTIONS,
         *("device", "threads", "num_workers"),
-        *("dataset", "exp", "checkpoint", "out", "png_dir", "contact_sheet", "real_img_dir", "inception_weights"),
+        *("dataset", "exp", "checkpoint", "out", "png_dir", "real_img_dir", "inception_weights"),
     }
 )
 

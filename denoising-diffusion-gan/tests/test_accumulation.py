@@ -1,20 +1,17 @@
 """--accum_iter: K micro-batches give the update of one batch K times as large."""
 
 import json
-from itertools import pairwise
 
 import pytest
 import torch
 import train_ddgan
 from comparison.checkpoints import load_torch
-from comparison.cli import UserError
 from comparison.runs import read_progress
 from ddgan.draws import Batch
 from ddgan.grad_accumulation import AccumulationSchedule
-from ddgan.layers import MinibatchStddev
 from ddgan.training import Trainer
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
-from joint_batches import N, gradients, grouped_order, images, let_draw, make_trainer
+from joint_batches import N, gradients, images, let_draw, make_trainer
 
 
 def micro_batches(count: int, first: int = 0) -> list[Batch]:
@@ -29,13 +26,6 @@ def joint(trainer: Trainer, count: int, first: int = 0) -> list[Batch]:
 def assert_equal(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
     assert wanted.norm() > 0
-
-
-def test_large_batch_is_ordered_so_that_its_groups_are_those_of_the_micro_batches():
-    x = torch.randn(3 * N, 2, 4, 4)
-    order = grouped_order(3)
-    spread = torch.cat([MinibatchStddev()(part)[:, -1, 0, 0] for part in x.split(N)])
-    torch.testing.assert_close(MinibatchStddev()(x[order])[:, -1, 0, 0], spread[order])
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -59,12 +49,6 @@ def test_accumulated_penalty_equals_that_of_the_large_batch_where_it_outweighs_t
         trainer._update_discriminator(batches, 0)
     assert_equal(gradients(accumulated.discriminator), gradients(large.discriminator))
     assert gradients(large.discriminator).norm() > 100 * gradients(plain.discriminator).norm()
-
-
-def test_penalty_is_due_by_updates_and_not_by_micro_batches():
-    trainer = make_trainer(lazy_reg=3)
-    due = ["r1" in trainer.update(micro_batches(2, first=2 * step), step) for step in range(4)]
-    assert due == [True, False, False, True]
 
 
 def test_windows_cover_each_epoch_once_the_last_one_shorter():
@@ -104,11 +88,6 @@ def test_images_and_updates_are_counted_with_shorter_windows(unbroken):
     assert (content["step"], content["ema"]["updates"]) == (6, 6)
 
 
-def test_learning_rate_falls_in_every_update(unbroken):
-    rates = [row["lr"] for row in read_progress(unbroken / "progress.csv")]
-    assert all(later < earlier for earlier, later in pairwise(rates))
-
-
 @pytest.mark.parametrize("stop", [2, 3], ids=["in the middle of an epoch", "behind a shorter window"])
 def test_resumed_run_equals_unbroken_run(pictures, tmp_path, unbroken, stop):
     folder = tmp_path / "run"
@@ -124,14 +103,3 @@ def test_resumed_run_equals_unbroken_run(pictures, tmp_path, unbroken, stop):
 def test_max_images_ends_the_training_behind_the_window_that_reaches_it(pictures, tmp_path, bound, steps):
     assert train(pictures, tmp_path / "run", "--num_epoch", "0", "--max_images", str(bound)) == 0
     assert load_torch(tmp_path / "run" / "content.pth")["step"] == steps
-
-
-def test_run_from_before_the_option_continues_and_keeps_its_windows(pictures, tmp_path):
-    folder = tmp_path / "run"
-    assert train(pictures, folder, "--accum_iter", "1", "--max_steps", "1") == 0
-    config = json.loads((folder / "config.json").read_text())
-    del config["options"]["accum_iter"]
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="accum_iter 1 there, 2 here"):
-        train(pictures, folder, "--max_steps", "2")
-    assert train(pictures, folder, "--accum_iter", "1", "--max_steps", "2") == 0

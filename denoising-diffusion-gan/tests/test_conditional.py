@@ -8,12 +8,9 @@ import test_ddgan as sampling
 import torch
 import train_ddgan
 from comparison.cli import UserError
-from comparison.rng import SampleNoise
 from ddgan.checkpoints import load_generator, make_generator, save_generator, seeded_networks
-from ddgan.conditional import cyclic_labels, find_class, grid_labels
+from ddgan.conditional import find_class, grid_labels
 from ddgan.options import defaults
-from ddgan.process import DenoisingProcess
-from ddgan.sampling import sample
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from PIL import Image
 
@@ -77,19 +74,6 @@ def test_the_class_adds_the_inner_product_of_features_and_embedding_to_the_logit
     assert (logits - features[0][1]).abs().min() > 1e-6
 
 
-def test_every_class_embedding_that_is_seen_learns_and_no_other():
-    generator, discriminator = seeded_networks(CLASSES, "small", 0)
-    for p in discriminator.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    x, t, x_t_plus_1 = inputs(4)
-    y = torch.tensor([0, 2, 2, 0])
-    x_t = generator(x_t_plus_1, t, torch.randn(4, 4), y) + x
-    discriminator(x_t, t, x_t_plus_1, y).sum().backward()
-    for network in (generator, discriminator):
-        gradient = network.label_embedding.weight.grad.abs().sum(dim=1)
-        assert (gradient > 0).tolist() == [True, False, True]
-
-
 def test_labels_are_neither_forgotten_nor_given_in_vain():
     x, t, x_t_plus_1 = inputs(4)
     y, z = torch.zeros(4, dtype=torch.int64), torch.randn(4, 4)
@@ -116,37 +100,11 @@ def test_a_conditional_checkpoint_holds_its_classes(tmp_path):
         load_generator(path, {})
 
 
-def test_a_checkpoint_from_before_the_option_has_no_classes(tmp_path):
-    config = {name: value for name, value in SMALL.items() if name != "class_cond"}
-    save_generator(tmp_path / "netG_1.pth", make_generator(config).state_dict(), config, step=1, images_seen=8)
-    assert load_generator(tmp_path / "netG_1.pth", {"class_cond": False})[0].label_embedding is None
-    with pytest.raises(UserError, match="--class_cond True given, False in the checkpoint"):
-        load_generator(tmp_path / "netG_1.pth", {"class_cond": True})
-
-
-def test_image_i_has_the_same_class_whatever_the_batch():
-    whole = cyclic_labels(range(20), 3)
-    parts = [cyclic_labels(range(start, min(start + 7, 20)), 3) for start in (0, 7, 14)]
-    assert whole.tolist() == [i % 3 for i in range(20)]
-    assert torch.equal(torch.cat(parts), whole)
-    assert cyclic_labels(range(5, 9), 3, only=2).tolist() == [2] * 4
-    assert cyclic_labels(range(5), 0) is None
-
-
 def test_a_grid_has_a_row_of_8_for_each_class():
     assert grid_labels(10).view(10, 8).tolist() == [[k] * 8 for k in range(10)]
     assert grid_labels(3).view(8, 8)[:, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert len(grid_labels(1000)) == 128
     assert grid_labels(0) is None
-
-
-def test_samples_are_drawn_with_their_labels():
-    generator = stirred_generator()
-    common = SampleNoise(1, range(6), "cpu"), generator, DenoisingProcess(2), 4, (3, 16, 16)
-    with torch.no_grad():
-        mixed, dogs = (sample(*common, labels=cyclic_labels(range(6), 3, only)) for only in (None, 1))
-    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(mixed, dogs, strict=True)]
-    assert same == [False, True, False] * 2
 
 
 @pytest.mark.parametrize(("text", "number"), [("dog", 1), ("0", 0), ("7", 2)])

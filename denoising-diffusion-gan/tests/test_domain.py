@@ -79,14 +79,3 @@ def test_the_generator_keeps_to_the_bounds_of_each_band():
     x = generator(torch.randn(2, 12, 8, 8), torch.tensor([0, 1]), torch.randn(2, 100))
     largest = x.abs().amax((0, 2, 3)).view(3, 4)
     torch.testing.assert_close(largest, torch.tensor([1.0, 3, 3, 3]).expand(3, -1), atol=0.05, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["patch", "haar"])
-def test_an_odd_size_cannot_be_folded(name):
-    with pytest.raises(ValueError, match="must be even"):
-        Domain(name, 3, 9)
-
-
-def test_an_unknown_domain_is_refused():
-    with pytest.raises(ValueError, match="one of pixel, patch, haar"):
-        Domain("wavelet", 3, 8)

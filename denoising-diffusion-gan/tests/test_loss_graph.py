@@ -4,6 +4,7 @@ import loss_graph
 import numpy as np
 import pytest
 from comparison.cli import UserError
+from ddgan import loss_plot
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -33,7 +34,8 @@ def runs(tmp_path):
 
 @pytest.fixture
 def figures(monkeypatch):
-    """Collect the figures that are drawn."""
+    """Collect the figures that are drawn, without smoothing."""
+    monkeypatch.setattr(loss_plot, "SMOOTH", 1)
     made = []
     init = Figure.__init__
 
@@ -52,7 +54,7 @@ def call(*arguments):
 @pytest.mark.figures
 def test_curves_are_the_numbers_of_progress_csv_against_images_seen(tmp_path, figures):
     losses = write_run(tmp_path / "run")
-    call(f"{tmp_path}/run", "--smooth", 1, "--out", tmp_path / "loss.png")
+    call(f"{tmp_path}/run", "--out", tmp_path / "loss.png")
     lines = figures[0].axes[0].get_lines()
     for column in (0, 1):
         raw, smooth, level = lines[3 * column : 3 * column + 3]
@@ -64,7 +66,7 @@ def test_curves_are_the_numbers_of_progress_csv_against_images_seen(tmp_path, fi
 
 
 def test_each_further_column_gets_a_panel_with_the_rows_that_have_it(runs, figures, tmp_path):
-    call(runs[0], "--also", "r1", "lr", "r1", "--smooth", 1, "--out", tmp_path / "loss.png")
+    call(runs[0], "--also", "r1", "lr", "--out", tmp_path / "loss.png")
     panels = figures[0].axes
     assert [axes.get_ylabel() for axes in panels] == ["loss", "r1", "lr"]
     np.testing.assert_allclose(panels[1].get_lines()[0].get_xdata(), 8 * np.arange(1, 41, 2))
@@ -78,7 +80,7 @@ def test_several_runs_share_the_picture_by_name(runs, figures, tmp_path):
 
 def test_mean_of_seeds_is_drawn_as_far_as_all_runs_reach(tmp_path, figures):
     losses = [write_run(tmp_path / f"s{seed}", seed, rows) for seed, rows in enumerate((40, 30))]
-    call(f"{tmp_path}/s0", f"{tmp_path}/s1", "--mean", "--smooth", 1, "--out", tmp_path / "loss.png")
+    call(f"{tmp_path}/s0", f"{tmp_path}/s1", "--mean", "--out", tmp_path / "loss.png")
     line = figures[0].axes[0].get_lines()[0]
     np.testing.assert_array_equal(line.get_xdata(), 8 * np.arange(1, 31))
     np.testing.assert_allclose(line.get_ydata(), (losses[0][:30, 0] + losses[1][:, 0]) / 2)
@@ -97,9 +99,9 @@ def test_picture_goes_beside_the_script_unless_told(runs, capsys, monkeypatch, t
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["{}/none"], "no progress.csv in"),
+        (["{}/none"], "holds no progress.csv"),
         (["{}/empty"], "no row with losses yet"),
-        (["{}/s0", "--also", "loss"], r"--also loss: not in .* which has lr, r1"),
+        (["{}/s0", "--also", "loss"], r"--also loss: not in .* which has .*lr, r1"),
         (["{}/s0", "--mean"], "--mean: needs several runs"),
         (["{}/s0", "--out", "{}"], "a folder, not a PNG file"),
     ],

@@ -127,27 +127,3 @@ def test_minibatch_stddev_takes_any_batch(n, group):
     strided = x[:: n // group]  # image 0 with the others of its group
     expected = (strided.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
     torch.testing.assert_close(feature[0], expected.expand(4, 4))
-
-
-def test_every_reference_array_is_read_by_a_test():
-    """The keys named here are those that this file and test_process.py compare or feed in."""
-    read = {
-        "ddgan_generator.npz": {"config", "names", "x", "t", "z", "output", "parameters"},
-        "ddgan_discriminator.npz": {
-            *("config", "names", "x", "x_t_plus_1", "t", "output", "grad_x", "r1_unscaled", "parameters")
-        },
-        "ddgan_process.npz": {
-            *("config", "x_start", "noise_for_x_t_plus_1", "noise_for_x_t", "t", "x_t", "x_t_plus_1"),
-            *("posterior_noise", "posterior_sample", "coeff/sigmas", "coeff/a_s", "coeff/a_s_cum", "coeff/sigmas_cum"),
-            *("posterior/betas", "posterior/alphas_cumprod", "posterior/posterior_variance"),
-            *("posterior/posterior_mean_coef1", "posterior/posterior_mean_coef2"),
-            "posterior/posterior_log_variance_clipped",
-        },
-    }
-    cases = {
-        "ddgan_generator.npz": {"cifar10", "small_fourier", "small_output_skip", "small_ddpm_block"},
-        "ddgan_discriminator.npz": {"small_cifar10", "large_narrow"},
-        "ddgan_process.npz": {"cifar10", "geometric8", "T2"},
-    }
-    for name, keys in read.items():
-        assert set(archive(name).files) == {f"{case}/{key}" for case in cases[name] for key in keys}

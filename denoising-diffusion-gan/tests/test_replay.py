@@ -65,7 +65,7 @@ def test_recorded_updates_are_the_plain_ones(lazy_reg):
 
 
 def test_updates_with_finite_penalties_and_a_falling_weight_are_recorded():
-    objective = Objective(penalty="r1r2", penalty_estimate="finite", reconstruction="decay", gan_loss="relativistic")
+    objective = Objective(penalty_estimate="finite", reconstruction="decay")
     plain = make_trainer(lazy_reg=2, objective=objective)
     trainer, recorder = recorded_trainer(lazy_reg=2, objective=objective)
     for step in range(12):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 import train_ddgan
-from comparison.checkpoints import load_torch, save_checkpoint
+from comparison.checkpoints import load_torch
 from comparison.cli import UserError
 from comparison.data.images import open_images
 from comparison.ranks import RankInfo
-from ddgan.options import MODEL
 from ddgan.training_setup import check_compiler, open_batches
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import images, make_trainer
@@ -63,20 +62,6 @@ def test_other_images_are_refused_where_they_can_be_told(tmp_path, monkeypatch, 
     monkeypatch.setenv("DATA_MEMORY", memory)
     with pytest.raises(UserError, match="--dataset: the images have changed"):
         train(data, tmp_path / "run", "--max_steps", "2")
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_run_from_before_streaming_continues_with_the_same_images_only(pictures, tmp_path, right):
-    folder = tmp_path / "run"
-    assert train(pictures, folder, "--max_steps", "1") == 0
-    payload = load_torch(folder / "content.pth")
-    fingerprint = payload.pop("data")["fingerprint"]
-    save_checkpoint(folder / "content.pth", {**payload, "data_fingerprint": fingerprint if right else "0"}, model=MODEL)
-    if right:
-        assert train(pictures, folder, "--max_steps", "2") == 0
-    else:
-        with pytest.raises(UserError, match="--dataset: the images have changed"):
-            train(pictures, folder, "--max_steps", "2")
 
 
 def test_run_folder_among_the_images_is_refused(tmp_path):

@@ -4,10 +4,8 @@ import argparse
 import csv
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -258,22 +256,6 @@ def test_an_interrupted_trial_goes_on_with_its_values_in_its_folder(search, tmp_
     assert search.asked[0] == ("0001", 16)  # its first rung is known
 
 
-def test_a_trial_whose_heartbeat_stopped_is_taken_over_and_a_living_one_is_not(search, tmp_path):
-    search(lambda images: 1.0, 1)
-    study = tuning.open_study(tmp_path)
-    trials = [study.ask(), study.ask()]
-    for trial in trials:
-        trial.set_user_attr("folder", f"of-{trial.number}")
-        study._storage.record_heartbeat(trial._trial_id)
-    with sqlite3.connect(tmp_path / "study.db") as database:
-        late = f"-{tuning.GRACE_SECONDS + 1} seconds"
-        change = "UPDATE trial_heartbeats SET heartbeat = datetime('now', ?) WHERE trial_id = ?"
-        database.execute(change, (late, trials[0]._trial_id))
-    done = search(lambda images: 1.0, 2)
-    assert [trial.user_attrs["folder"] for trial in done] == ["0000", "of-1"]
-    assert study.trials[2].state is TrialState.RUNNING
-
-
 def test_a_diverged_or_broken_trial_is_recorded_and_the_search_goes_on(search, tmp_path):
     def distance(images):
         if len(search.asked) == 3:
@@ -360,22 +342,3 @@ def test_the_committed_page_is_that_of_its_study(tmp_path):
     tuning_page.rewrite_pages(tmp_path)
     for name in ("README.md", "trials.csv", "best_flags.txt"):
         assert (tmp_path / name).read_text() == (source / name).read_text(), name
-
-
-def test_no_two_workers_take_the_same_queued_training(tmp_path):
-    study = tuning.open_study(tmp_path, tuning.CONFIRMATION)
-    for number in range(20):
-        study.enqueue_trial({"run": number}, {"number": number})
-    taken, start = [], threading.Barrier(4)
-
-    def work():
-        mine = tuning.open_study(tmp_path, tuning.CONFIRMATION)
-        start.wait()
-        mine.optimize(lambda trial: taken.append(trial.user_attrs.get("number")) or 1.0, n_trials=5)
-
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert sorted(taken) == list(range(20))

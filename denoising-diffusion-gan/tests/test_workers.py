@@ -21,10 +21,9 @@ from ddgan.checkpoints import make_generator, save_generator
 from ddgan.draws import Batch
 from ddgan.objective import Objective, Phase
 from ddgan.options import defaults, get_rank_info
-from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
-from joint_batches import N, draws, gradients, images, joint_batch, let_draw, make_trainer
+from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
+from joint_batches import N, gradients, images, joint_batch, let_draw, make_trainer
 
-SCRIPT = FOLDER / "train_ddgan.py"
 TWO = RankInfo(world_size=2, local_world_size=2)
 
 
@@ -56,15 +55,6 @@ def test_machines_with_other_flags_are_refused_but_for_their_own(monkeypatch):
             training_setup.check_same_flags(argparse.Namespace(**flags))
     with pytest.raises(UserError, match=r"^--lr_g: 1\.0 on rank 0, but 2\.0 on rank 1; use the same flags$"):
         training_setup.check_same_flags(argparse.Namespace(**flags))
-
-
-def test_processes_draw_their_rows_of_the_joint_noise():
-    alone = draws([5], 2 * N, "d")
-    for rank in range(2):
-        trainer = make_trainer(RankInfo(rank, 2, rank, 2))
-        noise, _, _ = trainer._draw(Batch(joint_batch(5).chunk(2)[rank], None, 5), "d")
-        for name in vars(noise):
-            assert torch.equal(getattr(noise, name), getattr(alone, name)[rank * N : (rank + 1) * N])
 
 
 def test_dropout_differs_from_process_to_process_and_not_from_start_to_start(monkeypatch):
@@ -137,12 +127,6 @@ def unbroken(pictures, tmp_path_factory):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     assert train_ddgan.main(train_ddgan.parse_args(flags(pictures, folder, "--num_process_per_node", "2"))) == 0
     return folder
-
-
-def assert_same_networks(first, second) -> None:
-    for name in ("generator", "discriminator"):
-        a, b = (load_torch(folder / "content.pth")[name] for folder in (first, second))
-        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_first_process_writes_the_files_of_one(unbroken):

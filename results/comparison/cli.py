@@ -107,8 +107,11 @@ non_negative_int = _number(int, lambda v: v >= 0, "a whole number, 0 or more")
 positive_float = _number(float, lambda v: v > 0, "a number above 0")
 non_negative_float = _number(float, lambda v: v >= 0, "a number, 0 or more")
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
+below_one = _number(float, lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
 pixels = _number(int, lambda v: 1 <= v <= 4096, "a whole number from 1 to 4096")
 thread_count = _number(int, lambda v: 0 <= v <= 4096, "a whole number from 0 to 4096")
+process_count = _number(int, lambda v: 1 <= v <= 1024, "a whole number from 1 to 1024")
+port_number = _number(int, lambda v: 1024 <= v <= 65535, "a whole number from 1024 to 65535")
 
 
 def local_path(text: str) -> Path:
