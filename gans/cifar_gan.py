@@ -23,7 +23,7 @@ from comparison.ranks import get_rank_info
 from comparison.runs import Run
 from comparison.schedule import Schedule
 from gan import options as gan_options
-from gan.run_paths import MODEL, checkpoint_to_sample, samples_exist
+from gan.run_paths import MODEL, checkpoint_to_sample
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,8 +39,7 @@ def main(args: argparse.Namespace) -> int:
     folder = args.run_dir or cli.default_run_folder(MODEL, name)
     cli.check_folder(folder, "--run_dir")
     options = {name: value for name, value in vars(args).items() if name != "run_dir"}
-    implied = gan_options.PRESETS["dcgan"]  # the flags of runs that are older than the presets
-    run = Run.open(folder, options, model=MODEL, may_change=gan_options.MAY_CHANGE, implied=implied, fresh=args.fresh)
+    run = Run.open(folder, options, model=MODEL, may_change=gan_options.MAY_CHANGE, fresh=args.fresh)
     Schedule.of(args)
     budget = gan_options.training_budget(args, run.config.get("steps_per_epoch", 0)).cut(args.stop_after)
     if reason := run.finished_reason(budget):
@@ -59,17 +58,15 @@ def main(args: argparse.Namespace) -> int:
 
 def sample(args: argparse.Namespace, folder: Path) -> None:
     """Write args.num_samples images from the folder's best or newest checkpoint, unless they exist."""
-    checkpoint, out = checkpoint_to_sample(folder), folder / "samples.npz"
+    checkpoint = checkpoint_to_sample(folder)
     if checkpoint is None:
         raise cli.UserError(f"{folder}: no checkpoint to sample from; train again with --fresh")
-    samples = {"num_samples": args.num_samples, "batch_size": args.sample_batch_size}
-    if samples_exist(out, checkpoint, **samples, seed=args.seed):
-        return
     from gan.sampling import Sampler
 
     device = {"device": args.device, "precision": args.precision, "threads": args.threads}
-    Sampler(checkpoint, args.seed, **device).write_samples(out, **samples)
-    print(f"{args.num_samples} images in {out}")
+    Sampler(checkpoint, args.seed, **device).write_samples(
+        folder / "samples.npz", args.num_samples, args.sample_batch_size
+    )
 
 
 if __name__ == "__main__":

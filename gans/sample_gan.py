@@ -13,7 +13,7 @@ from pathlib import Path
 
 from comparison import cli
 from comparison.png import write_pngs
-from gan.run_paths import checkpoint_to_sample, samples_exist
+from gan.run_paths import checkpoint_to_sample
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,23 +43,17 @@ def main(args: argparse.Namespace) -> None:
     """Find the checkpoint, then write its images or its benchmark."""
     checkpoint = find_checkpoint(args.checkpoint)
     out = args.out or checkpoint.parent / "samples.npz"
-    network = {"seed": args.seed, "use_ema": args.use_ema}
-    samples = {name: getattr(args, name) for name in ("num_samples", "batch_size", "interpolation")}
     cli.check_folder(out.parent, "--out")
     if args.out_dir:
         cli.check_folder(args.out_dir, "--out_dir")
         check_png_folder(args.out_dir, args.num_samples)
-    if not args.benchmark and samples_exist(out, checkpoint, **samples, **network):
-        print(f"{out} already holds these {args.num_samples} images")
-    else:
-        from gan.sampling import Sampler
+    from gan.sampling import Sampler
 
-        sampler = Sampler(checkpoint, **network, device=args.device, precision=args.precision, threads=args.threads)
-        if args.benchmark:
-            sampler.write_benchmark(out.parent / "timing.json", args.benchmark_seconds)
-            return
-        sampler.write_samples(out, **samples)
-        print(f"{args.num_samples} images in {out}")
+    sampler = Sampler(checkpoint, args.seed, args.use_ema, args.device, args.precision, args.threads)
+    if args.benchmark:
+        sampler.write_benchmark(out.parent / "timing.json", args.benchmark_seconds)
+        return
+    sampler.write_samples(out, args.num_samples, args.batch_size, args.interpolation)
     if args.out_dir:
         args.out_dir.mkdir(parents=True, exist_ok=True)
         write_pngs(out, args.out_dir, digits=6)

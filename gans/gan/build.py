@@ -20,11 +20,11 @@ def build_generator(options: Mapping[str, Any]) -> Network:
     """Build the generator of a run's options on the CPU, with undefined weights."""
     if options.get("network") == "residual":
         return ResidualGenerator(options["image_size"], options["nz"], options["ngf"], *_residual(options))
-    return Generator(options["image_size"], options["nz"], options["ngf"], options["nc"])
+    return Generator(options["image_size"], options["nz"], options["ngf"])
 
 
 def _residual(options: Mapping[str, Any]) -> list[Any]:
-    return [options[name] for name in ("max_width", "blocks", "group_size", "nc")]
+    return [options[name] for name in ("max_width", "blocks", "group_size")]
 
 
 def build_gan(
@@ -39,15 +39,12 @@ def build_gan(
     The weights are drawn on the CPU, so they do not depend on the device.
 
     Args:
-        options: values of the flags image_size, nz, ngf, ndf, nc, seed, label_smoothing and those of the presets;
-            missing ones are those of the preset dcgan. DiffAugment needs batch_size too.
+        options: values of the flags image_size, nz, ngf, ndf, seed and those of the presets; missing ones are those of
+            the preset dcgan. DiffAugment needs batch_size too.
         device: device of the networks.
         dtype: autocast dtype; None computes in float32.
         rows: this rank's rows of the global batch; None for all.
         capture: see `GAN`; ignored with a learning rate schedule.
-
-    Raises:
-        ValueError: image_size is not a power of two, or below 16.
     """
     options = {**PRESETS["dcgan"], **options}
     options["penalty"] = penalty_of(options)
@@ -57,8 +54,7 @@ def build_gan(
             options["image_size"], options["ndf"], *_residual(options)
         )
     else:
-        flags = [options[name] for name in ("image_size", "ndf", "nc", "d_norm", "minibatch_stddev")]
-        discriminator = Discriminator(*flags)
+        discriminator = Discriminator(options["image_size"], options["ndf"], options["d_norm"])
     initialize = init_residual if residual else init_weights
     for network, name in ((generator, "generator"), (discriminator, "discriminator")):
         initialize(network, rng.generator("cpu", options["seed"], name, "init"))
@@ -70,7 +66,7 @@ def build_gan(
     if options["diffaugment"] != "none":
         count = options["batch_size"]
         augment = DiffAugment(options["diffaugment"], options["seed"], count, rows or slice(0, count))
-    training = "g_lr d_lr beta1 beta2 loss label_smoothing ema_decay ada_target seed"
+    training = "g_lr d_lr beta1 beta2 loss ema_decay ada_target seed"
     names = f"{training} penalty penalty_estimate penalty_fraction r1_gamma r1_every".split()
     settings = {name: options[name] for name in names} | {"ema_horizon": options.get("ema_horizon", 0.0)}
     burn_in = BurnIn.of(options)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from .build import Network
 from .sampling import sample_in_eval_mode
-from .training import GAN, mean_probability, to_channels
+from .training import GAN, mean_probability
 
 COLLAPSED = 0.5  # fraction of the best coverage below which the generator has collapsed
 
@@ -28,13 +28,11 @@ class HeldOutProbe:
 
     Args:
         held_out: (M, 3, S, S) uint8.
-        nc: color channels of the networks.
         seed: seed of the random order of the held-out images.
-        group: images per group of minibatch standard deviation, 0 without it.
     """
 
-    def __init__(self, held_out: Tensor, nc: int, seed: int, group: int = 0):
-        self.held_out, self.nc, self.seed, self.group = held_out, nc, seed, group
+    def __init__(self, held_out: Tensor, seed: int):
+        self.held_out, self.seed = held_out, seed
 
     @torch.no_grad()
     def __call__(self, gan: GAN, real: Tensor, step: int) -> dict[str, float]:
@@ -52,11 +50,10 @@ class HeldOutProbe:
             held-out logit; {} if there are too few images.
         """
         count = min(len(real), len(self.held_out))
-        count -= count % self.group if self.group else 0
         if count < 2:
             return {}
         order = torch.randperm(len(self.held_out), generator=rng.generator("cpu", self.seed, step, "held out"))
-        held_out = to_channels(from_uint8(self.held_out[order[:count]].to(real.device)), self.nc)
+        held_out = from_uint8(self.held_out[order[:count]].to(real.device))
         logits_real, logits_held_out = (
             _probe_logits(gan, gan.augment_batch(images, step, "probe")).float() for images in (real[:count], held_out)
         )
@@ -78,18 +75,15 @@ class Scorer:
     Args:
         data: training images; a random subset is the reference.
         count: number of samples and of reference images, at most len(data).
-        nc: color channels of the networks.
         seed: seed of the reference subset and of the noise, which is the same for every score.
         device: device of the networks.
         batch_size: samples per batch.
     """
 
-    def __init__(self, data: ImageSet, count: int, nc: int, seed: int, device: torch.device, batch_size: int):
+    def __init__(self, data: ImageSet, count: int, seed: int, device: torch.device, batch_size: int):
         self.count, self.seed, self.device, self.batch_size = min(count, len(data)), seed, device, batch_size
         order = np.random.Generator(np.random.PCG64([seed, 0])).permutation(len(data))[: self.count]
         subset = data.images[torch.from_numpy(np.sort(order))]
-        if nc == 1:
-            subset = to_uint8(to_channels(from_uint8(subset), 1).expand(-1, 3, -1, -1))
         self._extractor = features.make_extractor(features.choose_key("auto", data), device)
         embedded = self._embed(subset)
         self._scale = features.Scale.of(embedded)

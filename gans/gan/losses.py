@@ -12,21 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FINITE_STEP = 0.01  # of `finite_penalty`, in the images' range [-1, 1]
-# Labels of (real, fake) images. Salimans et al. 2016, section 3.4, recommend one-sided smoothing: smoothing the fake
-# label as well moves the optimal discriminator towards fakes where there is no data.
-LABELS = {"none": (1.0, 0.0), "one_sided": (0.9, 0.0), "two_sided": (0.9, 0.1)}
 
 
-def bce_discriminator_loss(logits_real: Tensor, logits_fake: Tensor, label_smoothing: str = "none") -> Tensor:
+def bce_discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     """Compute the cross entropy, summed over the real and the fake half; 2 ln 2 for logits of 0."""
-    label_real, label_fake = _labels(label_smoothing)
-    return _cross_entropy(logits_real, label_real) + _cross_entropy(logits_fake, label_fake)
+    return _cross_entropy(logits_real, 1.0) + _cross_entropy(logits_fake, 0.0)
 
 
-def bce_generator_loss(logits_fake: Tensor, label_smoothing: str = "none") -> Tensor:
+def bce_generator_loss(logits_fake: Tensor) -> Tensor:
     """Compute the non-saturating loss, the cross entropy with the label of real images; ln 2 for logits of 0."""
-    label_real, _ = _labels(label_smoothing)
-    return _cross_entropy(logits_fake, label_real)
+    return _cross_entropy(logits_fake, 1.0)
 
 
 def hinge_discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
@@ -74,12 +69,6 @@ def finite_penalty(
     """
     moved = discriminator(images + FINITE_STEP * noise).float()
     return gamma / 2 * ((moved - logits.float()) / FINITE_STEP).square().mean()
-
-
-def _labels(label_smoothing: str) -> tuple[float, float]:
-    if label_smoothing not in LABELS:
-        raise ValueError(f"label_smoothing must be one of {', '.join(LABELS)}, not {label_smoothing!r}")
-    return LABELS[label_smoothing]
 
 
 def _cross_entropy(logits: Tensor, label: float) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-MIN_IMAGE_SIZE = 16
 MAX_WIDTH = 8  # times base: the 4x4 stage of the paper's 64-pixel networks
 
 
@@ -17,19 +16,9 @@ def stage_widths(image_size: int, base: int) -> list[int]:
     """Return the channels of each hidden stage, from 4x4 (widest) to the finest.
 
     64 pixels: 8, 4, 2, 1 times base; 32 pixels: 4, 2, 1 times base; above 64 pixels the widest stages stay at 8.
-
-    Raises:
-        ValueError: image_size is not a power of two, or below 16.
     """
-    check_image_size(image_size)
     stages = image_size.bit_length() - 3  # 4x4 doubles this often until half of image_size
     return [base * min(2**i, MAX_WIDTH) for i in reversed(range(stages))]
-
-
-def check_image_size(image_size: int) -> None:
-    """Raise ValueError unless image_size is a power of two of at least 16."""
-    if image_size < MIN_IMAGE_SIZE or image_size & (image_size - 1):
-        raise ValueError(f"image_size must be a power of two of at least {MIN_IMAGE_SIZE}, not {image_size}")
 
 
 class Generator(nn.Module):
@@ -42,10 +31,9 @@ class Generator(nn.Module):
         image_size: pixels, a power of two of at least 16.
         nz: length of the noise vector.
         ngf: channels of the finest hidden stage.
-        nc: color channels.
     """
 
-    def __init__(self, image_size: int, nz: int = 100, ngf: int = 64, nc: int = 3) -> None:
+    def __init__(self, image_size: int, nz: int = 100, ngf: int = 64) -> None:
         super().__init__()
         self.nz = nz
         widths = stage_widths(image_size, ngf)
@@ -60,11 +48,11 @@ class Generator(nn.Module):
                 nn.BatchNorm2d(narrow),
                 nn.ReLU(inplace=True),
             ]
-        layers += [nn.ConvTranspose2d(widths[-1], nc, kernel_size=4, stride=2, padding=1, bias=False), nn.Tanh()]
+        layers += [nn.ConvTranspose2d(widths[-1], 3, kernel_size=4, stride=2, padding=1, bias=False), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map (N, nz) standard normal noise to (N, nc, image_size, image_size) images in [-1, 1]."""
+        """Map (N, nz) standard normal noise to (N, 3, image_size, image_size) images in [-1, 1]."""
         return self.layers(z[:, :, None, None])  # (N, nz, 1, 1) -> (N, 8 * ngf, 4, 4) -> ...
 
 
@@ -77,25 +65,16 @@ class Discriminator(nn.Module):
     Args:
         image_size: pixels, a power of two of at least 16.
         ndf: channels of the finest hidden stage.
-        nc: color channels.
         d_norm: "batch", "spectral" or "none".
-        minibatch_stddev: group size of a `MinibatchStddev` before the last layer; 0 leaves it out.
-
-    Raises:
-        ValueError: image_size or d_norm has another value.
     """
 
-    def __init__(
-        self, image_size: int, ndf: int = 64, nc: int = 3, d_norm: str = "batch", minibatch_stddev: int = 0
-    ) -> None:
+    def __init__(self, image_size: int, ndf: int = 64, d_norm: str = "batch") -> None:
         super().__init__()
-        if d_norm not in ("batch", "spectral", "none"):
-            raise ValueError(f"d_norm must be batch, spectral or none, not {d_norm!r}")
         bias = d_norm != "batch"
         widths = stage_widths(image_size, ndf)[::-1]
         layers: list[nn.Module] = [
             # No batch norm on the pixels: Radford et al. 2016, section 3, found it unstable.
-            nn.Conv2d(nc, widths[0], kernel_size=4, stride=2, padding=1, bias=bias),
+            nn.Conv2d(3, widths[0], kernel_size=4, stride=2, padding=1, bias=bias),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         for narrow, wide in pairwise(widths):
@@ -103,42 +82,12 @@ class Discriminator(nn.Module):
             if d_norm == "batch":
                 layers.append(nn.BatchNorm2d(wide))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
-        if minibatch_stddev:
-            layers.append(MinibatchStddev(minibatch_stddev))
-        layers.append(nn.Conv2d(widths[-1] + bool(minibatch_stddev), 1, kernel_size=4, stride=1, padding=0, bias=bias))
+        layers.append(nn.Conv2d(widths[-1], 1, kernel_size=4, stride=1, padding=0, bias=bias))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (N, nc, image_size, image_size) images in [-1, 1] to (N,) logits."""
+        """Map (N, 3, image_size, image_size) images in [-1, 1] to (N,) logits."""
         return self.layers(images).flatten()  # (N, 1, 1, 1) -> (N,)
-
-
-class MinibatchStddev(nn.Module):
-    """Append a channel with the standard deviation over groups of `group` images, which exposes mode collapse.
-
-    Karras et al. 2018, "Progressive growing of GANs", section 3: the standard deviation over the group of each
-    feature at each position, averaged over features and positions.
-    """
-
-    def __init__(self, group: int) -> None:
-        super().__init__()
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C + 1, H, W); images with equal i mod (N / group) form a group.
-
-        Raises:
-            ValueError: N is not a multiple of the group size.
-        """
-        n, _, height, width = x.shape
-        if n % self.group:
-            raise ValueError(f"the number of images must be a multiple of the group size {self.group}, not {n}")
-        groups = x.float().reshape(self.group, n // self.group, -1)
-        deviation = (
-            (groups.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)
-        )  # 1e-8 keeps the root's gradient finite at 0
-        channel = deviation.repeat(self.group)[:, None, None, None].expand(n, 1, height, width)
-        return torch.cat([x, channel.to(x.dtype)], dim=1)
 
 
 def normalize_spectrally(network: nn.Module, seed: int) -> None:

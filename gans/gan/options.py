@@ -11,21 +11,20 @@ from comparison.ranks import get_rank_info
 from comparison.schedule import add_schedule_options
 from comparison.training import Budget
 
-MAX_PROCESSES = 1024  # sanity limit: a typo such as 10000 would exhaust the machine
 AUGMENTATIONS = ("color", "translation", "cutout")
 
 # A preset only sets defaults: each of these is a flag, and a flag on the command line overrides it.
 _PLAIN: dict[str, Any] = {  # of the DCGAN presets
     **{"network": "dcgan", "nz": 100, "ngf": 64, "ndf": 64, "max_width": 0, "blocks": 1, "group_size": 0},
     **{"penalty": "auto", "penalty_estimate": "exact", "penalty_fraction": 1.0, "r1_gamma": 0.0, "r1_every": 16},
-    **{"burn_in": 0.0, "lr_end": 1.0, "gamma_end": 1.0, "beta2_end": 0.0, "ada_target": 0.0, "minibatch_stddev": 0},
+    **{"burn_in": 0.0, "lr_end": 1.0, "gamma_end": 1.0, "beta2_end": 0.0, "ada_target": 0.0},
 }
 _R3GAN: dict[str, Any] = {
     **{"network": "residual", "nz": 64, "loss": "relativistic", "d_norm": "none", "g_lr": 2e-4, "d_lr": 2e-4},
     **{"beta1": 0.0, "beta2": 0.9, "beta2_end": 0.99, "burn_in": 0.4, "lr_end": 0.25, "gamma_end": 0.1},
     **{"penalty": "r1r2", "penalty_estimate": "exact", "penalty_fraction": 1.0, "r1_every": 1, "lr_decay": "none"},
     **{"ema_decay": 0.9999, "ema_horizon": 0.05, "diffaugment": "none", "flip": True, "ada_target": 0.0},
-    **{"minibatch_stddev": 0, "keep_best": False},
+    "keep_best": False,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "dcgan": {
@@ -62,22 +61,6 @@ def power_of_two(text: str) -> int:
     if size < 16 or size & (size - 1):
         raise argparse.ArgumentTypeError(f"must be a power of two of at least 16, not {text}")
     return size
-
-
-def process_count(text: str) -> int:
-    """Parse --ngpu, an argparse type."""
-    count = cli.positive_int(text)
-    if count > MAX_PROCESSES:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_PROCESSES}, not {text}")
-    return count
-
-
-def decay(text: str) -> float:
-    """Parse a decay in [0, 1), an argparse type."""
-    value = cli.fraction(text)
-    if value == 1:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, not {text}")
-    return value
 
 
 def policy(text: str) -> str:
@@ -164,7 +147,6 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=cli.non_negative_int, default=0, help="number of training images, evenly spaced; 0 for all")
     add("--run_dir", type=cli.local_path, help="run folder; default: results/runs/gans/<data>-<image_size>")
     add("--image_size", type=power_of_two, default=64, help="pixels, a power of two of at least 16")
-    add("--nc", type=int, choices=[1, 3], default=3, help="color channels; 1 trains on grey images")
     add("--nz", type=cli.positive_int, help="length of the noise vector")
     add("--ngf", type=cli.positive_int, help="channels of the generator's finest stage")
     add("--ndf", type=cli.positive_int, help="channels of the discriminator's finest stage")
@@ -181,14 +163,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--num_epochs", type=cli.non_negative_int, default=50, help="epochs, unless a --max_... flag is set")
     add("--g_lr", type=cli.positive_float, help="Adam's learning rate of the generator")
     add("--d_lr", type=cli.positive_float, help="Adam's learning rate of the discriminator")
-    add("--beta1", type=decay, help="Adam's decay of the gradient mean")
-    add("--beta2", type=decay, help="Adam's decay of the squared gradient mean")
-    smoothings = ["none", "one_sided", "two_sided"]
-    smoothing_help = "bce labels of real and fake images: 1 and 0, 0.9 and 0, or 0.9 and 0.1"
-    add("--label_smoothing", choices=smoothings, default="none", help=smoothing_help)
+    add("--beta1", type=cli.below_one, help="Adam's decay of the gradient mean")
+    add("--beta2", type=cli.below_one, help="Adam's decay of the squared gradient mean")
     add("--flip", type=cli.str2bool, help="mirror each training image with probability 1/2")
     ngpu_help = "processes, one per GPU; if there are fewer GPUs they share them, without GPUs they share the cores"
-    add("--ngpu", type=process_count, default=1, help=ngpu_help)
+    add("--ngpu", type=cli.process_count, default=1, help=ngpu_help)
     cli.add_oversubscribe(parser)
     graph_help = "replay iterations as a CUDA graph, on one CUDA GPU; removes kernel launch overhead"
     add("--cuda_graph", type=cli.str2bool, default=True, help=graph_help)
@@ -207,7 +186,7 @@ def _add_enhancements(parser: argparse.ArgumentParser) -> None:
     norm_help = "discriminator's norm: batch norm, spectral norm (Miyato et al. 2018), or none"
     add("--d_norm", choices=["batch", "spectral", "none"], help=norm_help)
     ema_help = "decay of the generator's EMA (Yazici et al. 2019), which is then sampled; 0 for none"
-    add("--ema_decay", type=decay, help=ema_help)
+    add("--ema_decay", type=cli.below_one, help=ema_help)
     augment_help = f"DiffAugment (Zhao et al. 2020): none, or a list of {', '.join(AUGMENTATIONS)}"
     add("--diffaugment", type=policy, help=augment_help)
     penalty_help = "gradient penalty at real images, or at generated ones too (Mescheder et al. 2018)"
@@ -222,8 +201,6 @@ def _add_enhancements(parser: argparse.ArgumentParser) -> None:
     add("--r1_every", type=cli.positive_int, help="updates per penalty, which is multiplied by this number")
     ada_help = "adapt the probability of --diffaugment: target of the mean sign of D's logits of real images; 0 for no"
     add("--ada_target", type=cli.fraction, help=ada_help)
-    std_help = "group size of minibatch standard deviation in the discriminator (Karras et al. 2018); 0 for none"
-    add("--minibatch_stddev", type=cli.non_negative_int, help=std_help)
     add("--keep_best", type=cli.str2bool, help="keep the checkpoint with the best score too, and sample it")
     schedules = parser.add_argument_group("schedules over the budget")
     add_schedule_options(schedules, decay=None)
@@ -232,7 +209,7 @@ def _add_enhancements(parser: argparse.ArgumentParser) -> None:
     schedules.add_argument("--burn_in", type=cli.fraction, help=burn_help)
     schedules.add_argument("--lr_end", type=cli.fraction, help="learning rates after --burn_in, as multiples")
     schedules.add_argument("--gamma_end", type=cli.fraction, help="penalty's weight after --burn_in, as a multiple")
-    schedules.add_argument("--beta2_end", type=decay, help="Adam's beta2 after --burn_in; 0 for the same")
+    schedules.add_argument("--beta2_end", type=cli.below_one, help="Adam's beta2 after --burn_in; 0 for the same")
 
 
 def _add_diagnostics(parser: argparse.ArgumentParser) -> None:
@@ -248,25 +225,18 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     bounds = sum(bool(bound) for bound in (args.max_steps, args.max_images, args.max_seconds))
     if args.batch_size % args.ngpu:
         parser.error(f"argument --batch_size: {args.batch_size} images do not divide among {args.ngpu} processes")
-    group, images = args.minibatch_stddev, args.batch_size // args.ngpu
-    if group == 1 or (group and images % group):
-        parser.error(f"argument --minibatch_stddev: must be 0, or at least 2 and a divisor of {images}, not {group}")
     if not (args.num_epochs or bounds):
         parser.error("argument --num_epochs: 0 needs one of --max_steps, --max_images and --max_seconds")
     penalty = penalty_of(vars(args))
     if penalty != "none" and not (args.r1_gamma and args.penalty_fraction):
         parser.error(f"argument --penalty: {penalty} needs --r1_gamma and --penalty_fraction above 0")
-    if args.penalty_fraction < 1 and args.minibatch_stddev:
-        parser.error("argument --penalty_fraction: below 1 it takes no --minibatch_stddev")
     if args.ada_target and args.diffaugment == "none":
         parser.error("argument --ada_target: needs --diffaugment")
-    if args.network == "residual" and (args.d_norm != "none" or args.minibatch_stddev):
-        parser.error("argument --network: residual takes no --d_norm and no --minibatch_stddev")
+    if args.network == "residual" and args.d_norm != "none":
+        parser.error("argument --network: residual takes no --d_norm")
     inner = [2 * width for width in (args.ngf, args.ndf, args.max_width) if width] if args.group_size else []
     if args.network == "residual" and any(width % args.group_size for width in inner):
         parser.error(f"argument --group_size: {args.group_size} does not divide twice --ngf, --ndf and --max_width")
-    if args.label_smoothing != "none" and args.loss != "bce":
-        parser.error(f"argument --label_smoothing: the {args.loss} loss has no labels; use --loss bce")
     if args.keep_best and not args.score_every:
         parser.error("argument --keep_best: needs scores; set --score_every above 0")
     if args.stop_after and bounds != 1:

@@ -10,20 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .networks import check_image_size
-
 SLOPE = 0.2  # of the leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # keeps the variance through a convolution and a leaky ReLU
 EXPANSION = 2  # channels inside a grouped block, as a multiple of those outside
 
 
 def residual_widths(image_size: int, base: int, max_width: int) -> list[int]:
-    """Return the channels of each stage, from 4x4 to the finest: base, doubled at each coarser one up to max_width.
-
-    Raises:
-        ValueError: image_size is not a power of two, or below 16.
-    """
-    check_image_size(image_size)
+    """Return the channels of each stage, from 4x4 to the finest: base, doubled at each coarser one up to max_width."""
     stages = image_size.bit_length() - 2  # of 4, 8, ..., image_size pixels
     return [min(base * 2**i, max(base, max_width)) for i in reversed(range(stages))]
 
@@ -95,12 +88,9 @@ class ResidualGenerator(nn.Module):
         max_width: channels of the widest stages.
         blocks: residual blocks per stage.
         group_size: see `ResidualBlock`.
-        nc: color channels.
     """
 
-    def __init__(
-        self, image_size: int, nz: int, ngf: int, max_width: int, blocks: int, group_size: int, nc: int = 3
-    ) -> None:
+    def __init__(self, image_size: int, nz: int, ngf: int, max_width: int, blocks: int, group_size: int) -> None:
         super().__init__()
         self.nz = nz
         widths = residual_widths(image_size, ngf, max_width)
@@ -110,10 +100,10 @@ class ResidualGenerator(nn.Module):
         for before, width in zip([None, *widths[:-1]], widths, strict=True):
             layers += [] if before is None else [Transition(before, width, up)]
             layers += [ResidualBlock(width, group_size) for _ in range(blocks)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], nc, 1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 3, 1))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map (N, nz) standard normal noise to (N, nc, image_size, image_size) images around [-1, 1], not clipped."""
+        """Map (N, nz) standard normal noise to (N, 3, image_size, image_size) images around [-1, 1], not clipped."""
         return self.layers(self.basis * self.linear(z)[:, :, None, None])
 
 
@@ -121,13 +111,13 @@ class ResidualDiscriminator(nn.Module):
     """Map images to logits, high for real, by the stages of `ResidualGenerator` in reverse.
 
     Args:
-        image_size, ndf, max_width, blocks, group_size, nc: see `ResidualGenerator`.
+        image_size, ndf, max_width, blocks, group_size: see `ResidualGenerator`.
     """
 
-    def __init__(self, image_size: int, ndf: int, max_width: int, blocks: int, group_size: int, nc: int = 3) -> None:
+    def __init__(self, image_size: int, ndf: int, max_width: int, blocks: int, group_size: int) -> None:
         super().__init__()
         widths = residual_widths(image_size, ndf, max_width)[::-1]
-        layers: list[nn.Module] = [nn.Conv2d(nc, widths[0], 1)]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 1)]
         for width, after in zip(widths, [*widths[1:], None], strict=True):
             layers += [ResidualBlock(width, group_size) for _ in range(blocks)]
             layers += [] if after is None else [Transition(width, after, down)]
@@ -136,7 +126,7 @@ class ResidualDiscriminator(nn.Module):
         self.linear = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (N, nc, image_size, image_size) images to (N,) logits."""
+        """Map (N, 3, image_size, image_size) images to (N,) logits."""
         return self.linear(self.head(self.layers(images)).flatten(1)).flatten()
 
 

@@ -21,13 +21,13 @@ SAMPLER = "one generator pass"
 
 
 def generate(generator: Network, noise: SampleNoise, dtype: torch.dtype | None) -> Tensor:
-    """Return the images of some noise, (N, 3, H, W) float32 in [-1, 1]; a grey image has three equal channels.
+    """Return the images of some noise, (N, 3, H, W) float32 in [-1, 1].
 
     In eval mode batch norm uses its running averages, so image i of a seed is the same in any batch.
     """
     z = noise.normal((generator.nz,), "z")
     with torch.autocast(z.device.type, dtype=dtype, enabled=dtype is not None):
-        return generator(z).float().expand(-1, 3, -1, -1)
+        return generator(z).float()
 
 
 @torch.inference_mode()
@@ -142,6 +142,7 @@ class Sampler:
             trained=self._trained,
             **self._common,
         )
+        print(f"{num_samples} images in {out}")
         if interpolation:
             draw_interpolation(out.parent, self.draw_walk, latent="z", sampler=SAMPLER)
 

@@ -33,7 +33,6 @@ class GAN:
         beta1: Adam's decay of the gradient mean.
         beta2: Adam's decay of the squared gradient mean.
         loss: "bce", "hinge" or "relativistic".
-        label_smoothing: smoothing of the bce labels: "none", "one_sided" or "two_sided".
         ema_decay: decay of the generator's EMA, 0 for no EMA.
         ema_horizon: see `EMA`.
         augment: augmentation of every image that the discriminator sees; None for none.
@@ -66,7 +65,6 @@ class GAN:
         beta1: float = 0.5,
         beta2: float = 0.999,
         loss: str = "bce",
-        label_smoothing: str = "none",
         ema_decay: float = 0.0,
         ema_horizon: float = 0.0,
         augment: DiffAugment | None = None,
@@ -93,7 +91,7 @@ class GAN:
         self.optimizer_g = _adam(generator, g_lr, (beta1, beta2), graphed)
         self.optimizer_d = _adam(discriminator, d_lr, (beta1, beta2), graphed)
         self.ema = EMA(generator, ema_decay, ema_horizon) if ema_decay else None
-        self.loss, self.label_smoothing, self.augment, self.dtype = loss, label_smoothing, augment, dtype
+        self.loss, self.augment, self.dtype = loss, augment, dtype
         self.penalty, self.penalty_estimate, self.penalty_fraction = penalty, penalty_estimate, penalty_fraction
         self.r1_gamma, self.r1_every, self.gamma_factor = r1_gamma, r1_every, 1.0
         self.seed, self.first_row = seed, first_row
@@ -173,7 +171,7 @@ class GAN:
                     others = self.discriminator(self.augment_batch(real, step, "real for the generator"))
                 loss_g = losses.relativistic_loss(logits_fake_after, others)
             else:
-                loss_g = losses.bce_generator_loss(logits_fake_after, self.label_smoothing)
+                loss_g = losses.bce_generator_loss(logits_fake_after)
             grad_norm_g = _update(self.generator, self.optimizer_g, loss_g)
         finally:
             self.discriminator.requires_grad_(True)
@@ -220,7 +218,7 @@ class GAN:
         elif self.loss == "relativistic":
             loss = losses.relativistic_loss(logits["real"], logits["fake"])
         else:
-            loss = losses.bce_discriminator_loss(logits["real"], logits["fake"], self.label_smoothing)
+            loss = losses.bce_discriminator_loss(logits["real"], logits["fake"])
         return loss, penalties, logits["real"], logits["fake"]
 
     def _penalty(self, images: Tensor, gamma: float, step: int, name: str) -> Tensor:
@@ -288,20 +286,12 @@ class GAN:
                 group["capturable"] = current_capturable  # depends on this start's device, not on the saved one
         if self.ema:
             self.ema.network.load_state_dict(state["ema"])
-        self.augment_p.fill_(state.get("augment_p", 1.0))
+        self.augment_p.fill_(state["augment_p"])
 
     @property
     def sampling_generator(self) -> Generator | ResidualGenerator:
         """Network to sample from: the EMA if there is one."""
         return self.ema.network if self.ema else self.generator  # type: ignore[return-value]
-
-
-def to_channels(images: Tensor, nc: int) -> Tensor:
-    """Return (N, 3, H, W) images unchanged for nc = 3, as (N, 1, H, W) luma (ITU-R BT.601) for nc = 1."""
-    if nc == 3:
-        return images
-    weights = images.new_tensor([0.299, 0.587, 0.114])
-    return (images * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def mean_probability(logits: Tensor) -> Tensor:

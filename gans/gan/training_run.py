@@ -19,7 +19,6 @@ from .build import build_gan
 from .diagnostics import HeldOutProbe, Scorer
 from .options import training_budget
 from .run_paths import CHECKPOINTS
-from .training import to_channels
 from .training_logger import TrainingLogger, restore
 
 
@@ -53,9 +52,9 @@ def _train_on(device: torch.device, rank_info: RankInfo, args: argparse.Namespac
     gan = build_gan(vars(args), device, dtype, stream.rows, cuda_graph if capture else None)
     probe = scorer = None
     if rank_info.is_first and len(held_out):
-        probe = HeldOutProbe(held_out, args.nc, args.seed, args.minibatch_stddev)
+        probe = HeldOutProbe(held_out, args.seed)
     if rank_info.is_first and args.score_every and Scorer.is_possible(len(images), args.score_images):
-        scorer = Scorer(images, args.score_images, args.nc, args.seed, device, args.sample_batch_size)
+        scorer = Scorer(images, args.score_images, args.seed, device, args.sample_batch_size)
     saved = [[path] for path in numbered(run.folder, CHECKPOINTS)] if run.resumed else []
     checkpoint = newest_whole(saved, rank_info.is_first)
     step, seconds = restore(checkpoint, gan) if checkpoint else (0, 0.0)
@@ -80,7 +79,6 @@ def _train_on(device: torch.device, rank_info: RankInfo, args: argparse.Namespac
     for step in loop:
         real, _ = stream.batch(step)
         z = rng.normal((args.batch_size, args.nz), args.seed, step, "z", device=device, rows=stream.rows)
-        real = to_channels(real, args.nc)
         if gan.burn_in or not schedule.is_constant():
             gan.set_schedule(schedule.factor(loop.progress), loop.progress)
         logger.after_update(gan.train_step(real, z, step), real)

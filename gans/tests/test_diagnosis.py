@@ -12,7 +12,7 @@ from gan.diagnostics import HeldOutProbe, Scorer, detect_collapse
 from gan.scores import Scores
 from PIL import Image
 
-OPTIONS = {"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0, "label_smoothing": "none"}
+OPTIONS = {"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "seed": 0}
 test_split.__test__ = False
 
 
@@ -34,8 +34,8 @@ def states(gan):
 def test_probe_and_scorer_change_no_weight_no_statistic_and_no_random_number(norm):
     gan = build_gan({**OPTIONS, "d_norm": norm}, "cpu", None)
     before, random = states(gan), torch.get_rng_state()
-    found = HeldOutProbe(pictures(12), 3, 0)(gan, torch.zeros(8, 3, 16, 16), 0)
-    scorer = Scorer(image_set(40), 20, 3, 0, torch.device("cpu"), 7)
+    found = HeldOutProbe(pictures(12), 0)(gan, torch.zeros(8, 3, 16, 16), 0)
+    scorer = Scorer(image_set(40), 20, 0, torch.device("cpu"), 7)
     score = scorer(gan.generator, None)
     assert found.keys() == {"d_held_out", "gap"}
     assert score.keys() == {"frechet_distance", "coverage"}
@@ -48,25 +48,25 @@ def test_gap_opens_where_the_discriminator_knows_its_training_images_by_heart():
     gan = build_gan({**OPTIONS, "d_norm": "none"}, "cpu", None)
     real = pictures(8, seed=1).float() / 127.5 - 1
     optimizer = torch.optim.Adam(gan.discriminator.parameters(), lr=1e-2)
-    unseen = HeldOutProbe(pictures(8, seed=2), 3, 0)
+    unseen = HeldOutProbe(pictures(8, seed=2), 0)
     assert abs(unseen(gan, real, 0)["gap"]) < 0.1
     for _ in range(20):
         optimizer.zero_grad()
         (-gan.discriminator(real).mean() + gan.discriminator(torch.rand_like(real) * 2 - 1).mean()).backward()
         optimizer.step()
     assert unseen(gan, real, 0)["gap"] > 0.5
-    known = HeldOutProbe(pictures(8, seed=1), 3, 0)(gan, real, 0)
+    known = HeldOutProbe(pictures(8, seed=1), 0)(gan, real, 0)
     assert abs(known["gap"]) < 1e-3
 
 
 def test_too_few_held_out_images_are_no_measure():
-    gan = build_gan({**OPTIONS, "minibatch_stddev": 4}, "cpu", None)
-    assert HeldOutProbe(pictures(3), 3, 0, group=4)(gan, torch.zeros(8, 3, 16, 16), 0) == {}
+    gan = build_gan(OPTIONS, "cpu", None)
+    assert HeldOutProbe(pictures(1), 0)(gan, torch.zeros(8, 3, 16, 16), 0) == {}
 
 
 def test_score_of_the_training_images_themselves_is_perfect(monkeypatch):
     data = image_set(60)
-    scorer = Scorer(data, 60, 3, 0, torch.device("cpu"), 25)
+    scorer = Scorer(data, 60, 0, torch.device("cpu"), 25)
     drawn = data.images.float() / 127.5 - 1
     monkeypatch.setattr(
         "gan.diagnostics.sample_in_eval_mode", lambda g, indices, *_: drawn[indices.start : indices.stop]

