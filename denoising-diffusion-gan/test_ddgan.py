@@ -79,12 +79,6 @@ def main(args: argparse.Namespace) -> int:
     return launch(sample_run, rank_info, args, path, out, count)
 
 
-def saved_epochs(folder: Path) -> list[int]:
-    """Return the epochs of the folder's netG_<epoch>.pth, ascending."""
-    numbers = (int(p.stem[5:]) for p in folder.glob("netG_*.pth") if p.stem[5:].isdecimal())
-    return sorted(number for number in numbers if (folder / f"netG_{number}.pth").is_file())
-
-
 def checkpoint_path(args: argparse.Namespace) -> Path:
     """Return the checkpoint to sample from; raise UserError if it does not exist."""
     if args.checkpoint is not None:
@@ -94,12 +88,13 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
     folder = run_folder(args.exp)
     if not folder.is_dir():
         raise UserError(f"--exp {args.exp}: no run in {folder}")
-    epochs = saved_epochs(folder)
-    if not epochs:
+    paths = {int(p.stem[5:]): p for p in folder.glob("netG_*.pth") if p.stem[5:].isdecimal() and p.is_file()}
+    if not paths:
         raise UserError(f"--exp {args.exp}: no netG_<epoch>.pth in {folder}; the training has not saved one yet")
-    if args.epoch_id is not None and args.epoch_id not in epochs:
-        raise UserError(f"--epoch_id {args.epoch_id}: {folder} has {', '.join(map(str, epochs))}")
-    return folder / f"netG_{epochs[-1] if args.epoch_id is None else args.epoch_id}.pth"
+    epoch = max(paths) if args.epoch_id is None else args.epoch_id
+    if epoch not in paths:
+        raise UserError(f"--epoch_id {epoch}: {folder} has {', '.join(map(str, sorted(paths)))}")
+    return paths[epoch]
 
 
 def check_targets(args: argparse.Namespace, out: Path, count: int) -> None:

@@ -65,11 +65,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_samples", type=cli.positive_int, default=500, metavar="N", help="samples per score")
     add("--features", choices=["auto", "cifar", "random"], default="auto", help="feature extractor, see evaluate.py")
     add("--fix", action="append", default=[], metavar="NAME=VALUE", help=f"do not search this one of {names}")
-    add("--range", action="append", default=[], metavar="NAME=LOW:HIGH", help="range of a searched flag")
     add("--base", metavar="'FLAGS'", help="flags of every training; default: the `quick` flags of flags.sh")
     add("--seed", type=cli.non_negative_int, default=0, help="seed of the sampler and of every trial's training")
     add("--confirm", type=cli.non_negative_int, default=3, metavar="SEEDS", help="seeds to confirm the winner with")
-    add("--keep_trials", action="store_true", help="keep checkpoints and samples of the trials")
     add("--page", action="store_true", help="only rewrite the page and figures from study.json")
     cli.add_device_options(parser)
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -79,12 +77,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     except ValueError as error:  # of shlex
         parser.error(f"--base {args.base}: not readable as flags ({error})")
     args, rest = parser.parse_known_args([*base, *argv])
-    for flag in ("fix", "range"):
-        pairs = [text.partition("=")[::2] for text in getattr(args, flag)]
-        for name, value in pairs:
-            if name not in SPACE or not value:
-                parser.error(f"--{flag} {name}={value}: must be NAME=VALUE with a NAME among {names}")
-        setattr(args, flag, dict(pairs))
+    args.fix = dict(text.partition("=")[::2] for text in args.fix)
+    for name, value in args.fix.items():
+        if name not in SPACE or not value:
+            parser.error(f"--fix {name}={value}: must be NAME=VALUE with a NAME among {names}")
     for flag in SET_BY_SEARCH.intersection(word.partition("=")[0] for word in rest):
         parser.error(f"{flag}: the search sets it; the length of a trial is --max_images")
     base = ["--dataset", args.dataset, *rest]
@@ -144,9 +140,7 @@ def validate(args: argparse.Namespace) -> None:
         raise UserError(f"--num_samples {args.num_samples}: a score needs at least {MIN_SAMPLES} samples")
     if {0, 1} & set(args.rungs):
         raise UserError("--rungs: must be above 0 and below 1; the end of a trial is always scored")
-    if both := sorted(set(args.fix) & set(args.range)):
-        raise UserError(f"--range {both[0]}: is fixed by --fix; leave out one of them")
-    args.space = make_space(vars(args.training), args.fix, args.range)
+    args.space = make_space(vars(args.training), args.fix)
     args.default = {name: getattr(args.training, name) for name in args.space}
     args.rungs = sorted({max(1, round(args.max_images * part)) for part in args.rungs} | {args.max_images})
     if args.workers > 1:
@@ -154,8 +148,8 @@ def validate(args: argparse.Namespace) -> None:
     args.scoring = (args.dataset, args.training.image_size, args.num_samples, args.features, args.device, args.threads)
 
 
-def make_space(base: Mapping[str, Any], fixed: Collection[str], ranges: Mapping[str, str]) -> Space:
-    """Return searched flag -> bounds: those of `ranges` or SPACE, widened to include the value of the base flags.
+def make_space(base: Mapping[str, Any], fixed: Collection[str]) -> Space:
+    """Return searched flag -> bounds: those of SPACE, widened to include the value of the base flags.
 
     Raises:
         UserError: no flag is left, or a value cannot be on a logarithmic scale.
@@ -163,11 +157,6 @@ def make_space(base: Mapping[str, Any], fixed: Collection[str], ranges: Mapping[
     space = {}
     for name in [name for name in SPACE if name not in fixed and (name != "ema_decay" or base["use_ema"])]:
         low, high = SPACE[name]
-        if name in ranges:
-            texts = ranges[name].partition(":")[::2]
-            low, high = (getattr(train_ddgan.parse_args([f"--{name}", text]), name) for text in texts)
-            if not 0 < low < high:
-                raise UserError(f"--range {name}={ranges[name]}: must be LOW:HIGH, above 0 and ascending")
         if base[name] <= 0 and name != "ema_decay":
             raise UserError(
                 f"--{name} {base[name]:g}: cannot be on a logarithmic scale; add --fix {name}={base[name]:g}"

@@ -19,12 +19,6 @@ def label_embedding(num_classes: int, features: int) -> nn.Embedding | None:
     return embedding
 
 
-def check_labels(embedding: nn.Embedding | None, y: Tensor | None) -> None:
-    """Raise ValueError if a network with classes gets no labels, or one without classes gets labels."""
-    if (embedding is None) != (y is None):
-        raise ValueError("networks with num_classes > 0 need labels, and the others take none")
-
-
 def cyclic_labels(indices: range, num_classes: int, only: int | None = None) -> Tensor | None:
     """Return the classes of samples, (N,) int64 on the CPU; None for 0 classes.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddgan.conditional import check_labels, label_embedding
+from ddgan.conditional import label_embedding
 from ddgan.fir import FirDown
 from ddgan.layers import ROOT_HALF, MinibatchStddev, conv, full_precision, linear, sinusoids
 
@@ -85,7 +85,6 @@ class Discriminator(nn.Module):
             y: (N,) int64 class labels; None without classes.
             parts: number of equal batches that the N consist of; each gets the logits that it has alone.
         """
-        check_labels(self.label_embedding, y)
         time_emb = _leaky(self.time_out(_leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))))
         h = self.conv_in(torch.cat([x_t, x_t_plus_1], dim=1))
         for block in self.blocks:
@@ -146,7 +145,6 @@ class PlainDiscriminator(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, x_t_plus_1: Tensor, y: Tensor | None = None, *, parts: int = 1) -> Tensor:
         """Return (N, 1) float32 logits; see `Discriminator.forward`."""
-        check_labels(self.label_embedding, y)
         time_emb = _leaky(self.time_in(sinusoids(t, self.t_emb_dim).to(self.head.weight.dtype)))
         h = _leaky(self.conv_in(torch.cat([x, x_t_plus_1], dim=1)))
         for halve, time in zip(self.halvings, self.times, strict=True):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddgan.conditional import check_labels, label_embedding
+from ddgan.conditional import label_embedding
 from ddgan.fir import Resample
 from ddgan.layers import ROOT_HALF, Attention, FourierFeatures, GroupNorm, ResidualBlock, conv, linear, sinusoids
 
@@ -232,7 +232,6 @@ class Generator(nn.Module):
         Returns:
             (N, C, H, W) float32 within the bounds ([-1, 1] for images); unbounded with not_use_tanh.
         """
-        check_labels(self.label_embedding, y)
         z_emb = self.latent_mapping(z)
         if self.label_embedding is not None:
             z_emb = z_emb + self.label_embedding(y)

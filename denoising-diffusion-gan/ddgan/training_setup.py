@@ -52,20 +52,13 @@ def open_data(args: argparse.Namespace, rank_info: RankInfo) -> ImageSet | FileS
     """Load the images, or list them if they do not fit in memory; the result is the same on every rank.
 
     Raises:
-        UserError: they are missing or corrupt, fewer than a batch, without labels for --class_cond, or not those of
-            rank 0.
+        UserError: they are missing or corrupt, without labels for --class_cond, or not those of rank 0.
     """
     with first_on_machine(rank_info):
         images = open_images(args.dataset, args.image_size, processes=rank_info.local_world_size)
         if args.dataset == "cifar10" and rank_info.is_first:
             link_data(DATA_LINK, data_root())
     same(images.describe(), f"--dataset {args.dataset}")
-    needed = args.batch_size * rank_info.world_size
-    if rank_info.world_size > 1 and len(images) < needed:
-        raise UserError(
-            f"--batch_size {args.batch_size} on {rank_info.world_size} processes needs {needed} images, but "
-            f"{images.name} has {len(images)}; lower --batch_size"
-        )
     if args.class_cond and images.labels is None:
         raise UserError(f"--class_cond: {args.dataset} has no classes (folders, or file names that begin with class_)")
     return images

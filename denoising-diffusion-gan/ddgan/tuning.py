@@ -166,7 +166,7 @@ def objective(args: Namespace, trial: optuna.Trial) -> float:
             raise
         ending = str(error).split("\n")[0]
         trial.set_user_attr("diverged", diverged)
-    for path in () if args.keep_trials else (*folder.glob("*.pth"), *folder.glob("*.npz")):
+    for path in (*folder.glob("*.pth"), *folder.glob("*.npz")):
         path.unlink()
     print(f"trial {name} ({' '.join(flag_arguments(values))}): {ending}", flush=True)
     if pruned:

@@ -12,7 +12,7 @@ from comparison.cli import UserError
 from ddgan.checkpoints import make_generator
 from ddgan.discriminator import Discriminator
 from ddgan.options import check_architecture, defaults, discriminator_size
-from helpers_ddgan import FOLDER, make_images, published_state
+from helpers_ddgan import FOLDER, published_state
 
 PAGE = (FOLDER.parent / "docs" / "ddgan.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python3.*--image_size 256.*$", PAGE, re.MULTILINE)
@@ -46,30 +46,6 @@ def test_large_discriminator_is_taken_from_128_pixels_and_refused_below_64():
     assert [discriminator_size("auto", pixels) for pixels in (32, 64, 128, 256)] == ["small", "small", "large", "large"]
     with pytest.raises(UserError, match="--discriminator large"):
         check_architecture({**defaults(), "discriminator": "large"})
-
-
-@pytest.mark.parametrize(("pixels", "discriminator"), [("64", "large"), ("128", "auto")])
-def test_two_updates_and_samples_with_the_large_discriminator(pixels, discriminator, tmp_path):
-    network = [
-        "--image_size",
-        pixels,
-        *NARROW,
-        "--num_channels_dae",
-        "4",
-        "--num_timesteps",
-        "1",
-        "--exp",
-        f"{tmp_path}/run/",
-        *CPU,
-    ]
-    training = ["--dataset", str(make_images(tmp_path / "pictures", 8)), "--discriminator", discriminator, "--ngf", "2"]
-    training += ["--batch_size", "4", "--num_epoch", "1", "--use_ema", "--r1_gamma", "1", "--lazy_reg", "2"]
-    assert train_ddgan.main(train_ddgan.parse_args([*network, *training, "--t_emb_dim", "8", "--lr_g", "0.01"])) == 0
-    assert "2 updates" in (tmp_path / "run" / "log.txt").read_text()
-    assert sampling.main(sampling.parse_args([*network, "--num_samples", "3"])) == 0
-    images = np.load(tmp_path / "run" / "samples.npz")["arr_0"]
-    assert images.shape == (3, int(pixels), int(pixels), 3)
-    assert images.std() > 0
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])

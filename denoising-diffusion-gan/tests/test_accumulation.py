@@ -10,7 +10,7 @@ from comparison.runs import read_progress
 from ddgan.draws import Batch
 from ddgan.grad_accumulation import AccumulationSchedule
 from ddgan.training import Trainer
-from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
+from helpers_ddgan import TINY_NETWORK, TINY_TRAINING
 from joint_batches import N, gradients, images, let_draw, make_trainer
 
 
@@ -56,11 +56,6 @@ def test_windows_cover_each_epoch_once_the_last_one_shorter():
     assert schedule.updates_per_epoch == 3
     assert [list(schedule.micro_steps(step)) for step in range(4)] == [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9]]
     assert [schedule.micro_done(step) for step in range(5)] == [0, 3, 6, 7, 10]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("data") / "pictures", count=20)
 
 
 def train(pictures, folder, *more) -> int:

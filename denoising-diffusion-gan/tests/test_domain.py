@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ddgan.checkpoints import make_generator
-from ddgan.domain import HAAR, Domain
+from ddgan.domain import Domain
 from ddgan.options import defaults
 from ddgan.process import DenoisingProcess
 
@@ -19,10 +19,6 @@ def matrix_of(domain: Domain, size: int = 4) -> torch.Tensor:
     """The transform as a matrix, from its values at unit vectors."""
     units = torch.eye(3 * size**2, dtype=torch.float64).view(-1, 3, size, size)
     return domain.transform(units).flatten(1).T
-
-
-def test_the_haar_matrix_is_orthonormal():
-    torch.testing.assert_close(HAAR @ HAAR.T, torch.eye(4))
 
 
 @pytest.mark.parametrize("name", ["patch", "haar"])

@@ -22,12 +22,8 @@ from ddgan.objective import FINITE_DIFFERENCE, Objective, Phase
 from ddgan.process import DenoisingProcess
 from ddgan.training import Trainer
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
+from joint_batches import CONFIG
 from torch import nn
-
-CONFIG = {
-    **{"image_size": 16, "num_channels": 3, "num_channels_dae": 8, "ch_mult": [1, 2], "num_res_blocks": 1},
-    **{"attn_resolutions": [8], "nz": 4, "z_emb_dim": 8, "n_mlp": 1, "ngf": 2, "t_emb_dim": 8},
-}
 
 
 def make_trainer(size: str = "plain", config=CONFIG, domain=None, **changes) -> Trainer:

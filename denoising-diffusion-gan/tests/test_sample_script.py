@@ -232,11 +232,6 @@ def test_benchmark_writes_timing_instead_of_samples(run_folder, tmp_path):
     assert sampling.main(sampling.parse_args([*flags, "--out", str(tmp_path / "a" / "samples.npz")])) == 0
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["timing.json"]
     timing = json.loads((tmp_path / "a" / "timing.json").read_text())
-    assert timing.keys() >= {
-        *("schema", "protocol", "model", "sampler", "checkpoint", "network", "precision", "device", "threads"),
-        *("versions", "parameters", "nfe", "gflop_per_evaluation", "gflop_per_image", "batches", "best", "largest"),
-        "skipped",
-    }
     assert (timing["sampler"], timing["network"], timing["nfe"]) == ("posterior, 2 steps", "ema", 2)
     assert timing["gflop_per_image"] == pytest.approx(2 * timing["gflop_per_evaluation"], rel=1e-4)
     for flag in (["--compute_fid"], ["--png_dir", str(tmp_path / "png")]):

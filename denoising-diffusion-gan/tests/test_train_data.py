@@ -15,11 +15,6 @@ from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from joint_batches import images, make_trainer
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("data") / "pictures", count=20)
-
-
 def train(pictures, folder, *more) -> int:
     flags = ["--dataset", str(pictures), "--exp", f"{folder}/", *TINY_NETWORK, *TINY_TRAINING, "--num_epoch", "2"]
     return train_ddgan.main(train_ddgan.parse_args([*flags, *more]))

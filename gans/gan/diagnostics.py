@@ -17,8 +17,6 @@ from .build import Network
 from .sampling import sample_in_eval_mode
 from .training import GAN, mean_probability
 
-COLLAPSED = 0.5  # fraction of the best coverage below which the generator has collapsed
-
 
 class HeldOutProbe:
     """Compare the discriminator's logits of training images and of held-out images.
@@ -116,16 +114,3 @@ class Scorer:
     def _embed(self, images: Tensor) -> Tensor:
         parts = images.split(features.batch_size(self._extractor, images.shape[-1]))
         return torch.cat([self._extractor(part) for part in parts])
-
-
-def detect_collapse(coverages: list[float]) -> tuple[float, bool]:
-    """Return the best coverage of a run so far, and True if the last one has just fallen below half of it.
-
-    A collapse is reported once; it can be reported again after the coverage has recovered.
-    """
-    best, below, fell = 0.0, False, False
-    for coverage in coverages:
-        best = max(best, coverage)
-        fell = not below and coverage < COLLAPSED * best
-        below = coverage < COLLAPSED * best
-    return best, fell

@@ -6,7 +6,6 @@ from pathlib import Path
 from comparison.files import atomic, write_text
 from comparison.runs import read_progress
 
-from .diagnostics import detect_collapse
 from .run_paths import BEST, checkpoint_name
 
 FILE = "scores.csv"
@@ -50,12 +49,8 @@ class Scores:
         row = {"step": step, "images_seen": images_seen, "wall_seconds": round(wall_seconds, 3)}
         self.rows.append({**row, **{name: float(f"{value:.6g}") for name, value in score.items()}})
         self._write()
-        best, collapsed = detect_collapse([row["coverage"] for row in self.rows])
         distance, coverage = f"{score['frechet_distance']:.4g}", f"{score['coverage']:.3f}"
-        text = f"score at step {step}: Frechet distance {distance}, coverage {coverage}"
-        if collapsed:
-            text += f"\nmode collapse at step {step}: coverage {coverage} is below half its best, {best:.3f}"
-        return text
+        return f"score at step {step}: Frechet distance {distance}, coverage {coverage}"
 
     def is_best(self) -> bool:
         """Return True if the newest score has the lowest Frechet distance so far."""

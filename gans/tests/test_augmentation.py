@@ -69,14 +69,6 @@ def test_draws_depend_on_seed_step_name_and_row_alone():
     assert not any(torch.allclose(whole, other) for other in others)
 
 
-def test_kind_that_is_left_out_does_not_change_the_draws_of_the_others():
-    x = pictures(8)
-    both = make("translation,cutout")(x, 0, "real")
-    alone = make("translation")(x, 0, "real")
-    kept = both != 0
-    assert torch.equal(both[kept], alone[kept])
-
-
 def test_gradient_reaches_exactly_the_pixels_that_are_seen():
     fake = pictures(8).requires_grad_()
     make("translation")(fake, 0, "fake").sum().backward()

@@ -8,7 +8,7 @@ from comparison.data.images import ImageSet, fingerprint
 from gan import diagnostics
 from gan.build import build_gan
 from gan.diagnosis_plot import draw_diagnosis
-from gan.diagnostics import HeldOutProbe, Scorer, detect_collapse
+from gan.diagnostics import HeldOutProbe, Scorer
 from gan.scores import Scores
 from PIL import Image
 
@@ -81,14 +81,6 @@ def test_score_of_the_training_images_themselves_is_perfect(monkeypatch):
     assert collapsed["frechet_distance"] > 10
 
 
-def test_collapse_is_told_once_until_the_coverage_has_recovered():
-    assert detect_collapse([0.4]) == (0.4, False)
-    assert detect_collapse([0.4, 0.19]) == (0.4, True)
-    assert detect_collapse([0.4, 0.19, 0.1]) == (0.4, False)
-    assert detect_collapse([0.4, 0.19, 0.3, 0.1]) == (0.4, True)
-    assert detect_collapse([0.0, 0.0]) == (0.0, False)
-
-
 def score(distance, coverage=0.5):
     return {"frechet_distance": distance, "coverage": coverage}
 
@@ -119,13 +111,6 @@ def test_scores_and_best_checkpoint_of_a_future_that_is_gone_are_dropped(tmp_pat
     Scores(tmp_path, 0, keep_best=True)
     assert not list(tmp_path.glob("best_*.pt"))
     assert not (tmp_path / "scores.csv").exists()
-
-
-def test_log_names_a_collapse(tmp_path):
-    scores = Scores(tmp_path, 0, keep_best=False)
-    assert "collapse" not in scores.add(10, 80, 1.0, score(5.0, 0.4))
-    words = scores.add(20, 160, 2.0, score(9.0, 0.1))
-    assert words.splitlines()[1] == "mode collapse at step 20: coverage 0.100 is below half its best, 0.400"
 
 
 @pytest.mark.figures

@@ -13,10 +13,6 @@ OPTIONS = {
     **{"image_size": 16, "nz": 8, "ngf": 4, "ndf": 4, "seed": 0, "ema_decay": 0.9},
     **{"g_lr": 1e-4, "d_lr": 1e-4, "beta1": 0.5},
 }
-TIMING_KEYS = {
-    *("schema", "protocol", "model", "sampler", "checkpoint", "network", "precision", "device", "threads", "versions"),
-    *("parameters", "nfe", "gflop_per_evaluation", "gflop_per_image", "batches", "best", "largest", "skipped"),
-}
 
 
 @pytest.fixture
@@ -41,7 +37,6 @@ def test_benchmark_writes_timing_instead_of_samples(checkpoint):
     sample(checkpoint, "--benchmark", "--benchmark_seconds", 1e-4)
     assert {path.name for path in checkpoint.parent.iterdir()} == {checkpoint.name, "timing.json"}
     timing = json.loads((checkpoint.parent / "timing.json").read_text())
-    assert timing.keys() >= TIMING_KEYS
     assert (timing["model"], timing["network"], timing["nfe"]) == ("gans", "ema", 1)
     assert timing["gflop_per_evaluation"] > 0
     assert timing["batches"][0]["batch_size"] == 1
