@@ -72,10 +72,13 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--benchmark: measures a single process; leave out --num_process_per_node and torchrun")
     if args.export_nvlabs:
         check_folder(args.export_nvlabs.parent, "--export_nvlabs")
-    from ddgan.sample_writer import export_run, sample_run
+    from ddgan.checkpoints import export_generator
+    from ddgan.sample_writer import given_flags, sample_run
 
     if args.export_nvlabs:
-        return export_run(args, path)
+        export_generator(path, args.export_nvlabs, given_flags(args))
+        print(f"{args.export_nvlabs}: weights of {path.name}")
+        return 0
     return launch(sample_run, rank_info, args, path, out, count)
 
 

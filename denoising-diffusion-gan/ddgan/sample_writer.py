@@ -20,7 +20,7 @@ from comparison.sampling.interpolation import COLUMNS, WalkNoise, draw_interpola
 from comparison.sampling.timing import write_benchmark
 from torch import Tensor
 
-from ddgan.checkpoints import export_generator, load_generator
+from ddgan.checkpoints import load_generator
 from ddgan.conditional import cyclic_labels, find_class
 from ddgan.domain import Domain
 from ddgan.fid import frechet_inception_distance
@@ -29,13 +29,6 @@ from ddgan.options import ARCHITECTURE, DISCRIMINATOR_ONLY, MODEL
 from ddgan.process import DenoisingProcess
 from ddgan.sampling import sample
 from ddgan.training_setup import check_same_flags
-
-
-def export_run(args: argparse.Namespace, path: Path) -> int:
-    """Write the weights of a checkpoint under NVlabs's names."""
-    export_generator(path, args.export_nvlabs, given_flags(args))
-    print(f"{args.export_nvlabs}: weights of {path.name}")
-    return 0
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, Any]:

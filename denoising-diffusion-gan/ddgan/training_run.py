@@ -19,7 +19,7 @@ from ddgan.checkpoints import load_content
 from ddgan.draws import Batch
 from ddgan.grad_accumulation import AccumulationSchedule
 from ddgan.training import Trainer
-from ddgan.training_setup import build_trainer, check_same_flags, make_objective, open_batches, open_data
+from ddgan.training_setup import build_trainer, check_same_flags, open_batches, open_data
 
 DENOISER_WARMUP = 0.1  # fraction of the denoising phase in which its learning rate rises from 0
 
@@ -37,7 +37,9 @@ def train(rank_info: RankInfo, args: argparse.Namespace, run: Run, budget: Budge
         trainer = build_trainer(args, classes, device, rank_info)
         with open_batches(images, args, device, rank_info) as stream:
             accumulation = AccumulationSchedule(stream.steps_per_epoch, args.accum_iter)
-            step, seconds = resume(run, trainer, images)
+            state = run.folder / "content.pth"
+            resumes = run.resumed and state.is_file()
+            step, seconds = load_content(state, trainer, images.describe()) if resumes else (0, 0.0)
             images_per_micro_batch = args.batch_size * rank_info.world_size
             loop = Loop(
                 run if rank_info.is_first else None,
@@ -66,7 +68,7 @@ def run_updates(
     accumulation: AccumulationSchedule,
 ) -> None:
     """Run the updates until the loop ends, and write what is due after each."""
-    meter, objective, schedule = trainer.meter, make_objective(args), Schedule.of(args)
+    meter, objective, schedule = trainer.meter, trainer.objective, Schedule.of(args)
     published = args.lr_decay == "published" and not args.no_lr_decay
     cosine_updates = args.num_epoch * accumulation.updates_per_epoch if published else 0
     phase = objective.phase(loop.progress)
@@ -97,12 +99,6 @@ def denoiser_factor(args: argparse.Namespace, progress: float) -> float:
     if progress >= args.denoiser_fraction:
         return 0.0
     return Schedule(DENOISER_WARMUP, "cosine", DENOISER_WARMUP).factor(progress / args.denoiser_fraction)
-
-
-def resume(run: Run, trainer: Trainer, images: ImageSet | FileSet) -> tuple[int, float]:
-    """Restore the trainer from an earlier run's content.pth; return updates and wall seconds so far, 0 of a new run."""
-    path = run.folder / "content.pth"
-    return load_content(path, trainer, images.describe()) if run.resumed and path.is_file() else (0, 0.0)
 
 
 def log_start(

@@ -103,7 +103,7 @@ def build_trainer(
         process,
         Ema(generator, args.ema_decay, args.ema_warmup, args.ema_horizon) if args.use_ema else None,
         **{name: getattr(args, name) for name in names},
-        objective=make_objective(args),
+        objective=Objective(**{field.name: getattr(args, field.name) for field in fields(Objective)}),
         domain=domain,
         denoiser_d_every=args.denoiser_d_every,
         autocast_dtype=autocast_dtype(args.precision, device),
@@ -111,11 +111,6 @@ def build_trainer(
         compile_backend="inductor" if args.compile else None,
         capture=None if args.no_cuda_graph or device.type != "cuda" else cuda_graph,
     )
-
-
-def make_objective(args: argparse.Namespace) -> Objective:
-    """Return the objective of the flags."""
-    return Objective(**{field.name: getattr(args, field.name) for field in fields(Objective)})
 
 
 def check_compiler(device_type: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from comparison import rng
 from comparison.data.images import ImageSet, from_uint8, to_uint8
 from comparison.scores import features
-from comparison.scores.metrics import MIN_IMAGES, frechet_from, moments
+from comparison.scores.metrics import frechet_from, moments
 from comparison.scores.neighbours import radii, squared_distances
 from torch import Tensor
 from torch.func import functional_call
@@ -72,7 +72,7 @@ class Scorer:
 
     Args:
         data: training images; a random subset is the reference.
-        count: number of samples and of reference images, at most len(data).
+        count: number of samples and of reference images, at least `metrics.MIN_IMAGES` and at most len(data).
         seed: seed of the reference subset and of the noise, which is the same for every score.
         device: device of the networks.
         batch_size: samples per batch.
@@ -88,11 +88,6 @@ class Scorer:
         self._reference = self._scale(embedded)
         self._distance = frechet_from(*moments(self._reference))
         self._radii = radii(self._reference)
-
-    @staticmethod
-    def is_possible(images: int, count: int) -> bool:
-        """Return True if these numbers of training images and samples are enough for a score."""
-        return min(images, count) >= MIN_IMAGES
 
     def __call__(self, generator: Network, dtype: torch.dtype | None) -> dict[str, float]:
         """Score a generator; its mode and random state do not change.

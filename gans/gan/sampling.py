@@ -124,10 +124,6 @@ class Sampler:
         """Return the images between samples 2 x walk and 2 x walk + 1, for interpolation.png."""
         return generate(self.generator, WalkNoise(self.seed, walk, self.device, "z"), self.dtype)
 
-    def evaluate(self, batch_size: int) -> Tensor:
-        """Run the generator once on a batch."""
-        return self.draw(range(batch_size))
-
     def write_samples(self, out: Path, num_samples: int, batch_size: int, interpolation: bool = False) -> None:
         """Write the .npz `out`, with samples.png, sampling.json and perhaps interpolation.png next to it.
 
@@ -148,4 +144,5 @@ class Sampler:
 
     def write_benchmark(self, path: Path, min_seconds: float) -> None:
         """Measure the sampling speed for min_seconds or more per batch size, and write timing.json to `path`."""
-        write_benchmark(path, self.draw, [self.generator], self.evaluate, min_seconds=min_seconds, **self._common)
+        networks, evaluate = [self.generator], lambda batch_size: self.draw(range(batch_size))
+        write_benchmark(path, self.draw, networks, evaluate, min_seconds=min_seconds, **self._common)

@@ -13,6 +13,7 @@ from comparison.gpu.cuda_graphs import cuda_graph
 from comparison.ranks import RankInfo
 from comparison.runs import Run
 from comparison.schedule import Schedule
+from comparison.scores.metrics import MIN_IMAGES
 from comparison.training import Loop
 
 from .build import build_gan
@@ -53,7 +54,7 @@ def _train_on(device: torch.device, rank_info: RankInfo, args: argparse.Namespac
     probe = scorer = None
     if rank_info.is_first and len(held_out):
         probe = HeldOutProbe(held_out, args.seed)
-    if rank_info.is_first and args.score_every and Scorer.is_possible(len(images), args.score_images):
+    if rank_info.is_first and args.score_every and min(len(images), args.score_images) >= MIN_IMAGES:
         scorer = Scorer(images, args.score_images, args.seed, device, args.sample_batch_size)
     saved = [[path] for path in numbered(run.folder, CHECKPOINTS)] if run.resumed else []
     checkpoint = newest_whole(saved, rank_info.is_first)
