@@ -13,12 +13,19 @@ interrupted one. Several processes (--num_process_per_node, torchrun) produce th
 import argparse
 from pathlib import Path
 
-from comparison import cli
+from comparison import cli, weights
 from comparison.cli import UserError, check_folder
 from comparison.data.sources import check_source
 from comparison.distributed import launch, run
 from comparison.scores.statistics import is_statistics, read_statistics
-from ddgan.options import add_architecture_options, add_process_options, add_run_folder, get_rank_info, run_folder
+from ddgan.options import (
+    MODEL,
+    add_architecture_options,
+    add_process_options,
+    add_run_folder,
+    get_rank_info,
+    run_folder,
+)
 
 WITHOUT_FID = 64  # default number of images
 WITH_FID = 50_000  # FID is defined on 50,000
@@ -31,7 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_run_folder(group)
     which = group.add_mutually_exclusive_group()
     which.add_argument("--epoch_id", type=cli.non_negative_int, help="epoch of netG_<epoch>.pth; default: newest")
-    which.add_argument("--checkpoint", type=cli.local_path, help="path of a generator's checkpoint")
+    help_text = "path of a generator's checkpoint, or pretrained:RUN for the committed weights of a run"
+    which.add_argument("--checkpoint", type=weights.checkpoint_path(MODEL), help=help_text)
     data_help = "data set of the training; must agree with the checkpoint"
     group.add_argument("--dataset", "--data", default=None, help=data_help)
     add = parser.add_argument_group("sampling").add_argument
@@ -65,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     """Validate the flags, sample in as many processes as they ask for, and return the exit status."""
     path = checkpoint_path(args)
     rank_info = get_rank_info(args)
-    out = args.out or path.parent / "samples.npz"
+    out = args.out or weights.out_folder(path) / "samples.npz"
     count = args.num_samples or (WITH_FID if args.compute_fid else WITHOUT_FID)
     check_targets(args, out, count)
     if args.benchmark and rank_info.world_size > 1:

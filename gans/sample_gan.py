@@ -13,15 +13,17 @@ from pathlib import Path
 
 from comparison import cli
 from comparison.png import write_pngs
-from gan.run_paths import checkpoint_to_sample
+from comparison.weights import checkpoint_path, out_folder
+from gan.run_paths import MODEL, checkpoint_to_sample
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    checkpoint_help = "checkpoint_<step>.pt, or a run folder for its best_<step>.pt or, without one, its newest"
-    add("--checkpoint", type=cli.local_path, required=True, help=checkpoint_help)
+    checkpoint_help = "checkpoint_<step>.pt, a run folder for its best_<step>.pt or, without one, its newest, or "
+    checkpoint_help += "pretrained:RUN for the committed weights of a run"
+    add("--checkpoint", type=checkpoint_path(MODEL), required=True, help=checkpoint_help)
     add("--num_samples", type=cli.positive_int, default=50_000, help="number of images")
     add("--batch_size", type=cli.positive_int, default=128, help="images per batch")
     add("--seed", type=cli.non_negative_int, default=0, help="seed of the noise")
@@ -42,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Find the checkpoint, then write its images or its benchmark."""
     checkpoint = find_checkpoint(args.checkpoint)
-    out = args.out or checkpoint.parent / "samples.npz"
+    out = args.out or out_folder(checkpoint) / "samples.npz"
     cli.check_folder(out.parent, "--out")
     if args.out_dir:
         cli.check_folder(args.out_dir, "--out_dir")

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "results" / "comparison"
 # A module imports from its own layer or a lower one; a name without a dot is a module or a whole sub-package.
 LAYERS = (
-    ("cli", "progress", "formatting", "device", "rng", "files", "png", "contract"),
+    ("cli", "progress", "formatting", "device", "rng", "files", "png", "contract", "weights"),
     ("data", "runs", "checkpoints", "curves"),
     ("training", "schedule", "ranks", "distributed", "models", "gpu"),
     ("sampling", "scores"),

@@ -11,6 +11,7 @@ from typing import Any
 from comparison.cli import UserError
 from comparison.files import atomic, check_space
 from comparison.runs import read_config, read_progress
+from comparison.weights import is_weights, load_weights
 
 UNREADABLE = (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError)  # raised by zipfile
 
@@ -60,6 +61,8 @@ def load_torch(path: Path) -> Any:
 
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    if is_weights(path):
+        return load_weights(path)
     if record := damaged_record(path):
         raise UserError(f"{path}: damaged; the check sum of {record} is wrong")
     try:

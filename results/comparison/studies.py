@@ -185,7 +185,7 @@ class Study:
 
     def score(self, cells: Sequence[Cell], image_size: int, data: str | None = None) -> dict[str, Any]:
         """Score the samples in the cells' `folder` into their `metrics`; return the controls' file."""
-        anchors = self.runs / "studies" / self.tag / "anchors.json"
+        anchors = self.runs / "studies" / self.tag / f"anchors-{image_size}.json"
         flags = ["--image_size", str(image_size), "--num_images", str(self.args.num_samples), *self._device]
         folders = [cell["folder"] for cell in cells]
         controls = jobs.evaluate(folders, data or self.data, anchors, flags, console=anchors.parent / "console.txt")

@@ -64,3 +64,21 @@ def add_copies(
         seen, cell["held_out"] = done[cell["count"]]
         x = features(load_npz(find_samples(cell["folder"]))[0])
         cell["metrics"] |= compare(x, seen)
+
+
+def add_brightness(study: Study, cells: Sequence[Cell], image_size: int) -> None:
+    """Add the metric `brightness_ratio` to scored cells: the variance of the samples' mean brightness over the data's.
+
+    Args:
+        study: study of the cells.
+        cells: cells with the `folder` of their samples.
+        image_size: pixels.
+    """
+
+    def variance(images: Tensor) -> float:
+        return float(images.double().mean((1, 2, 3)).var())
+
+    real = variance(load_images(study.data, image_size).images)
+    for cell in cells:
+        ratio = variance(load_npz(find_samples(cell["folder"]))[0]) / real
+        cell["metrics"]["brightness_ratio"] = {"value": float(f"{ratio:.6g}")}

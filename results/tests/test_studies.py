@@ -22,7 +22,7 @@ from comparison.report import study_page
 from fake_models import FakeModels
 
 RESULTS = Path(__file__).parents[1]
-NAMES = ("few_steps", "cost", "hybrid", "gan_losses", "gan_data")
+NAMES = ("few_steps", "cost", "hybrid", "gan_losses", "gan_data", "parametrisation", "resolution")
 
 
 def entry(value, half, n=500):
@@ -64,13 +64,26 @@ SMALL = {
         *("--num_samples", 64, "--seconds", 2, "--seeds", 2),
         *("--cells", "ns-none,relativistic-none,relativistic-r1r2"),
     ),
+    "parametrisation": (
+        *("--num_samples", 64, "--seconds", 2, "--seeds", 2),
+        *("--cells", "epsilon-cosine,x_start-cosine"),
+    ),
+    "resolution": ("--num_samples", 64, "--seconds", 2, "--cells", "patches-32,patches-64,pixels-64,gan-64"),
     "gan_data": ("--num_samples", 64, "--seconds", 4, "--counts", "200,500", "--cells", "200,200-augmented"),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("few_steps", 24), ("cost", 12), ("hybrid", 28), ("gan_losses", 18), ("gan_data", 24)],
+    [
+        ("few_steps", 24),
+        ("cost", 12),
+        ("hybrid", 28),
+        ("gan_losses", 18),
+        ("gan_data", 24),
+        ("parametrisation", 26),
+        ("resolution", 60),
+    ],
 )
 def test_plan_states_minutes_of_its_cells_runs_nothing_and_needs_no_torch(tmp_path, name, most):
     code = "import runpy, sys; sys.modules['torch'] = sys.modules['matplotlib'] = None; "
