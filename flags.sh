@@ -4,8 +4,8 @@
 #   source flags.sh                # PRESET=seed, the documented commands
 #   PRESET=paper source flags.sh   # each paper's CIFAR-10 recipe
 #
-# seed: the documented settings. paper: the papers' settings. gpu: the seed's networks, for one
-# modern GPU, drawn in few steps. cpu: reduced widths for two CPU cores, 36 minutes a model. quick: `shapes` in minutes.
+# seed: the documented settings. paper: the papers' settings. gpu: one modern GPU, few sampling steps. cpu: small
+# networks for 36 minutes a model on two CPU cores. quick: `shapes` in 150 s a model on two CPU cores.
 # No value holds a space, so unquoted use splits into flags in bash; in zsh write ${=MODEL_FLAGS}.
 
 DCGAN_FLAGS="" DCGAN_PLUS_FLAGS="" R3GAN_FLAGS="" # compare.sh --gan; GAN_FLAGS is one of them
@@ -66,8 +66,8 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 500 --eta 0"
     ;;
   cpu)
-    # DDPM in 36 minutes of two cores: 11,300 updates, Frechet distance 70.1 on CIFAR-10 as JPEG; predicting the noise at
-    # full resolution 103.5. After five minutes 105.5 for the image, 108.8 for the velocity, both ± 3.
+    # DDPM in 36 minutes of two cores: 11,300 updates, Frechet distance 70.1 on CIFAR-10 as JPEG. Predicting the noise
+    # at full resolution it is 103.5. After five minutes: image 105.5, velocity 108.8, both ± 3.
     MODEL_FLAGS="--image_size 32 --patch_size 0 --num_channels 64 --num_res_blocks 2 --norm_groups 16"
     MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 8"
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine --prediction x_start --loss_weighting min-snr"
@@ -75,18 +75,17 @@ case "${PRESET:-seed}" in
     TRAIN_FLAGS="$TRAIN_FLAGS --lr_warmup 0.05 --lr_decay cosine"
     TRAIN_FLAGS="$TRAIN_FLAGS --max_steps 0 --save_interval 3000 --log_interval 50"
     SAMPLE_FLAGS="--sampler dpmpp --num_sampling_steps 20 --batch_size 100"
-    # After 12 minutes 101 with 4 evaluations and 102 with 2, where the network before has 93 with 20 (36 minutes on a
-    # machine half as fast, float32 alone); with 8 steps of the teacher, whose own paths then end at 123, 117 and 113
+    # Measurements of distilling: docs/improved-diffusion.md, "One to four evaluations"
     DISTILL_FLAGS="--lr 3e-4 --batch_size 12 --max_steps 0 --save_interval 500 --log_interval 20"
     DCGAN_FLAGS="--image_size 32 --batch_size 128 --num_epochs 0 --flip true --grid_every 5"
     DCGAN_PLUS_FLAGS="--preset dcgan-plus $DCGAN_FLAGS"
-    # R3GAN tiny in 36 minutes of two cores (float32 alone): 59,000 updates, Frechet distance 66.6 on CIFAR-10 as JPEG;
-    # DCGAN on a machine twice as fast 85.6. With the rate of `quick`, 2e-3, D's output is constant after 3,000 updates.
+    # R3GAN tiny in 36 minutes of two cores: 59,000 updates, Frechet distance 66.6 on CIFAR-10 as JPEG; DCGAN 85.6 on a
+    # machine twice as fast. With the learning rate of `quick`, 2e-3, D's output is constant after 3,000 updates.
     R3GAN_FLAGS="--preset r3gan-tiny --image_size 32 --num_epochs 0 --grid_every 5 --score_every 0"
     R3GAN_FLAGS="$R3GAN_FLAGS --r1_gamma 0.5 --g_lr 5e-4 --d_lr 5e-4 --beta2 0.99"
     GAN_FLAGS=$R3GAN_FLAGS
-    # DDGAN as in `quick`, with mirrored images, more of the time for the denoiser and the discriminator updated beside it:
-    # 102 by 4 evaluations, on a machine half as fast (float32 alone); the published recipe 231.8
+    # DDGAN as in `quick`, with mirrored images, a longer denoiser phase and discriminator steps in it: Frechet distance
+    # 102 on a machine half as fast; the published recipe reached 231.8
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 64 --ch_mult 1 1 --num_res_blocks 1"
     DDGAN_FLAGS="$DDGAN_FLAGS --attn_resolutions 8 --resblock_type ddpm --progressive_input none --fir --resamp_with_conv"
     DDGAN_FLAGS="$DDGAN_FLAGS --nz 64 --z_emb_dim 128 --t_emb_dim 64 --n_mlp 2 --num_timesteps 4 --beta_max 12"
@@ -98,9 +97,8 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 100 --eta 0"
     ;;
   quick)
-    # DDPM in 150 s of two cores, 1,900 updates: 90% of 1,000 samples show a mode, 180 of 200 modes (seed 1: 175). At lr 2e-3
-    # seed 0 reached 87%, and seed 1 diverged on the way (0.1%). Of 400 samples with mirrored images 81 to 85%; decayed
-    # linearly over the second half at batch 32, 68%; predicting the noise at full resolution, none
+    # DDPM in 150 s of two cores: 1,900 updates, 90% of 1,000 samples show one of 180 modes (seed 1: 175). At lr 2e-3
+    # seed 0 reached 87%, and seed 1 diverged. With mirrored images 81 to 85% of 400 samples show a mode.
     MODEL_FLAGS="--image_size 32 --patch_size 0 --num_channels 64 --num_res_blocks 1 --norm_groups 16"
     MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 8"
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine --prediction x_start --loss_weighting min-snr"
@@ -109,21 +107,19 @@ case "${PRESET:-seed}" in
     TRAIN_FLAGS="$TRAIN_FLAGS --lr_warmup 0.1 --lr_decay cosine --random_flip False" # mirrored figures cast wrong shadows
     TRAIN_FLAGS="$TRAIN_FLAGS --max_steps 0 --save_interval 2000 --log_interval 20"
     SAMPLE_FLAGS="--sampler dpmpp-sde --num_sampling_steps 20 --batch_size 100"
-    # 120 s of tuning on a machine half as fast (float32 alone): with 2 evaluations 43% of 1,000 samples show a mode,
-    # with 4 65%; with 16 steps of the teacher 34 and 61%
+    # 120 s of distilling on a machine half as fast: 43% of 1,000 samples show a mode with 2 evaluations, 65% with 4;
+    # with 16 steps of the teacher 34% and 61%
     DISTILL_FLAGS="--lr 3e-4 --batch_size 12 --teacher_steps 8 --max_steps 0 --save_interval 500 --log_interval 10"
-    # GANs in the same time of a machine half as fast (float32 alone), three seeds of r3gan-tiny: 4,100 updates, Frechet
-    # distance 4.9, 77 of 200 modes, 21% of 1,000 samples show one; dcgan-plus in twice as many updates 21, 31 and 9%.
-    # What each part brings: results/studies/gan-losses-shapes
+    # r3gan-tiny in 150 s of a machine half as fast, three seeds: 4,100 updates, Frechet distance 4.9, 21% of 1,000
+    # samples show one of 77 modes; dcgan-plus in 8,200 updates 21, 9% and 31. Ablation: results/studies/gan-losses-shapes
     DCGAN_FLAGS="--image_size 32 --batch_size 32 --ngf 32 --ndf 32 --flip false --score_every 0"
     DCGAN_FLAGS="$DCGAN_FLAGS --num_epochs 0 --grid_every 5 --log_interval 50"
     DCGAN_PLUS_FLAGS="--preset dcgan-plus $DCGAN_FLAGS --g_lr 4e-4 --d_lr 4e-4 --diffaugment none --ema_horizon 0.1"
     DCGAN_PLUS_FLAGS="$DCGAN_PLUS_FLAGS --keep_best false"
     R3GAN_FLAGS="--preset r3gan-tiny $DCGAN_FLAGS"
     GAN_FLAGS=$R3GAN_FLAGS
-    # DDGAN in 150 s of a machine half as fast (float32 alone), 1,300 updates: Frechet distance 33, 24 modes, 15% of 1,000
-    # samples show one (three seeds beside other work, 840 to 1,190 updates: 37, 19 and 6%); its generator as a denoiser
-    # alone 154, 30 modes and 5%; the published recipe 126, none. What each part brings: results/studies/hybrid
+    # DDGAN in 150 s of a machine half as fast: 1,300 updates, Frechet distance 33, 15% of 1,000 samples show one of 24
+    # modes; as a denoiser alone 154, 5% and 30. Ablation: results/studies/hybrid
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 64 --ch_mult 1 1"
     DDGAN_FLAGS="$DDGAN_FLAGS --num_res_blocks 1 --attn_resolutions 8 --resblock_type ddpm --progressive_input none --fir"
     DDGAN_FLAGS="$DDGAN_FLAGS --resamp_with_conv --nz 64 --z_emb_dim 128 --t_emb_dim 64 --n_mlp 2"
