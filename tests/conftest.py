@@ -1,5 +1,8 @@
 """A copy of the repository to run documented commands in, as a stranger who has just cloned it would."""
 
+import contextlib
+import io
+import json
 import os
 import runpy
 import shutil
@@ -11,6 +14,24 @@ import pytest
 from comparison.data import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [
+    str(path.relative_to(ROOT))
+    for folder in ("gans", "improved-diffusion", "denoising-diffusion-gan", "results")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "tests" not in path.parts and "def parse_args" in path.read_text(encoding="utf-8")
+]
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test with the argument `script` once for every script."""
+    if "script" in metafunc.fixturenames:
+        metafunc.parametrize("script", SCRIPTS)
+
+
+@pytest.fixture(scope="session")
+def scripts():
+    """Paths of all scripts with a function parse_args, relative to the repository."""
+    return SCRIPTS
 
 
 @pytest.fixture(scope="session")
@@ -44,51 +65,72 @@ def environment(checkout):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shell(checkout, environment):
     """Run a line of bash in the copy and return the finished process."""
 
-    def run(line, timeout=300, **extra):
-        return subprocess.run(
-            ["bash", "-c", line],
-            cwd=checkout,
-            env=environment | extra,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-        )
+    def run(line, **extra):
+        command = ["bash", "-c", line]
+        settings = {"cwd": checkout, "env": environment | extra, "stdin": subprocess.DEVNULL}
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)
 
     return run
 
 
-def _run_here(words, root):
-    """Run a script of the repository in this process, which has torch already, from a folder; return its status."""
-    script = root / words[0]
-    with pytest.MonkeyPatch.context() as patch:
+@pytest.fixture(scope="session")
+def parse():
+    """Return a function that calls parse_args of a script of the repository."""
+
+    def run(script, words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend((ROOT / script).parent)
+            return runpy.run_path(str(ROOT / script))["parse_args"](words)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def without_torch(checkout, environment):
+    """Return a function that runs command lines where torch cannot be imported, and returns status, output, errors."""
+
+    def run(lines):
+        command = [sys.executable, str(Path(__file__).with_name("scripts_without_torch.py"))]
+        settings = {"input": json.dumps(lines), "cwd": checkout, "env": environment}
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **settings).stdout)
+
+    return run
+
+
+def _run_here(words, folder=ROOT):
+    """Run a script in this process, which has torch already, from a folder; return its status, output and errors."""
+    script, status = folder / words[0], 0
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setitem(shapes.COUNTS, "train", 2000)
-        patch.chdir(root)
+        patch.chdir(folder)
         patch.setattr(sys, "argv", list(words))
         patch.setattr(sys, "path", [str(script.parent), *sys.path])
         try:
             runpy.run_path(str(script), run_name="__main__")
         except SystemExit as end:
-            return end.code or 0
-    return 0
+            status = end.code or 0
+    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="session")
-def run_here(checkout):
-    """Return a function that runs the words of a command in this process, in the copy, and returns its status."""
-    return lambda words: _run_here(words, checkout)
+def run_here():
+    """Return `_run_here`."""
+    return _run_here
 
 
 @pytest.fixture(scope="session")
 def jobs_here(checkout):
-    """Return what replaces `jobs.run` so that it starts no process; its console goes to this one's."""
+    """Return what replaces `jobs.run` so that it starts no process."""
 
     def run(command, console=None):
-        status = _run_here(command, checkout)
+        status, out, err = _run_here(command, checkout)
+        sys.stdout.write(out)
+        sys.stderr.write(err)
         if status:
             raise SystemExit(status)
 

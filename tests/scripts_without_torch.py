@@ -1,4 +1,4 @@
-"""Run scripts one after the other in this process, where `import torch` fails; JSON in and out.
+"""Run scripts one after the other in this process, where imports of large libraries fail; JSON in and out.
 
 Standard input: a list of command lines, each a list of words with the script's path first. Standard output: for each
 its exit status, standard output and standard error.
@@ -11,6 +11,8 @@ import os
 import runpy
 import sys
 from pathlib import Path
+
+LARGE = ("torch", "torchvision", "scipy", "matplotlib", "mpi4py", "blobfile", "pytorch_fid", "diffusers")
 
 
 def run(words: list[str]) -> tuple[int, str, str]:
@@ -31,7 +33,7 @@ def run(words: list[str]) -> tuple[int, str, str]:
 
 
 if __name__ == "__main__":
-    sys.modules["torch"] = None
+    sys.modules |= dict.fromkeys(LARGE)
     lines, answers = json.load(sys.stdin), sys.stdout
     results = [run(line) for line in lines]
     json.dump(results, answers)

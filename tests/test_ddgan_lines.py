@@ -1,15 +1,15 @@
-"""The two published DDGAN lines, redirections included, in tmux on a made-up CIFAR-10, with small overrides."""
+"""The two published DDGAN lines, in this process, on a made-up CIFAR-10, with small overrides."""
 
 import json
 import pickle
+import shlex
 import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision.datasets.cifar as torchvision_cifar
+from comparison import cli
+from comparison.scores.metrics import moments
 
 # As published, word for word.
 TRAIN = (
@@ -25,24 +25,16 @@ SAMPLE = (
     "--epoch_id 50 --compute_fid --real_img_dir denoising-diffusion-gan/data/cifar-10-batches-py/ "
     "> denoising-diffusion-gan/out/test_ddgan_cifar50.log"
 )
-# A shell takes arguments behind a redirection too, so the lines stay whole.
 SMALL = "--num_channels_dae 8 --num_res_blocks 1 --z_emb_dim 8 --n_mlp 1 --ch_mult 1 1 --attn_resolutions 16"
 SMALL_TRAIN = f"{SMALL} --ngf 2 --t_emb_dim 8 --batch_size 8 --device cpu --threads 1"
 SMALL_SAMPLE = f"{SMALL} --num_samples 8 --batch_size 8 --device cpu --threads 1"
 RUN = "results/runs/denoising-diffusion-gan/ddgan_cifar10_exp1"
 OUT = "denoising-diffusion-gan/out"
-
-# Python reads this file first: torchvision takes the made-up images for whole, and pixels stand for Inception features.
-STAND_IN = """
-import os
-import comparison.scores.inception as inception
-import torchvision.datasets.cifar as cifar
-from comparison.scores.metrics import moments
-cifar.check_integrity = lambda path, md5=None: os.path.isfile(path)
-inception.require = lambda *_: None
-inception.find_weights = inception.check_weights = lambda path: path
-inception.image_statistics = lambda images, *_, **__: moments(images[:, :, ::8, ::8].flatten(1).float())
-"""
+STAND_IN = {
+    "require": lambda *_: None,
+    "find_weights": lambda path: path,
+    "image_statistics": lambda images, *_, **__: moments(images[:, :, ::8, ::8].flatten(1).float()),
+}
 
 
 def write_cifar10(folder, per_batch=4):
@@ -58,59 +50,39 @@ def write_cifar10(folder, per_batch=4):
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory, environment):
-    """Environment of a machine with a small CIFAR-10 in its data root and nothing to be downloaded from."""
+def machine(checkout, tmp_path_factory):
+    """A data root with a small CIFAR-10 that torchvision accepts; pixels stand in for Inception features."""
     folder = tmp_path_factory.mktemp("machine")
-    write_cifar10(folder / "data" / "cifar-10-batches-py")
-    (folder / "python").mkdir()
-    (folder / "python" / "sitecustomize.py").write_text(STAND_IN)
-    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
-    path = f"{folder / 'python'}:{environment['PYTHONPATH']}"
-    return {"DATA_ROOT": str(folder / "data"), "PYTHONPATH": path, "TMUX_TMPDIR": str(folder), "TMUX": "", **nowhere}
-
-
-def in_tmux(line, shell, machine, checkout):
-    """Start a line as published, in a tmux session of its own server, and wait for its end."""
-    if shutil.which("tmux") is None:
-        pytest.skip("tmux is not installed")
-    ended = checkout / "ended"
-    ended.unlink(missing_ok=True)
-    # The session's shell may start with a PATH of its own.
-    keys = f"export PATH={Path(sys.executable).parent}:\\$PATH; {line}; echo \\$? > ended"
-    started = shell(f'tmux new-session -d -s my_session_1 \\; send-keys "{keys}" Enter', **machine)
-    assert started.returncode == 0, started.stderr
-    try:
-        for _ in range(1200):
-            if ended.is_file() and ended.read_text().strip():
-                break
-            time.sleep(0.1)
-        shown = shell("tmux capture-pane -p -J", **machine).stdout
-    finally:
-        shell("tmux kill-server", **machine)
-    assert ended.is_file(), shown
-    assert ended.read_text().strip() == "0", shown
+    write_cifar10(folder / "cifar-10-batches-py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_ROOT", str(folder))
+        patch.setattr(cli, "repo_root", lambda: checkout)
+        patch.setattr(torchvision_cifar, "check_integrity", lambda path, md5=None: True)
+        patch.syspath_prepend(checkout / "denoising-diffusion-gan")
+        for name, stand_in in STAND_IN.items():
+            patch.setattr(f"ddgan.fid.{name}", stand_in)
+        yield folder
 
 
 @pytest.fixture(scope="module")
-def trained(checkout, machine, module_shell):
+def trained(checkout, machine, run_here):
     """The run that the training line leaves; the copy of the repository is left as it was for other tests."""
     shutil.rmtree(checkout / "results" / "runs", ignore_errors=True)  # of other test files
-    in_tmux(f"{TRAIN} {SMALL_TRAIN}", module_shell, machine, checkout)
+    run_line(f"{TRAIN} {SMALL_TRAIN}", run_here, checkout)
     yield checkout / RUN
     shutil.rmtree(checkout / RUN)
     (checkout / "denoising-diffusion-gan" / "data").unlink()
 
 
-@pytest.fixture(scope="module")
-def module_shell(checkout, environment):
-    """`shell` for a whole module."""
-
-    def run(line, **extra):
-        command = ["bash", "-c", line]
-        settings = {"cwd": checkout, "env": environment | extra, "stdin": subprocess.DEVNULL}
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)
-
-    return run
+def run_line(line, run_here, checkout):
+    """Run a line as bash would, its console redirected to a file."""
+    words = shlex.split(line)[2:]
+    redirection = words.index(">")
+    target = words.pop(redirection + 1)
+    words.remove(">")
+    status, out, err = run_here(words, checkout)
+    assert status == 0, out + err
+    (checkout / target).write_text(out)
 
 
 def test_training_line_leaves_netg_50_and_its_console_in_the_folder_out(trained, checkout):
@@ -125,12 +97,12 @@ def test_training_line_leaves_netg_50_and_its_console_in_the_folder_out(trained,
 def test_folder_data_leads_to_the_data_root_after_a_cifar10_run(trained, checkout, machine):
     link = checkout / "denoising-diffusion-gan" / "data"
     assert link.is_symlink()
-    assert str(link.resolve()) == machine["DATA_ROOT"]
+    assert link.resolve() == machine.resolve()
     assert (link / "cifar-10-batches-py" / "data_batch_1").is_file()
 
 
-def test_sampling_line_scores_the_samples_of_epoch_50_against_the_batches(trained, checkout, machine, module_shell):
-    in_tmux(f"{SAMPLE} {SMALL_SAMPLE}", module_shell, machine, checkout)
+def test_sampling_line_scores_the_samples_of_epoch_50_against_the_batches(trained, checkout, run_here):
+    run_line(f"{SAMPLE} {SMALL_SAMPLE}", run_here, checkout)
     with np.load(trained / "samples.npz") as archive:
         assert archive["arr_0"].shape == (8, 32, 32, 3)
     facts = json.loads((trained / "sampling.json").read_text())
@@ -140,7 +112,7 @@ def test_sampling_line_scores_the_samples_of_epoch_50_against_the_batches(traine
     assert f"FID {facts['fid']:.3f} (8 images" in (checkout / OUT / "test_ddgan_cifar50.log").read_text()
 
 
-def test_losses_of_the_run_are_drawn_by_its_name(trained, module_shell, checkout):
-    done = module_shell("python3 denoising-diffusion-gan/loss_graph.py ddgan_cifar10_exp1")
-    assert done.returncode == 0, done.stderr
+def test_losses_of_the_run_are_drawn_by_its_name(trained, run_here, checkout):
+    status, _, err = run_here(["denoising-diffusion-gan/loss_graph.py", "ddgan_cifar10_exp1"], checkout)
+    assert status == 0, err
     assert (checkout / OUT / "loss_ddgan_cifar10_exp1.png").is_file()

@@ -4,8 +4,6 @@ Python scripts run in this process, which has torch already; bash expands their 
 parsed, and so are lines of compare.sh and gpu_run.sh, whose jobs test_compare.py and test_gpu_run.py run.
 """
 
-import contextlib
-import io
 import re
 import runpy
 import shlex
@@ -30,12 +28,6 @@ PARSED = (
     "results/studies/README.md",
 )
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in RUN + PARSED}
-SCRIPTS = [
-    str(path.relative_to(ROOT))
-    for folder in (*MODELS, "results")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-    if "tests" not in path.parts and "def parse_args" in path.read_text(encoding="utf-8")
-]
 # Flags of a page belong to the scripts of its folder, or to those of results/; of the other pages to any script.
 FLAGS_OF = {f"{model}/README.md": model for model in MODELS} | {
     "docs/gans.md": "gans",
@@ -152,31 +144,28 @@ def expanded(page, command, shell):
     if target:  # the folder of a log is there
         assert shell(f"true > {target}").returncode == 0
     logdir, *words = done.stdout.removesuffix("\0").split("\0")
-    return logdir, words
+    return logdir, words[1:] if words[0] == "-u" else words
 
 
 @pytest.fixture
-def in_process(prepared, run_here, jobs_here, monkeypatch):
-    """Return a function that runs a script of the copy in this process."""
+def in_process(prepared, jobs_here, monkeypatch):
+    """Let scripts that run in this process find the copy, and start none of their own."""
     monkeypatch.setattr(cli, "repo_root", lambda: prepared)
     monkeypatch.setattr(jobs, "run", jobs_here)
     monkeypatch.delenv("DATA_ROOT", raising=False)
-
-    def run(logdir, words):
-        words = words[1:] if words[0] == "-u" else words
-        if logdir:
-            monkeypatch.setenv("OPENAI_LOGDIR", logdir)
-        return run_here(words)
-
-    yield run
+    yield
     dist_util.shutdown()
 
 
 @pytest.mark.parametrize(("page", "command"), PYTHON, ids=lambda text: re.sub(r"[^\w.]+", "-", text)[:60])
-def test_command_works(page, command, in_process, prepared, shell, capsys):
+@pytest.mark.usefixtures("in_process")
+def test_command_works(page, command, prepared, run_here, shell, monkeypatch):
     rename_short_results(command, prepared)
     logdir, words = expanded(page, command, shell)
-    assert in_process(logdir, words) == 0, capsys.readouterr()
+    if logdir:
+        monkeypatch.setenv("OPENAI_LOGDIR", logdir)
+    status, out, err = run_here(words, prepared)
+    assert status == 0, out + err
 
 
 @pytest.mark.parametrize("command", IN_TMUX)
@@ -198,13 +187,6 @@ def test_line_of_tmux_trains_and_samples(command, prepared, shell):
     assert (prepared / GAN_RUN / "sampling.json").exists(), shown
 
 
-def parse(script, words):
-    """Return what parse_args of a script makes of some words."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
-        return runpy.run_path(str(ROOT / script))["parse_args"](words)
-
-
 @pytest.mark.parametrize("command", JOBS)
 def test_line_of_a_job_is_accepted(command, prepared, shell):
     script, *words = shlex.split(command)[1:]
@@ -219,7 +201,7 @@ def test_line_of_a_job_is_accepted(command, prepared, shell):
 
 
 @pytest.mark.parametrize("page", [page for page in PARSED if blocks(page)])
-def test_commands_of_the_page_are_accepted(page, shell):
+def test_commands_of_the_page_are_accepted(page, shell, parse):
     stub = 'show() { printf "%s\\0" "$@"; echo; }'
     tools = ("python", "python3", "mpiexec", "mpirun", "torchrun", "srun")
     stubs = [stub, *(f'{tool}() {{ show "$@"; }}' for tool in tools), "make() { :; }", "bash() { :; }"]
@@ -235,15 +217,11 @@ def test_commands_of_the_page_are_accepted(page, shell):
 
 
 @pytest.fixture(scope="module")
-def flags():
+def flags(scripts, run_here):
     """Return script -> the flags that its --help names."""
-    known = {}
-    for script in SCRIPTS:
-        with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-            parse(script, ["--help"])
-        known[script] = set(re.findall(r"--[a-z]\w*", text.getvalue()))
-    known["results/gpu_run.sh"] = set(re.findall(r"--[a-z]\w*", (ROOT / "results" / "gpu_run.sh").read_text()))
-    return known
+    text = {script: run_here([script, "--help"])[1] for script in scripts}
+    text["results/gpu_run.sh"] = (ROOT / "results" / "gpu_run.sh").read_text()
+    return {script: set(re.findall(r"--[a-z]\w*", shown)) for script, shown in text.items()}
 
 
 @pytest.mark.parametrize("page", TEXT)
@@ -253,13 +231,17 @@ def test_every_flag_that_the_page_names_exists(page, flags):
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", TEXT[page])) - known == set()
 
 
-def test_every_script_is_documented():
+def test_every_script_is_documented(scripts):
     text = "".join(TEXT.values())
     internal = {"compare.py"}  # compare.sh starts it
-    assert {Path(script).name for script in SCRIPTS} - internal - set(re.findall(r"\w+\.py", text)) == set()
+    assert {Path(script).name for script in scripts} - internal - set(re.findall(r"\w+\.py", text)) == set()
 
 
-def test_main_job_of_make_compare_is_the_documented_line(shell):
+def test_make_runs_the_documented_scripts_and_the_tests(shell):
     line = "bash results/compare.sh --data shapes --preset quick --name quick"
-    assert line in shell("make -n compare").stdout
     assert line in JOBS
+    targets = shell("make -n compare && make -n compare FRESH=1 && make -n test").stdout
+    assert f"{line} \n" in targets
+    assert f"{line} --fresh" in targets
+    assert "pytest" in targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
