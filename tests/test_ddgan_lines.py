@@ -37,7 +37,7 @@ STAND_IN = {
 }
 
 
-def write_cifar10(folder, per_batch=4):
+def write_cifar10(folder, per_batch=2):
     """Write random images as torchvision keeps CIFAR-10."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -90,8 +90,8 @@ def test_training_line_leaves_netg_50_and_its_console_in_the_folder_out(trained,
     assert (trained / "content.pth").is_file()
     config = json.loads((trained / "config.json").read_text())
     assert config["finished"]["reason"] == "num_epoch 50"
-    assert config["finished"]["steps"] == 100
-    assert "cifar10, 20 images, 2 updates per epoch" in (checkout / OUT / "ddgan_cifar.log").read_text()
+    assert config["finished"]["steps"] == 50
+    assert "cifar10, 10 images, 1 updates per epoch" in (checkout / OUT / "ddgan_cifar.log").read_text()
 
 
 def test_folder_data_leads_to_the_data_root_after_a_cifar10_run(trained, checkout, machine):

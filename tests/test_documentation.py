@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = runpy.run_path(str(ROOT / "tests" / "test_layers.py"))["LAYERS"]
+LAYERS = runpy.run_path(str(ROOT / "tests" / "test_repository.py"))["LAYERS"]
 FOLDERS = ("gans", "improved-diffusion", "denoising-diffusion-gan", "results", "tests")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "studies" / "README.md"]
 PAGES += [ROOT / folder / "README.md" for folder in FOLDERS[:4]]

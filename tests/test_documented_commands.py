@@ -59,7 +59,7 @@ GAN_RUN = "results/runs/gans/cifar10-64"
 OVERRIDES = {
     r"gans/cifar_gan\.py .*--run_dir": TINY_GAN,
     r"gans/cifar_gan\.py": f"{TINY_GAN} --run_dir {GAN_RUN}",
-    r"gans/sample_gan\.py .*--benchmark": "--benchmark_seconds 0.1",
+    r"gans/sample_gan\.py .*--benchmark": "--benchmark_seconds 0.01",
     r"gans/sample_gan\.py": "--num_samples 8 --batch_size 4",
     r"datasets/cifar10\.py": "--source train_images",
     r"scripts/image_train\.py": f"{TINY_DDPM} --data_dir train_images --microbatch 2 --max_steps 2 --save_interval 2 "

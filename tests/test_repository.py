@@ -1,11 +1,11 @@
-"""Claims about the repository as a whole: independent folders, the flag sets, errors before torch is imported."""
+"""The whole repository: independent folders, layers of the package, the flag sets, errors before torch is imported."""
 
 import ast
+import graphlib
 import shlex
 from pathlib import Path
 
 import pytest
-from comparison import models
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
@@ -25,42 +25,71 @@ FLAGS = {
     "denoising-diffusion-gan/train_ddgan.py": "$DDGAN_FLAGS $DDGAN_TRAIN_FLAGS --dataset shapes --exp e --max_images 9",
     "denoising-diffusion-gan/test_ddgan.py": "$DDGAN_FLAGS $DDGAN_SAMPLE_FLAGS --dataset shapes --exp e",
 }
+# A module imports from its own layer or a lower one; a name without a dot is a module or a whole sub-package.
+LAYERS = (
+    ("cli", "progress", "formatting", "device", "rng", "files", "png", "contract", "weights"),
+    ("data", "runs", "checkpoints", "curves"),
+    ("training", "schedule", "ranks", "distributed", "models", "gpu"),
+    ("sampling", "scores"),
+    ("report",),
+    ("jobs", "studies", "study_images"),
+)
+LONGEST = 350  # lines
 
 
 def imports_of(path):
+    """Yield the dotted names of all modules and objects that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0]
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_model_folders_never_import_each_other_the_package_stands_alone_and_results_imports_no_model(folder):
     for path in (ROOT / folder).rglob("*.py"):
-        foreign = set(imports_of(path)) & LOCAL - FOLDERS[folder]
+        foreign = {name.split(".")[0] for name in imports_of(path)} & LOCAL - FOLDERS[folder]
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+@pytest.fixture(scope="module")
+def package():
+    """Return module of the shared package -> modules of it that it imports."""
+    paths = [path for path in (ROOT / "results" / "comparison").rglob("*.py") if path.name != "__init__.py"]
+    files = {".".join(path.relative_to(ROOT / "results").with_suffix("").parts): path for path in paths}
+    return {name: files.keys() & set(imports_of(path)) for name, path in files.items()}
+
+
+def test_every_module_has_a_layer_and_imports_none_above_it(package):
+    level = {name: level for level, names in enumerate(LAYERS) for name in names}
+    for name, imported in package.items():
+        mine = level[name.split(".")[1]]
+        for other in imported:
+            assert level[other.split(".")[1]] <= mine, f"{name} imports {other}, which lies above it"
+
+
+def test_no_modules_import_each_other_in_a_circle(package):
+    graphlib.TopologicalSorter(package).prepare()
+
+
+def test_no_file_is_longer_than_a_few_screens():
+    long = {}
+    for folder in ("results", "gans", "improved-diffusion", "denoising-diffusion-gan"):
+        for path in (ROOT / folder).rglob("*.py"):
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            if lines > LONGEST and "tests" not in path.parts:
+                long[str(path.relative_to(ROOT))] = lines
+    assert not long
 
 
 @pytest.mark.parametrize("preset", ["seed", "paper", "gpu", "cpu", "quick"])
 def test_every_flag_set_is_accepted_by_its_scripts(preset, shell, parse):
-    lines = shell(
-        "\n".join(["source ./flags.sh", *(f"echo {flags}" for flags in FLAGS.values())]), PRESET=preset
-    ).stdout
-    for script, line in zip(FLAGS, lines.splitlines(), strict=True):
+    code = "\n".join(["source ./flags.sh", *(f"echo {flags}" for flags in FLAGS.values())])
+    lines = shell(code, PRESET=preset).stdout.splitlines()
+    for script, line in zip(FLAGS, lines, strict=True):
         assert parse(script, line.split()) is not None
-
-
-@pytest.mark.parametrize("model", models.MODELS.values(), ids=lambda model: model.name)
-def test_all_models_take_the_same_names_for_data_runs_checkpoints_and_samples(model, parse):
-    trained = vars(parse(model.train, ["--data", "shapes", "--run_dir", "mine"]))
-    published = {"data", "data_dir", "dataset"} & trained.keys()
-    assert [trained[name] for name in published] == ["shapes"]
-    assert str(trained.get("run_dir") or trained["exp"]).removeprefix("./") == "mine"
-    out = f"mine/{model.samples}"
-    sampled = vars(parse(model.sample, ["--checkpoint", "mine/c.pt", "--out", out]))
-    assert sampled.get("checkpoint", sampled.get("model_path")) == Path("mine/c.pt")
-    assert sampled.get("out", sampled.get("out_dir")) == Path(out)
 
 
 def test_seed_preset_is_the_documented_one(shell):
