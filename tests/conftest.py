@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from comparison.data import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [
@@ -101,12 +100,11 @@ def without_torch(checkout, environment):
     return run
 
 
-def _run_here(words, folder=ROOT):
-    """Run a script in this process, which has torch already, from a folder; return its status, output and errors."""
+def run_script(words, folder=ROOT):
+    """Run a script in this process, from a folder, as `python words` would; return its status, output and errors."""
     script, status = folder / words[0], 0
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setitem(shapes.COUNTS, "train", 2000)
         patch.chdir(folder)
         patch.setattr(sys, "argv", list(words))
         patch.setattr(sys, "path", [str(script.parent), *sys.path])
@@ -119,8 +117,18 @@ def _run_here(words, folder=ROOT):
 
 @pytest.fixture(scope="session")
 def run_here():
-    """Return `_run_here`."""
-    return _run_here
+    """Return `run_script`."""
+    return run_script
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_shapes():
+    """Let the data set `shapes` have few training images in this process."""
+    from comparison.data import shapes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(shapes.COUNTS, "train", 2000)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +136,7 @@ def jobs_here(checkout):
     """Return what replaces `jobs.run` so that it starts no process."""
 
     def run(command, console=None):
-        status, out, err = _run_here(command, checkout)
+        status, out, err = run_script(command, checkout)
         sys.stdout.write(out)
         sys.stderr.write(err)
         if status:
