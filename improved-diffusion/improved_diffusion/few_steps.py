@@ -5,7 +5,7 @@ timestep with that ratio of noise to signal. Timesteps may lie between two whole
 `distillation` has the loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,6 @@ def sample_few_steps(
     *,
     clip_denoised: bool = True,
     model_kwargs: dict[str, Any] | None = None,
-    on_step: Callable[[int, Tensor, Tensor], object] | None = None,
 ) -> Tensor:
     """Generate images in len(sigmas) evaluations.
 
@@ -107,7 +106,6 @@ def sample_few_steps(
         noise: (N, C, H, W), from which the path begins.
         clip_denoised: clip each predicted image to [-1, 1].
         model_kwargs: further keyword arguments of the network.
-        on_step: called after each evaluation with its timestep, the network's input and the predicted image.
 
     Returns:
         (N, C, H, W) float32.
@@ -120,6 +118,4 @@ def sample_few_steps(
             y = step_towards(image, y, torch.full_like(sigma, sigmas[i - 1]), sigma)
         image = predict(model, diffusion, levels, y, sigma, model_kwargs)
         image = image.clamp(-1, 1) if clip_denoised else image
-        if on_step is not None:
-            on_step(round(float(levels.timestep(sigma[:1]))), y / (1 + value**2) ** 0.5, image)
     return image

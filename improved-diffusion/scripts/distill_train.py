@@ -27,7 +27,6 @@ from train_options import Family, add_train_options, open_training
 
 # Number of evaluations -> noise levels. No two are equal, so that a level has one destination.
 LEVELS = {1: [20.0], 2: [40.0, 1.0], 3: [60.0, 2.0, 0.6], 4: [80.0, 4.0, 1.4, 0.4]}
-LOWEST, HIGHEST = 0.1, 1000.0  # of --levels
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,8 +36,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help_text = "the teacher: ema_<rate>_<step>.pt or model<step>.pt of image_train.py; local or remote"
     add = add_model_path(parser, "distillation", help_text)
     add("--evaluations", type=read_counts, default="1,2,4", help="numbers of evaluations to tune for, from 1 to 4")
-    levels_help = "noise levels to tune for instead: '40,1' for two evaluations, '20/40,1/80,4,1.4,0.4' for 1, 2 and 4"
-    add("--levels", type=read_levels, metavar="L,L/L", help=levels_help)
     add("--teacher_steps", type=positive_int, default=16, help="the teacher's evaluations per path")
     add_train_options(parser)
     parser.set_defaults(lr=3e-4, batch_size=12, beta2=0.99, lr_warmup=0.05, lr_decay="cosine", ema_horizon=0.05)
@@ -51,23 +48,6 @@ def read_counts(text: str) -> str:
     if not set(counts) <= {"1", "2", "3", "4"} or len(set(counts)) < len(counts):
         raise argparse.ArgumentTypeError(f"must be different numbers from 1 to 4 such as 1,2,4, not {text!r}")
     return ",".join(sorted(counts))
-
-
-def read_levels(text: str) -> str:
-    """Read --levels, an argparse type."""
-    try:
-        grids = [[float(level) for level in grid.split(",")] for grid in text.split("/")]
-    except ValueError:
-        grids = []
-    every = [level for grid in grids for level in grid]
-    distinct = len({len(grid) for grid in grids}) == len(grids) and len(set(every)) == len(every)
-    if not every or not distinct or any(grid != sorted(grid, reverse=True) for grid in grids):
-        raise argparse.ArgumentTypeError(
-            f"must be decreasing levels, none of them twice, such as 20/40,1, not {text!r}"
-        )
-    if not all(LOWEST <= level <= HIGHEST for level in every):
-        raise argparse.ArgumentTypeError(f"must be levels from {LOWEST:g} to {HIGHEST:g}, not {text!r}")
-    return text
 
 
 def main(args: argparse.Namespace) -> int:
@@ -83,13 +63,10 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--model_path {args.model_path}: already distilled; give its teacher")
     args.data_dir = args.data_dir or options.get("data_dir", "")
     vars(args).update(flags)
-    grids = [LEVELS[int(count)] for count in args.evaluations.split(",")]
-    if args.levels:
-        grids = [[float(level) for level in grid.split(",")] for grid in args.levels.split("/")]
-    args.few_step = {"levels": {str(len(grid)): grid for grid in grids}}
+    args.few_step = {"levels": {count: LEVELS[int(count)] for count in args.evaluations.split(",")}}
     args.teacher = {"checkpoint": args.model_path.name, "sha256": digest(args.model_path)}
     args.teacher |= trained_facts(args.model_path.parent, step_of_name(args.model_path.name))
-    training = open_training(args, Family(MODEL, flags, args.image_size, f"{args.image_size}-few-step"))
+    training = open_training(args, Family(MODEL, flags, f"{args.image_size}-few-step"))
     if training is None:
         return 0
 

@@ -20,9 +20,6 @@ from model_loading import LoadedModel, connected_device, load_model, training_of
 from model_options import MODEL, out_folder
 from sampler_flags import Sampler
 from torch import nn
-from trajectory import draw_trajectory
-
-OnStep = Callable[[int, torch.Tensor, torch.Tensor], object]
 
 
 def sample_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Sampler) -> int:
@@ -59,8 +56,6 @@ def sample_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Samp
         if args.interpolation and get_rank() == 0:
             walks = source.without_eta()
             draw_interpolation(out_dir, walks.sample_walk, latent="x_T", sampler=walks.describe())
-        if args.trajectory and get_rank() == 0:
-            draw_trajectory(out_dir, source.sample, sampler.steps, sampler=facts["sampler"], seed=args.seed)
         return 0
 
 
@@ -71,7 +66,6 @@ def run_sampler(
     shape: tuple[int, int, int],
     noise: SampleNoise,
     model_kwargs: dict[str, Any] | None = None,
-    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Generate images.
 
@@ -82,30 +76,22 @@ def run_sampler(
         shape: (C, H, W).
         noise: noise of N images: `x_T`, and by number that of each step that adds noise.
         model_kwargs: keyword arguments of the network.
-        on_step: called after each evaluation with its timestep in `diffusion`, its x_t and the predicted image.
 
     Returns:
         (N, C, H, W) float32.
     """
     x = noise.normal(shape, "x_T")
     common: dict[str, Any] = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs}
-    common["step_noise"] = lambda step: noise.normal(shape, step)
     if sampler.levels:
-        options: dict[str, Any] = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs}
-        return sample_few_steps(model, diffusion, sampler.levels, x, on_step=on_step, **options)
+        return sample_few_steps(model, diffusion, sampler.levels, x, **common)
+    common["step_noise"] = lambda step: noise.normal(shape, step)
     if sampler.spacing is not None:
         common |= {"sampler": sampler.name, "num_sampling_steps": sampler.steps, "spacing": sampler.spacing}
-        common |= {"eta": sampler.eta, "sigma_max": sampler.sigma_max, "on_step": on_step}
+        common |= {"eta": sampler.eta, "sigma_max": sampler.sigma_max}
         return sample(model, diffusion, x, **common)
     if sampler.name == "ddim":
-        steps = diffusion.ddim_sample_loop_progressive(model, x.shape, noise=x, eta=sampler.eta, **common)
-    else:
-        steps = diffusion.p_sample_loop_progressive(model, x.shape, noise=x, **common)
-    for i, out in enumerate(steps):
-        if on_step is not None:
-            on_step(diffusion.num_timesteps - 1 - i, x, out["pred_xstart"])
-        x = out["sample"]
-    return x
+        return diffusion.ddim_sample_loop(model, x.shape, noise=x, eta=sampler.eta, **common)
+    return diffusion.p_sample_loop(model, x.shape, noise=x, **common)
 
 
 def guided(network: nn.Module, guidance_scale: float | None) -> Callable[..., torch.Tensor]:
@@ -161,11 +147,9 @@ class ImageSource:
             return torch.full((len(indices),), self._class_label)
         return SampleNoise(self._seed, indices, "cpu").randint(self._loaded.num_classes, "class")
 
-    def sample(
-        self, indices: range, on_step: Callable[[int, torch.Tensor, torch.Tensor], object] | None = None
-    ) -> torch.Tensor:
-        """Return images, (N, 3, S, S) float32; `on_step` as in `run_sampler`."""
-        return self._sample(SampleNoise(self._seed, indices, self._loaded.device), self.labels(indices), on_step)
+    def sample(self, indices: range) -> torch.Tensor:
+        """Return images, (N, 3, S, S) float32."""
+        return self._sample(SampleNoise(self._seed, indices, self._loaded.device), self.labels(indices))
 
     def sample_walk(self, walk: int) -> torch.Tensor:
         """Return a row of interpolation.png: x_T changes, the class and the noise of the steps do not."""
@@ -181,9 +165,9 @@ class ImageSource:
         with self._loaded.autocast():
             return self._loaded.network(x, t, **({"y": t} if self._loaded.num_classes else {}))
 
-    def _sample(self, noise: SampleNoise, labels: torch.Tensor | None, on_step: Any = None) -> torch.Tensor:
+    def _sample(self, noise: SampleNoise, labels: torch.Tensor | None) -> torch.Tensor:
         condition = {} if labels is None else {"y": labels.to(self._loaded.device)}
         shape = (3, self._size, self._size)
         # Around all steps, so that the weights are cast once, not at every step, unless evaluations are recorded.
         with self._loaded.autocast():
-            return run_sampler(self._sampler, self._model, self._loaded.diffusion, shape, noise, condition, on_step)
+            return run_sampler(self._sampler, self._model, self._loaded.diffusion, shape, noise, condition)

@@ -8,8 +8,8 @@
 The network is rebuilt from the config.json beside the model file; flags that disagree with it are an error. For a
 file without config.json (OpenAI's published ones) the flags describe it. Beside the model file (--out_dir, else
 OPENAI_LOGDIR) it writes samples_<N>x<H>x<W>x<C>.npz, samples.png and sampling.json, with --interpolation also
-interpolation.png, with --trajectory also trajectory.png; with --benchmark it writes timing.json instead. An
-interrupted call is resumed by the same call. Image i of a seed is the same whatever the batch size.
+interpolation.png; with --benchmark it writes timing.json instead. An interrupted call is resumed by the same call.
+Image i of a seed is the same whatever the batch size.
 
 Guidance: Ho & Salimans 2022. Samplers: see `improved_diffusion.solvers`.
 """
@@ -41,15 +41,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive_int, default=64, help="images per batch")
     add("--seed", type=non_negative_int, default=0, help="seed of the noise, and of the classes of conditional models")
     add("--class_label", type=non_negative_int, help="generate only this class, by number; default: random classes")
-    add("--trajectory", action="store_true", help="also write trajectory.png: 8 images at up to 10 of their steps")
     add_sampler_flags(parser)
     add_guidance_flag(parser)
     add_sampling_extras(parser)
     add_device_options(parser)
-    args = parser.parse_args(argv)
-    if args.benchmark and args.trajectory:
-        parser.error("argument --trajectory: not allowed with argument --benchmark")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:

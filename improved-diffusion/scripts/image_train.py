@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Validate the flags, then train."""
     flags = args_to_dict(args, model_and_diffusion_defaults())
-    training = open_training(args, Family(MODEL, flags, args.image_size, str(args.image_size)))
+    training = open_training(args, Family(MODEL, flags, str(args.image_size)))
     if training is None:
         return 0
 

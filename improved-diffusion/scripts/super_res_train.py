@@ -34,8 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Validate the flags, then train."""
     flags = args_to_dict(args, sr_model_and_diffusion_defaults())
-    family = Family(SR_MODEL, flags, args.large_size, f"{args.small_size}to{args.large_size}")
-    training = open_training(args, family)
+    training = open_training(args, Family(SR_MODEL, flags, f"{args.small_size}to{args.large_size}"))
     if training is None:
         return 0
 

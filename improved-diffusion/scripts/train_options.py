@@ -30,7 +30,7 @@ from improved_diffusion.flags import LOG_FORMATS, unify_prediction
 from model_options import download_data, download_model, folder_of_environment, log_formats, path_or_url, validate_flags
 
 GRID_STEPS = 20  # of the sample grids, by default
-# Options of runs that were started before the options existed.
+# Options of runs that were started before the options existed, as the kept run cifar10-jpeg-gpu.
 IMPLIED = {
     **{"loss_weighting": "uniform", "snr_gamma": 5.0, "patch_size": 1},
     **{"lr_decay": "none", "ema_every": 1, "beta2": 0.999},
@@ -44,13 +44,11 @@ class Family:
     Attributes:
         model: name of the family, in config.json and in checkpoints.
         flags: flags of the network and the process.
-        image_size: S, of the training images, in pixels.
         run_name: suffix of the default run folder, after the data's name.
     """
 
     model: str
     flags: dict[str, Any]
-    image_size: int
     run_name: str
 
 

@@ -156,22 +156,6 @@ def test_distilled_model_is_not_distilled_again(runs, tmp_path):
         call_script(DISTILL, SMALL, "--model_path", model, "--run_dir", tmp_path)
 
 
-def test_noise_levels_can_be_chosen_at_the_tuning(runs, tmp_path):
-    assert distil(runs, "x_start", tmp_path / "run", "--max_steps 1 --levels 30/50,2,0.5") == 0
-    for count, levels in ((1, "30"), (3, "50, 2, 0.5")):
-        assert sample(tmp_path / "run", 1, f"--num_sampling_steps {count} --out_dir", tmp_path / str(count)) == 0
-        record = json.loads((tmp_path / str(count) / "sampling.json").read_text())
-        assert (record["nfe"], record["sampler"]) == (count, f"few-step, levels {levels}")
-
-
-@pytest.mark.parametrize("levels", ["x", "1,2", "40,1/30,1", "20/30", "2000", "20,0", "nan"])
-def test_wrong_noise_levels_are_refused(levels, capsys):
-    with pytest.raises(SystemExit) as end:
-        call_script(DISTILL, "--model_path x.pt --levels", levels)
-    assert end.value.code == 2
-    assert "--levels: must be" in capsys.readouterr().err
-
-
 def test_evaluations_are_numbers_from_one_to_four(capsys):
     with pytest.raises(SystemExit) as end:
         call_script(DISTILL, "--model_path x.pt --evaluations 2,5")

@@ -170,22 +170,6 @@ def test_one_class_is_drawn_where_one_is_asked_for(run_dir):
         sample(run_dir, "--num_samples 8 --sampler dpmpp --class_label 5")
 
 
-@pytest.mark.parametrize(
-    ("flags", "steps", "columns"), [("--sampler unipc", 20, 10), ("--use_ddim True --timestep_respacing 3", 3, 3)]
-)
-def test_trajectory_leads_to_the_samples(run_dir, flags, steps, columns, capsys):
-    for _ in range(2):
-        images, _, facts = drawn(run_dir, flags, "--trajectory")
-    assert "trajectory.png: exists already" in capsys.readouterr().out
-    picture = np.asarray(Image.open(run_dir / "out" / "trajectory.png"), int)
-    assert picture.shape == (2 + 18 * 16, 2 + 18 * columns, 3)
-    for row in range(8):  # the lower row of an image ends with the sample
-        last = picture[2 + 18 * (2 * row + 1) :, 2 + 18 * (columns - 1) :][:16, :16]
-        assert np.abs(last - images[row]).max() <= 1
-    evaluations = facts["trajectory"]["evaluations"]
-    assert (len(evaluations), evaluations[0], evaluations[-1]) == (columns, 1, steps)
-
-
 def test_walks_and_benchmarks_know_the_samplers(run_dir):
     out = run_dir / "walks"
     assert sample(run_dir, "--num_samples 8 --interpolation --sampler dpmpp --num_sampling_steps 2 --out_dir", out) == 0

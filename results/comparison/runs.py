@@ -238,7 +238,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 _SET_FOLDERS = ("settings", "history")
 _SAMPLE_FILES = (
     *("samples*", "sampling.json", "metrics.json", "timing.json", "interpolation.png", "neighbours.png"),
-    *("trajectory.png", "comparison.png", "nll.json", "nll.png", "nll-*.part-*.npz", "*_terms.npz"),
+    *("comparison.png", "nll.json", "nll.png", "nll-*.part-*.npz", "*_terms.npz"),
 )
 _RUN_FILES = (
     *("*.pt", "*.pth", "*.damaged", "config.json", "progress.*", "log.txt", "loss.png", "grid*.png"),
