@@ -17,6 +17,8 @@ import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import blob, dist_util
@@ -30,56 +32,26 @@ DEFAULT_FORMAT = "stdout,log,csv,json"
 DEFAULT_FORMAT_MPI = "log"
 
 
-class Logger:
-    """The values of the next row, and the formats that receive it.
+@dataclass
+class Log:
+    """An open log.
 
-    Args:
+    Attributes:
         dir: folder of the files; None where only the console is written.
         formats: outputs of messages and rows.
         comm: mpi4py communicator over whose ranks values are averaged, or None.
+        level: messages below it are ignored.
+        sums: sum and count of each value of the next row.
     """
 
-    def __init__(self, dir: str | None, formats: Sequence[Format], comm: Any = None) -> None:
-        self.dir, self.formats, self.comm = dir, formats, comm
-        self.level = INFO
-        self._sums: dict[str, tuple[Any, int]] = {}
-
-    def logkv(self, key: str, val: Any) -> None:
-        """Set a value of the next row."""
-        self._sums[key] = (val, 1)
-
-    def logkv_mean(self, key: str, val: Any) -> None:
-        """Add to a mean of the next row; a tensor stays on its device until the row is written."""
-        total, count = self._sums.get(key, (0.0, 0))
-        self._sums[key] = (total + val, count + 1)
-
-    def getkvs(self) -> dict[str, Any]:
-        """Return the values of the next row so far."""
-        return {key: total if count == 1 else total / count for key, (total, count) in self._sums.items()}
-
-    def dumpkvs(self) -> dict[str, Any]:
-        """Write the row, start the next one, and return the written row."""
-        sums = self._sums if self.comm is None else _sum_over(self.comm, self._sums)
-        self._sums = {}
-        row = {key: _plain(total, count) for key, (total, count) in sums.items()}
-        if row and self.level < DISABLED and (self.comm is None or self.comm.Get_rank() == 0):
-            for output in self.formats:
-                output.write_values(row)
-        return row
-
-    def log(self, *args: Any, level: int = INFO) -> None:
-        """Write a message."""
-        if self.level <= level:
-            for output in self.formats:
-                output.write_text(" ".join(map(str, args)))
-
-    def close(self) -> None:
-        """Close the files."""
-        for output in self.formats:
-            output.close()
+    dir: str | None
+    formats: Sequence[Format]
+    comm: Any = None
+    level: int = INFO
+    sums: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
 
-_console = Logger(None, [make_format("stdout", "", "")])
+_console = Log(None, [make_format("stdout", "", "")])
 _current = _console
 
 
@@ -116,7 +88,7 @@ def configure(
     suffix = f"-rank{rank:03d}" if rank else ""
     formats = [make_format(name, folder, suffix) for name in names]
     reset()
-    _current = Logger(folder, formats, comm)
+    _current = Log(folder, formats, comm)
     if rank == 0:
         log(f"Logging to {folder}")
 
@@ -126,7 +98,8 @@ def reset() -> None:
     global _current
     if _current is not _console:
         finished, _current = _current, _console
-        finished.close()
+        for output in finished.formats:
+            output.close()
 
 
 atexit.register(reset)
@@ -149,27 +122,12 @@ def scoped_configure(
 
 def log(*args: Any, level: int = INFO) -> None:
     """Write a message, the arguments separated by spaces, unless its level is below that of `set_level`."""
-    _current.log(*args, level=level)
+    if _current.level <= level:
+        for output in _current.formats:
+            output.write_text(" ".join(map(str, args)))
 
 
-def debug(*args: Any) -> None:
-    """Write a message of level DEBUG."""
-    log(*args, level=DEBUG)
-
-
-def info(*args: Any) -> None:
-    """Write a message of level INFO."""
-    log(*args, level=INFO)
-
-
-def warn(*args: Any) -> None:
-    """Write a message of level WARN."""
-    log(*args, level=WARN)
-
-
-def error(*args: Any) -> None:
-    """Write a message of level ERROR."""
-    log(*args, level=ERROR)
+debug, info, warn, error = (partial(log, level=level) for level in (DEBUG, INFO, WARN, ERROR))
 
 
 def set_level(level: int) -> None:
@@ -179,12 +137,13 @@ def set_level(level: int) -> None:
 
 def logkv(key: str, val: Any) -> None:
     """Set a value of the next row; the last one counts."""
-    _current.logkv(key, val)
+    _current.sums[key] = (val, 1)
 
 
 def logkv_mean(key: str, val: Any) -> None:
     """Add to a mean of the next row; a tensor stays on its device until then."""
-    _current.logkv_mean(key, val)
+    total, count = _current.sums.get(key, (0.0, 0))
+    _current.sums[key] = (total + val, count + 1)
 
 
 def logkvs(d: Mapping[str, Any]) -> None:
@@ -195,12 +154,19 @@ def logkvs(d: Mapping[str, Any]) -> None:
 
 def getkvs() -> dict[str, Any]:
     """Return the values of the next row so far."""
-    return _current.getkvs()
+    return {key: total if count == 1 else total / count for key, (total, count) in _current.sums.items()}
 
 
 def dumpkvs() -> dict[str, Any]:
     """Write the row to every format, start the next one, and return the written row."""
-    return _current.dumpkvs()
+    comm = _current.comm
+    sums = _current.sums if comm is None else _sum_over(comm, _current.sums)
+    _current.sums = {}
+    row = {key: _plain(total, count) for key, (total, count) in sums.items()}
+    if row and _current.level < DISABLED and (comm is None or comm.Get_rank() == 0):
+        for output in _current.formats:
+            output.write_values(row)
+    return row
 
 
 def get_dir() -> str:
