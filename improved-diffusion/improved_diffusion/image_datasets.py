@@ -1,28 +1,25 @@
 """Images from a folder, local or in cloud storage, as endless batches for training scripts.
 
 The class of an image is the text of its file's name before the first `_`, as `cat_00001.png`; classes are numbered
-in the order of their sorted names. Small sets are decoded once and stay in memory, larger ones are read by worker
-processes.
+in the order of their sorted names.
 """
 
 import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from . import blob
 from .dist_util import broadcast_object, get_rank, get_world_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 
@@ -34,10 +31,8 @@ def load_data(
     image_size: int,
     class_cond: bool = False,
     deterministic: bool = False,
-    random_flip: bool = False,
     seed: int | None = None,
     num_workers: int = 2,
-    memory_limit: int = MEMORY_LIMIT,
 ) -> Iterator[Batch]:
     """Return an endless generator of batches from a folder of images.
 
@@ -50,11 +45,9 @@ def load_data(
         image_size: S, pixels; see `ImageDataset`.
         class_cond: yield classes.
         deterministic: the order of the sorted paths in every epoch.
-        random_flip: mirror each image with probability 1/2.
-        seed: seed of order and mirroring; None for a random one, so that a restarted job does not begin with the same
-            images again.
-        num_workers: processes that read sets which do not fit into memory.
-        memory_limit: bytes that decoded images may take in memory.
+        seed: seed of the order; None for a random one, so that a restarted job does not begin with the same images
+            again.
+        num_workers: processes that read images, 0 to read them in this one.
 
     Yields:
         (N, 3, S, S) float32 in [-1, 1], and {"y": (N,) int64 classes}, empty without `class_cond`.
@@ -77,13 +70,9 @@ def load_data(
     dataset = ImageDataset(image_size, paths, classes)
     if seed is None:
         seed = broadcast_object(secrets.randbits(31))
-    order = EpochOrder(len(paths), batch_size, get_rank(), processes, None if deterministic else seed)
-    if len(paths) * image_size**2 * 3 <= memory_limit:
-        batches = _from_memory(dataset, order)
-    else:
-        batches = _from_workers(dataset, order, num_workers)
-    flips = torch.Generator().manual_seed(seed * processes + get_rank())
-    return (_mirror(batch, flips) for batch in batches) if random_flip else batches
+    order = epoch_batches(len(paths), batch_size, get_rank(), processes, None if deterministic else seed)
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, persistent_workers=num_workers > 0)
+    return ((images, dict(cond)) for images, cond in loader)
 
 
 class ImageDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
@@ -116,22 +105,15 @@ class ImageDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         return len(self.local_images)
 
     def __getitem__(self, idx: int) -> tuple[np.ndarray, dict[str, Any]]:
-        image = np.moveaxis(self.pixels(idx).astype(np.float32) / 127.5 - 1, 2, 0)
-        return image, {} if self.local_classes is None else {"y": np.array(self.local_classes[idx], dtype=np.int64)}
-
-    def pixels(self, idx: int) -> np.ndarray:
-        """Decode an image to (S, S, 3) uint8.
-
-        Raises:
-            ValueError: not readable as an image; names the file.
-        """
         path = self.local_images[idx]
         with blob.open_file(path, "rb") as file:
             try:
                 with Image.open(file) as image:
-                    return center_crop(image.convert("RGB"), self.resolution)
+                    pixels = center_crop(image.convert("RGB"), self.resolution)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise ValueError(f"{path}: not readable as an image ({error}); fix or delete the file") from None
+        classes = {} if self.local_classes is None else {"y": np.array(self.local_classes[idx], dtype=np.int64)}
+        return np.moveaxis(pixels.astype(np.float32) / 127.5 - 1, 2, 0), classes
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -181,8 +163,10 @@ def class_numbers(paths: Sequence[str]) -> list[int]:
     return [number[prefix] for prefix in prefixes]
 
 
-class EpochOrder(Sampler[list[int]]):
-    """The batches of one process, epoch after epoch, without end.
+def epoch_batches(
+    num_images: int, batch_size: int, rank: int, world_size: int, seed: int | None
+) -> Iterator[list[int]]:
+    """Yield the batches of one process, epoch after epoch, without end.
 
     Args:
         num_images: images of the whole set.
@@ -191,48 +175,11 @@ class EpochOrder(Sampler[list[int]]):
         world_size: number of ranks.
         seed: seed of the order; None for the order of the numbers.
     """
-
-    def __init__(self, num_images: int, batch_size: int, rank: int, world_size: int, seed: int | None) -> None:
-        self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
-        self._rank, self._world_size = rank, world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch = 0
-        while True:
-            yield from self._epoch(epoch)
-            epoch += 1
-
-    def _epoch(self, epoch: int) -> Iterator[list[int]]:
-        order = np.arange(self._num_images)
-        if self._seed is not None:
-            np.random.default_rng((self._seed, epoch)).shuffle(order)
-        share = self._num_images // self._world_size  # equal for all, or their batches would part
-        own = order[self._rank : share * self._world_size : self._world_size]
-        for start in range(0, share - self._batch_size + 1, self._batch_size):
-            yield own[start : start + self._batch_size].tolist()
-
-
-def _from_memory(dataset: ImageDataset, order: EpochOrder) -> Iterator[Batch]:
-    images = np.empty((len(dataset), 3, dataset.resolution, dataset.resolution), np.uint8)
-    with ThreadPoolExecutor(8) as pool:
-        for i, decoded in enumerate(pool.map(dataset.pixels, range(len(dataset)))):
-            images[i] = decoded.transpose(2, 0, 1)
-    pixels = torch.from_numpy(images)
-    classes = None if dataset.local_classes is None else torch.tensor(dataset.local_classes)
-
-    def batches() -> Iterator[Batch]:
-        for indices in order:
-            yield pixels[indices].float() / 127.5 - 1, {} if classes is None else {"y": classes[indices]}
-
-    return batches()
-
-
-def _from_workers(dataset: ImageDataset, order: EpochOrder, num_workers: int) -> Iterator[Batch]:
-    loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, persistent_workers=num_workers > 0)
-    return ((images, dict(cond)) for images, cond in loader)
-
-
-def _mirror(batch: Batch, generator: torch.Generator) -> Batch:
-    images, cond = batch
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(mirrored, images.flip(-1), images), cond
+    share = num_images // world_size  # equal for all, or their batches would part
+    for epoch in count():
+        order = np.arange(num_images)
+        if seed is not None:
+            np.random.default_rng((seed, epoch)).shuffle(order)
+        own = order[rank : share * world_size : world_size]
+        for start in range(0, share - batch_size + 1, batch_size):
+            yield own[start : start + batch_size].tolist()
