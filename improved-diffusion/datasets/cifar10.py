@@ -15,7 +15,6 @@ from pathlib import Path
 
 from comparison.cli import UserError, check_folder, data_root, local_path, make_parser, positive_int, run
 from comparison.data.sources import check_source, find_images, is_cifar_batches
-from comparison.progress import bar
 
 # OpenAI's file names say plane and car.
 SHORT_NAMES = {"airplane": "plane", "automobile": "car"}
@@ -69,13 +68,8 @@ def write_split(source: str, split: str, folder: Path, num_images: int | None) -
         raise UserError(f"--source {source}: its images have no classes")
     classes = [SHORT_NAMES.get(name, name) for name in image_set.class_names]
     names = [f"{classes[label]}_{i:05d}.png" for i, label in enumerate(image_set.labels.tolist())]
-    try:
-        with bar(len(names), 0, folder.name, "images") as progress:
-            pixels, key = image_set.images.permute(0, 2, 3, 1).numpy(), {"fingerprint": image_set.fingerprint}
-            for _ in write_png_folder(folder, pixels, names, key=key):
-                progress.update()
-    except OSError as error:
-        raise UserError(f"{folder}: not written ({error})") from None
+    key = {"fingerprint": image_set.fingerprint}
+    write_png_folder(folder, image_set.images.permute(0, 2, 3, 1).numpy(), names, key=key)
     print(f"{folder}: {len(names)} images")
 
 

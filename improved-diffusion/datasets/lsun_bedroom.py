@@ -18,7 +18,6 @@ from typing import Any
 from comparison.cli import UserError, check_folder, local_path, make_parser, pixels, positive_int, run
 from comparison.data.sources import find_images
 from comparison.files import digest
-from comparison.progress import bar
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -76,13 +75,7 @@ def write(database: Any, count: int, args: argparse.Namespace) -> None:
     names = [f"{args.prefix}_{i:07d}.png" for i in range(count)]
     first = digest(b"\0".join(next(entries(database, args.lmdb_path))))
     key = {"first": first, "stored": database.stat()["entries"], "image_size": args.image_size}
-    pictures = islice(entries(database, args.lmdb_path), count)
-    try:
-        with bar(count, 0, args.out_dir.name, "images") as progress:
-            for _ in write_png_folder(args.out_dir, pictures, names, decode, key=key):
-                progress.update()
-    except OSError as error:
-        raise UserError(f"{args.out_dir}: not written ({error})") from None
+    write_png_folder(args.out_dir, islice(entries(database, args.lmdb_path), count), names, decode, key=key)
 
 
 def entries(database: Any, path: Path) -> Iterator[tuple[bytes, bytes]]:

@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Sequence
 
 from comparison.cli import UserError, check_folder, local_path, make_parser, run
-from comparison.progress import bar
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,13 +33,8 @@ def main(args: argparse.Namespace) -> int:
     images, labels = load_npz(args.inputfile)
     prefixes = [""] * len(images) if labels is None else [f"{label}_" for label in labels.tolist()]
     names = [f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
-    try:
-        with bar(len(names), 0, "write PNG", "images") as progress:
-            pixels, key = images.permute(0, 2, 3, 1).numpy(), {"fingerprint": fingerprint(images)}
-            for _ in write_png_folder(args.outputdir, pixels, names, key=key):
-                progress.update()
-    except OSError as error:
-        raise UserError(f"{args.outputdir}: not written ({error})") from None
+    key = {"fingerprint": fingerprint(images)}
+    write_png_folder(args.outputdir, images.permute(0, 2, 3, 1).numpy(), names, key=key)
     print(f"{len(names)} images: {args.outputdir}")
     return 0
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from comparison.cli import UserError
 from comparison.files import atomic, digest, write_text
 from comparison.progress import bar
 
@@ -25,10 +26,10 @@ def write_png_folder(
     decode: Callable[[Any], np.ndarray] = np.asarray,
     *,
     key: Mapping[str, Any],
-) -> Iterator[str]:
+) -> None:
     """Write images as PNG files into `<folder>.partial`, which is renamed to `folder` after the last one.
 
-    After an interruption, a call with the same key and names resumes.
+    Shows a progress bar. After an interruption, a call with the same key and names resumes.
 
     Args:
         folder: missing or empty folder.
@@ -37,31 +38,34 @@ def write_png_folder(
         decode: returns the image of an input; called for missing files only.
         key: JSON values that identify the images.
 
-    Yields:
-        The name of each file that exists.
-
     Raises:
-        FileExistsError: the folder is not empty, or the partial one belongs to other images.
+        UserError: the folder is not empty or cannot be written, or the partial one belongs to other images.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder")
     partial = folder.with_name(f"{folder.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    _claim(partial, names, key)
 
-    def write(image: Any, name: str) -> str:
+    def write(image: Any, name: str) -> None:
         path = partial / name
         if not path.exists():
             with atomic(path) as temporary:
                 Image.fromarray(decode(image)).save(temporary, format="PNG")
-        return name
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} exists and is not an empty folder")
+        partial.mkdir(parents=True, exist_ok=True)
+        _claim(partial, names, key)
         pairs = zip(images, names, strict=True)
-        while chunk := list(islice(pairs, CHUNK)):
-            yield from pool.map(write, *zip(*chunk, strict=True))
-    os.replace(partial, folder)
-    (folder / KEY_FILE).unlink()
+        with (
+            bar(len(names), 0, folder.name, "images") as progress,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            while chunk := list(islice(pairs, CHUNK)):
+                for _ in pool.map(write, *zip(*chunk, strict=True)):
+                    progress.update()
+        os.replace(partial, folder)
+        (folder / KEY_FILE).unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: not written ({error})") from None
 
 
 def _claim(partial: Path, names: Sequence[str], key: Mapping[str, Any]) -> None:
