@@ -16,13 +16,12 @@ noise. Other options and the files are those of image_train.py; the same command
 import argparse
 from collections.abc import Sequence
 
-from comparison.checkpoints import trained_facts
 from comparison.cli import UserError, make_parser, positive_int
 from comparison.distributed import run
 from comparison.files import digest
 from comparison.runs import read_config
 from improved_diffusion.flags import model_and_diffusion_defaults
-from model_options import MODEL, add_model_path, add_network_flags, find_model, flags_of_run
+from model_options import MODEL, add_model_path, add_network_flags, find_model, flags_of_run, training_of
 from train_options import Family, add_train_options, open_training
 
 # Number of evaluations -> noise levels. No two are equal, so that a level has one destination.
@@ -65,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     vars(args).update(flags)
     args.few_step = {"levels": {count: LEVELS[int(count)] for count in args.evaluations.split(",")}}
     args.teacher = {"checkpoint": args.model_path.name, "sha256": digest(args.model_path)}
-    args.teacher |= trained_facts(args.model_path.parent, step_of_name(args.model_path.name))
+    args.teacher |= training_of(args.model_path)
     training = open_training(args, Family(MODEL, flags, f"{args.image_size}-few-step"))
     if training is None:
         return 0
@@ -74,12 +73,6 @@ def main(args: argparse.Namespace) -> int:
     from train_network import train_network
 
     return train_network(args, training, DistillTask(flags, args.model_path, args.few_step))
-
-
-def step_of_name(name: str) -> int | None:
-    """Return the step in the name of a model file, None where it has none."""
-    digits = name.removesuffix(".pt").rpartition("_")[2].removeprefix("model")
-    return int(digits) if digits.isdecimal() else None
 
 
 if __name__ == "__main__":

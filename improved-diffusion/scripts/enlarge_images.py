@@ -14,8 +14,8 @@ from generate import describe_guided, guided, run_sampler
 from grids import COLUMNS, enlarge, in_rows
 from improved_diffusion.dist_util import get_rank
 from improved_diffusion.script_util import sr_create_model_and_diffusion
-from model_loading import LoadedModel, connected_device, load_model, training_of
-from model_options import SR_MODEL, out_folder
+from model_loading import LoadedModel, connected_device, load_model
+from model_options import SR_MODEL, out_folder, training_of
 from sampler_flags import Sampler
 from torch import Tensor
 

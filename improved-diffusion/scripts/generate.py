@@ -16,8 +16,8 @@ from improved_diffusion.few_steps import sample_few_steps
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.samplers import classifier_free, sample
 from improved_diffusion.script_util import create_model_and_diffusion
-from model_loading import LoadedModel, connected_device, load_model, training_of
-from model_options import MODEL, out_folder
+from model_loading import LoadedModel, connected_device, load_model
+from model_options import MODEL, out_folder, training_of
 from sampler_flags import Sampler
 from torch import nn
 

@@ -19,8 +19,8 @@ from improved_diffusion.blob import open_file
 from improved_diffusion.dist_util import broadcast_object, get_rank, get_world_size
 from improved_diffusion.script_util import create_model_and_diffusion
 from matplotlib.figure import Figure
-from model_loading import LoadedModel, connected_device, load_model, training_of
-from model_options import MODEL, out_folder
+from model_loading import LoadedModel, connected_device, load_model
+from model_options import MODEL, out_folder, training_of
 
 TERMS = ("vb", "mse", "xstart_mse")
 

@@ -1,15 +1,12 @@
 """A trained network, ready for evaluation: its weights on the device, the precision, and what files say about it."""
 
 import argparse
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from comparison.checkpoints import load_torch, trained_facts
 from comparison.cli import UserError
 from comparison.device import autocast_dtype, computes_bf16, precision_name, set_threads
 from comparison.distributed import device_of, group
@@ -17,7 +14,7 @@ from comparison.files import digest
 from comparison.gpu.cuda_graphs import for_sampling
 from comparison.gpu.group_norm import group_norm, is_fused
 from comparison.ranks import get_rank_info
-from improved_diffusion.checkpoints import check_counters, fill_network, read_network
+from improved_diffusion.checkpoints import fill_network, read_network
 from improved_diffusion.nn import NormKernel, use_norm_kernel
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.unet import UNetModel
@@ -136,25 +133,3 @@ class Compiled(nn.Module):
         """Evaluate the network."""
         torch.compiler.cudagraph_mark_step_begin()
         return self._call(*args, **kwargs).clone()  # the next replay of a graph overwrites its output
-
-
-def training_of(path: Path) -> dict[str, Any]:
-    """Return the step, images_seen and wall_seconds of a network's file, from its name and its run; None if unknown.
-
-    Raises:
-        UserError: the optimizer's file beside it has damaged counters.
-    """
-    match = re.fullmatch(r"(?:model|ema_[\d.]+_)(\d+)\.pt", path.name)
-    if not match:
-        return trained_facts(path.parent, None)
-    known = trained_facts(path.parent, int(match[1]))
-    optimizer_file = path.with_name(f"opt{match[1]}.pt")
-    if None in known.values() and optimizer_file.is_file():  # large, so only where config.json does not tell
-        payload = load_torch(optimizer_file)
-        payload = payload if isinstance(payload, dict) else {}
-        try:
-            check_counters(payload, str(optimizer_file))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        known = trained_facts(path.parent, int(match[1]), payload.get("images_seen"), payload.get("wall_seconds"))
-    return known

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from comparison.checkpoints import trained_facts
 from comparison.cli import UserError, check_folder, data_root, local_path, str2bool
 from comparison.files import atomic
 from comparison.runs import read_config
@@ -124,6 +126,12 @@ def flags_of_run(args: argparse.Namespace, defaults: dict[str, Any], model: str)
         flags = {**defaults, **trained, **given}
     validate_flags(flags, args)
     return flags
+
+
+def training_of(path: Path) -> dict[str, Any]:
+    """Return the step, images_seen and wall_seconds of a network's file, from its name and its run; None if unknown."""
+    match = re.fullmatch(r"(?:model|ema_[\d.]+_)(\d+)\.pt", path.name)
+    return trained_facts(path.parent, int(match[1]) if match else None)
 
 
 def check_kinds(path: Path, options: dict[str, Any], defaults: dict[str, Any]) -> None:

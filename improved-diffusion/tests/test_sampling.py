@@ -81,14 +81,6 @@ def test_walks_of_ancestral_steps_share_their_noise(run_dir):
         assert np.abs(walk[7] - images[2 * row]).max() > 1
 
 
-def test_training_of_a_checkpoint_is_read_from_its_optimizer_where_nothing_else_tells(run_dir):
-    (run_dir / "progress.csv").unlink()
-    torch.save({"step": 20, "images_seen": 79, "wall_seconds": 2.5}, run_dir / "opt000020.pt")
-    assert sample(run_dir, "--timestep_respacing 1 --num_samples 1") == 0
-    facts = json.loads((run_dir / "sampling.json").read_text())
-    assert facts["trained"] == {"step": 20, "images_seen": 79, "wall_seconds": 2.5}
-
-
 def test_training_of_a_foreign_file_is_unknown(run_dir):
     foreign = (run_dir / "ema_0.99_000020.pt").rename(run_dir / "cifar10_uncond_50M_500K.pt")
     assert call_script(SAMPLE, CPU, "--timestep_respacing 1 --num_samples 1 --model_path", foreign) == 0
