@@ -4,10 +4,8 @@ TrainLoop(model=model, diffusion=diffusion, data=load_data(...), batch_size=128,
 """
 
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -134,8 +132,6 @@ class TrainLoop:
     def run_loop(self) -> None:
         """Train until `max_steps` or `lr_anneal_steps` updates are made, or without end where both are 0.
 
-        Ctrl-C saves a checkpoint and raises KeyboardInterrupt, unless there are several ranks.
-
         Raises:
             FloatingPointError: the loss is not finite any more.
         """
@@ -143,20 +139,17 @@ class TrainLoop:
         if not bound:
             logger.log("neither max_steps nor lr_anneal_steps: trains until it is stopped")
         saved = self.updates
-        with _interruption() as interrupted:
-            while not (bound and self.updates >= bound) and not interrupted():
-                batch, cond = next(self.data)
-                self.run_step(batch, cond)
-                self.step += 1
-                if self.updates % self.log_interval == 0:
-                    self._write_row()
-                if self.updates % self.save_interval == 0:
-                    self.save()
-                    saved = self.updates
-            if saved != self.updates:
+        while not (bound and self.updates >= bound):
+            batch, cond = next(self.data)
+            self.run_step(batch, cond)
+            self.step += 1
+            if self.updates % self.log_interval == 0:
+                self._write_row()
+            if self.updates % self.save_interval == 0:
                 self.save()
-            if interrupted():
-                raise KeyboardInterrupt
+                saved = self.updates
+        if saved != self.updates:
+            self.save()
 
     def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """Make one update.
@@ -301,27 +294,3 @@ def _half_dtype(device: torch.device) -> torch.dtype | None:
 def _mix(*numbers: int) -> int:
     """Return one seed for several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True after Ctrl-C; with several ranks Ctrl-C ends them at once, as usual."""
-    pressed: list[bool] = []
-    if dist_util.get_world_size() > 1:
-        yield lambda: False
-        return
-
-    def press(*_: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(True)
-
-    try:
-        former = signal.signal(signal.SIGINT, press)
-    except ValueError:  # not in the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, former)

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -207,20 +206,6 @@ def test_interrupted_training_continues_as_if_it_had_not_stopped(loop, tmp_path)
         assert same(state_of(tmp_path / "run" / name), state_of(tmp_path / "whole" / name)), name
     ours, theirs = (state_of(tmp_path / run / "opt000004.pt")["sampler"] for run in ("run", "whole"))
     assert same(ours, theirs)
-
-
-def test_ctrl_c_saves_what_is_done(loop, tmp_path):
-    stopped = loop(max_steps=9)
-
-    def pressing():
-        yield from [next(stopped_data)] * 2
-        os.kill(os.getpid(), signal.SIGINT)
-        yield next(stopped_data)
-
-    stopped_data, stopped.data = stopped.data, pressing()
-    with pytest.raises(KeyboardInterrupt):
-        stopped.run_loop()
-    assert loop().resume_step == 3
 
 
 def test_rows_after_the_checkpoint_are_dropped_when_it_is_continued(loop, tmp_path):
