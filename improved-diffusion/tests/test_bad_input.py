@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,51 +54,35 @@ def test_flags_that_mean_nothing_are_refused(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def interrupted(tmp_path, monkeypatch):
-    """A folder out.partial with two of the four images of red.npz."""
+def test_images_that_were_begun_are_continued_by_the_same_call_alone(tmp_path, monkeypatch):
     from comparison import png
 
     calls = []
 
-    class Failing:
-        @staticmethod
-        def fromarray(pixels):
-            calls.append(pixels)
-            if len(calls) > 2:
-                raise KeyboardInterrupt
-            return Image.fromarray(pixels)
+    def fail(pixels):
+        calls.append(pixels)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return Image.fromarray(pixels)
 
-    red = write_npz(tmp_path / "red.npz", 200)
+    red, blue = write_npz(tmp_path / "red.npz", 200), write_npz(tmp_path / "blue.npz", 9)
+    labelled = write_npz(tmp_path / "labelled.npz", 200, [0, 1, 2, 3])
     with monkeypatch.context() as patch:
-        patch.setattr(png, "Image", Failing)
+        patch.setattr(png, "Image", SimpleNamespace(fromarray=fail))
         patch.setattr(png.os, "cpu_count", lambda: 1)
         with pytest.raises(KeyboardInterrupt):
             call_script(TO_FOLDER, red, tmp_path / "out")
-    assert len(list((tmp_path / "out.partial").glob("*.png"))) == 2
-    return tmp_path
-
-
-def test_images_that_were_begun_are_continued_by_the_same_call_alone(interrupted):
-    before = contents(interrupted / "out.partial")
-    other = write_npz(interrupted / "blue.npz", 9)
-    refused("out.partial.*of other images", TO_FOLDER, other, interrupted / "out")
-    refused("out.partial.*of other images", TO_FOLDER, write_npz(other, 200, [0, 1, 2, 3]), interrupted / "out")
-    assert contents(interrupted / "out.partial") == before
-    assert call_script(TO_FOLDER, interrupted / "red.npz", interrupted / "out") == 0
-    assert sorted(path.name for path in (interrupted / "out").iterdir()) == [f"{i:05d}.png" for i in range(4)]
-
-
-@pytest.mark.parametrize("key_kept", [True, False])
-def test_foreign_file_among_unfinished_images_is_named_and_kept(key_kept, interrupted):
-    partial = interrupted / "out.partial"
-    (partial / "mine.txt").write_text("notes")
-    if not key_kept:
-        (partial / ".key.json").unlink()
+    partial = tmp_path / "out.partial"
     before = contents(partial)
-    words = "mine.txt is no part" if key_kept else "is of other images"
-    refused(words, TO_FOLDER, interrupted / "red.npz", interrupted / "out")
+    assert len(before) == 3  # two images and the key
+    for other in (blue, labelled):
+        refused("out.partial.*of other images", TO_FOLDER, other, tmp_path / "out")
+    (partial / "mine.txt").write_text("notes")
+    refused("mine.txt is no part", TO_FOLDER, red, tmp_path / "out")
+    (partial / "mine.txt").unlink()
     assert contents(partial) == before
+    assert call_script(TO_FOLDER, red, tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i:05d}.png" for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -155,9 +140,6 @@ def no_torch(monkeypatch):
     ("script", "flags", "words"),
     [
         (TRAIN, "--num_channel 32", "--num_channel"),
-        (TRAIN, "--prediction image", "--prediction must be one of"),
-        (TRAIN, "--prediction velocity --predict_xstart True", "contradict"),
-        (TRAIN, "--image_size 32 --patch_size 4", "--patch_size must be 0 or one of 1, 2 at image_size 32"),
         (TRAIN, "--lr_decay linear --max_steps 0", "need a bound"),
         (TRAIN, "--lr_decay linear --lr_anneal_steps 5", "exclude each other"),
         (TRAIN, "--lr_warmup 0.5 --lr_decay cosine --lr_decay_from 0.4", "--lr_warmup 0.5 ends after"),
@@ -166,10 +148,8 @@ def no_torch(monkeypatch):
         (TRAIN, "--beta2 1", "--beta2 must be below 1"),
         (TRAIN, "--lr -1", "--lr"),
         (TRAIN, "--image_size 33", "--image_size"),
-        (TRAIN, "--noise_schedule sigmoid", "--noise_schedule"),
         (TRAIN, "--learn_sigma maybe", "--learn_sigma"),
         (TRAIN, "--ema_rate 0.9,1", "--ema_rate"),
-        (TRAIN, "--timestep_respacing 2000", "--timestep_respacing"),
         (TRAIN, "--use_fp16 True --precision float32", "--use_fp16"),
         (TRAIN, "--data_dir {tmp}/absent", "--data_dir"),
         (TRAIN, "--data_dir {tmp}/empty", "no image"),
@@ -179,9 +159,6 @@ def no_torch(monkeypatch):
         (SAMPLE, "", "--model_path"),
         (TO_FOLDER, "{tmp}/absent.npz {tmp}/out", "absent.npz"),
         (CIFAR, "--source {tmp}/empty", "--source"),
-        (TRAIN, "--data_dir shapes --diffusion_steps 10000000", "--diffusion_steps must be at most 1000000"),
-        (TRAIN, "--data_dir shapes --num_channels 8192", "--num_channels must be at most 4096"),
-        (TRAIN, "--data_dir shapes --num_res_blocks 1000000", "--num_res_blocks must be from 1 to 128"),
         (TRAIN, "--data_dir shapes --fp16_scale_growth 1e300", "--fp16_scale_growth 1e+300"),
         (TRAIN, "--data_dir shapes --fp16_scale_growth 1e-300", "--fp16_scale_growth 1e-300"),
         (TRAIN, "--data_dir shapes:5", "--data_dir shapes:5: shapes comes with 10"),
@@ -219,13 +196,6 @@ def unread(tmp_path):
     """The file of a network that is judged by its name alone."""
     (tmp_path / "net.pt").touch()
     return tmp_path / "net.pt"
-
-
-@pytest.mark.usefixtures("no_torch")
-def test_guidance_is_bounded(unread):
-    refused(
-        "--guidance_scale 1e.300: must be at most", SAMPLE, NETWORK, "--model_path", unread, "--guidance_scale 1e300"
-    )
 
 
 @pytest.mark.parametrize(
@@ -272,7 +242,6 @@ def test_option_of_another_type_in_a_config_is_refused(name, value, unread, tmp_
 
 
 @pytest.mark.usefixtures("no_torch")
-@pytest.mark.parametrize("below", ["", "run"])
 @pytest.mark.parametrize(
     ("script", "flags", "flag"),
     [
@@ -285,15 +254,15 @@ def test_option_of_another_type_in_a_config_is_refused(name, value, unread, tmp_
         (TO_FOLDER, "IN", "outputdir"),
     ],
 )
-def test_output_folder_that_is_a_file_is_refused_by_its_flag(script, flags, flag, below, unread, tmp_path, monkeypatch):
+def test_output_folder_that_is_a_file_is_refused_by_its_flag(script, flags, flag, unread, tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("mine")
     write_npz(tmp_path / "in.npz")
     flags = [{"MODEL": unread, "IN": tmp_path / "in.npz"}.get(word, word) for word in flags.split()]
     if flag == "OPENAI_LOGDIR":
-        monkeypatch.setenv(flag, str(path / below))
+        monkeypatch.setenv(flag, str(path))
     else:
-        flags += [*([flag] if flag.startswith("-") else []), path / below]
+        flags += [*([flag] if flag.startswith("-") else []), path]
     network = [NETWORK] if script in (TRAIN, SAMPLE, NLL) else []
     refused(f"{flag} .*{path} is not a folder", script, *network, *flags)
     assert path.read_text() == "mine"

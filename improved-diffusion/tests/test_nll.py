@@ -2,14 +2,12 @@
 
 import json
 import math
-import socket
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from diffusion_testing import call_script, fill_from_names, script_command, script_env, tiny_flags
+from diffusion_testing import call_script, fill_from_names, script_command, tiny_flags
 from improved_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -18,6 +16,7 @@ from improved_diffusion.gaussian_diffusion import (
     get_named_beta_schedule,
 )
 from improved_diffusion.script_util import create_model_and_diffusion
+from test_parallel import finish, mpiexec
 
 NLL = "scripts/image_nll.py"
 MEAN, STD, LEVEL = 0.05, 0.25, 2 / 255
@@ -150,17 +149,9 @@ def test_two_processes_share_the_images_and_find_the_same(run_dir, tmp_path):
     assert nll(run_dir, "--out_dir", tmp_path / "one") == 0
     flags = ["--model_path", run_dir / "ema_0.99_000020.pt", "--data_dir", tmp_path / "images.npz", "--device cpu"]
     command = script_command(NLL, *flags, "--batch_size 2 --out_dir", tmp_path / "two")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        subprocess.Popen(command, env=script_env(**env, RANK=rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for rank in "01"
-    ]
-    said = [process.communicate(timeout=120) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
-    assert b"bits/dim over 7 images" in said[0][0]
-    assert said[1][0] == b""
+    done = finish([*mpiexec(), *command])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("bits/dim over 7 images") == 1
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     assert two[0]["bits_per_dim"] == pytest.approx(one[0]["bits_per_dim"], rel=1e-5)
     np.testing.assert_allclose(two[1], one[1], rtol=1e-3, atol=1e-6)

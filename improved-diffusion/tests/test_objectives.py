@@ -44,22 +44,6 @@ def pair(dtype=torch.float64):
     return x, torch.randn(2, 3, 4, 4, generator=generator, dtype=dtype)
 
 
-@pytest.mark.parametrize("t", [0, 300, 999])
-def test_errors_of_the_three_predictions_are_multiples_of_each_other(t):
-    x, noise = pair()
-    other = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    a = process("epsilon", "linear").alphas_cumprod[t]
-    x_t, snr = np.sqrt(a) * x + np.sqrt(1 - a) * noise, a / (1 - a)
-    other_noise = (x_t - np.sqrt(a) * other) / np.sqrt(1 - a)
-    squared = {
-        name: (truth(d, x, noise, t) - truth(d, other, other_noise, t)).square().sum().item()
-        for name in PREDICTIONS
-        for d in [process(name, "linear")]
-    }
-    assert squared["velocity"] == pytest.approx((snr + 1) * squared["x_start"], rel=1e-9)
-    assert squared["epsilon"] == pytest.approx(snr * squared["x_start"], rel=1e-9)
-
-
 @pytest.mark.parametrize("schedule", STEPS)
 def test_min_snr_weights_are_one_weight_of_the_image(schedule):
     gamma = 5.0
@@ -161,9 +145,24 @@ def test_min_snr_needs_a_prediction_that_it_is_defined_for():
         ({"image_size": 64, "patch_size": 3}, "patch_size must be 0 or one of 1, 2, 4"),
         ({"image_size": 64, "patch_size": 0, "attention_resolutions": "32"}, "attention_resolutions"),
         ({"image_size": 64, "patch_size": 4, "attention_resolutions": "32"}, "attention_resolutions"),
+        ({"attention_resolutions": "12"}, "attention_resolutions"),
+        ({"attention_resolutions": "a"}, "attention_resolutions"),
+        ({"image_size": 33}, "image_size must be one of"),
+        ({"num_channels": 48}, "num_channels must be a multiple"),
+        ({"num_channels": 8192}, "num_channels must be at most 4096"),
+        ({"norm_groups": 0}, "norm_groups"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be from 1 to 128"),
+        ({"num_heads": 5}, "num_heads"),
+        ({"num_heads_upsample": 0}, "num_heads_upsample"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"diffusion_steps": 0}, "diffusion_steps must be at least 1"),
+        ({"diffusion_steps": 20}, "diffusion_steps must be above 20 for the linear schedule"),
+        ({"diffusion_steps": 10_000_000}, "diffusion_steps must be at most 1000000"),
+        ({"noise_schedule": "sigmoid"}, "noise_schedule"),
+        ({"timestep_respacing": "101"}, "timestep_respacing"),
     ],
 )
-def test_objectives_and_patches_that_cannot_be_are_refused(changes, words):
+def test_flags_that_cannot_be_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         check_flags(tiny_flags(**changes))
 

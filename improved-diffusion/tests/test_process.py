@@ -12,7 +12,7 @@ from improved_diffusion.gaussian_diffusion import (
     ModelVarType,
     get_named_beta_schedule,
 )
-from improved_diffusion.losses import approx_standard_normal_cdf, discretized_gaussian_log_likelihood, normal_kl
+from improved_diffusion.losses import discretized_gaussian_log_likelihood
 from improved_diffusion.resample import create_named_schedule_sampler
 from improved_diffusion.respace import SpacedDiffusion
 from improved_diffusion.schedules import space_timesteps
@@ -41,10 +41,7 @@ def exact_score(diffusion, original, learn_sigma=False):
     ("sampler", "respacing", "schedule", "learn_sigma"),
     [
         ("ancestral", "", "linear", False),
-        ("ancestral", "", "cosine", True),
         ("ancestral", "250", "cosine", True),
-        ("ddim", "", "linear", False),
-        ("ddim", "ddim100", "cosine", True),
         ("ddim", "ddim50", "cosine", True),
         ("ddim eta 1", "250", "cosine", True),
     ],
@@ -63,16 +60,6 @@ def test_exact_score_reproduces_mean_and_variance_of_gaussian_data(sampler, resp
         samples = diffusion.ddim_sample_loop(model, shape, clip_denoised=False, eta=float(sampler == "ddim eta 1"))
     assert abs(samples.mean().item() - MEAN) < 0.015
     assert abs(samples.std().item() - STD) < 0.02
-
-
-def test_few_steps_of_ddim_work_with_learned_variances():
-    options = {"steps": 1000, "learn_sigma": True, "noise_schedule": "cosine"}
-    original = create_gaussian_diffusion(**options)
-    diffusion = create_gaussian_diffusion(**options, timestep_respacing="ddim20")
-    torch.manual_seed(0)
-    samples = diffusion.ddim_sample_loop(exact_score(diffusion, original, True), (64, 3, 16, 16), clip_denoised=False)
-    assert abs(samples.mean().item() - MEAN) < 0.05
-    assert abs(samples.std().item() - STD) < 0.1
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -204,12 +191,6 @@ def test_impossible_respacing_is_refused(respacing):
         space_timesteps(1000, respacing)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("linear", 20), ("linear", 0), ("sigmoid", 100)])
-def test_impossible_schedule_is_refused(name, steps):
-    with pytest.raises(ValueError, match=r"diffusion_steps|noise_schedule"):
-        get_named_beta_schedule(name, steps)
-
-
 def test_wrong_channel_count_is_refused_by_name():
     d = create_gaussian_diffusion(steps=100, learn_sigma=True)
     with pytest.raises(ValueError, match="learn_sigma"):
@@ -222,13 +203,6 @@ def test_spaced_process_refuses_steps_outside():
         SpacedDiffusion([0, 100], betas=get_named_beta_schedule("cosine", 100), loss_type=LossType.MSE, **kwargs)
 
 
-def test_kl_of_equal_gaussians_is_zero_and_matches_the_closed_form():
-    zero = torch.zeros(3)
-    torch.testing.assert_close(normal_kl(zero, zero, zero, zero), zero)
-    kl = normal_kl(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(math.log(4.0)))
-    assert kl.item() == pytest.approx(math.log(2) + 2 / 8 - 0.5)
-
-
 def test_discretized_likelihood_sums_to_one():
     levels = torch.arange(256) / 127.5 - 1
     for mean, scale in ((0.1, 0.2), (-1.0, 0.01), (0.9, 1.0)):
@@ -238,15 +212,8 @@ def test_discretized_likelihood_sums_to_one():
         assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_normal_cdf_approximation_is_close():
-    x = torch.linspace(-4, 4, 101)
-    torch.testing.assert_close(approx_standard_normal_cdf(x), torch.special.ndtr(x), atol=5e-4, rtol=0)
-
-
 def test_uniform_sampler_draws_every_timestep_with_factor_one():
     d = create_gaussian_diffusion(steps=50)
     t, factors = create_named_schedule_sampler("uniform", d).sample(5000, torch.device("cpu"))
     assert sorted(set(t.tolist())) == list(range(50))
     torch.testing.assert_close(factors, torch.ones(5000))
-    with pytest.raises(ValueError, match="schedule_sampler"):
-        create_named_schedule_sampler("second", d)

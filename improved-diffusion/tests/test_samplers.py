@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusion_testing import tiny_flags
 from improved_diffusion import solvers
 from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from improved_diffusion.samplers import SAMPLERS, SPACINGS, classifier_free, sample
 from improved_diffusion.schedules import get_named_beta_schedule
-from improved_diffusion.script_util import create_gaussian_diffusion, create_model_and_diffusion
+from improved_diffusion.script_util import create_gaussian_diffusion
 
 DETERMINISTIC = ("ddim", "dpmpp", "unipc")
 
@@ -287,17 +286,6 @@ def test_guidance_moves_away_from_the_prediction_without_class():
     torch.testing.assert_close(classifier_free(network, 0.0)(x, t, y, low_res=x)[:, :3], -x)
     with pytest.raises(ValueError, match="guidance_scale must be 0 or more, not -1"):
         classifier_free(network, -1)
-
-
-def test_guided_samples_take_one_evaluation_a_step():
-    model, diffusion = create_model_and_diffusion(**tiny_flags(class_cond=True, learn_sigma=True), num_classes=4)
-    batches = []
-    model.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
-    x = noise(2, 3, 16, 16)
-    settings = {"sampler": "dpmpp", "num_sampling_steps": 3, "model_kwargs": {"y": torch.tensor([1, 3])}}
-    drawn = sample(classifier_free(model.eval(), 2.0), diffusion, x, **settings)
-    assert drawn.shape == x.shape
-    assert batches == [4, 4, 4]
 
 
 # Gaussian data with the pixel covariance of CIFAR-10: the best prediction is known and linear in x_t, so the variance

@@ -250,14 +250,6 @@ def test_flags_that_disagree_with_the_run_are_refused(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_foreign_network_without_config_is_built_from_the_flags(trained, tmp_path):
-    shutil.copy(trained / "model000020.pt", tmp_path / "foreign.pt")
-    flags = "--num_samples 4 --batch_size 4 --use_ddim True --timestep_respacing ddim2 --seed 3 --threads 1"
-    network = "--image_size 16 --num_channels 32 --num_res_blocks 1 --learn_sigma True --diffusion_steps 50"
-    assert call_script(SAMPLE, network, flags, "--model_path", tmp_path / "foreign.pt") == 0
-    assert np.load(tmp_path / "samples_4x16x16x3.npz")["arr_0"].shape == (4, 16, 16, 3)
-
-
 def test_class_conditional_model_trains_and_samples_the_classes_of_the_data(images, tmp_path):
     run_dir = tmp_path / "run"
     flags = [TINY, "--data_dir", images, "--class_cond True --use_kl True --ema_rate 0.5,0.9999"]

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from diffusion_testing import tiny_flags
-from improved_diffusion.flags import check_flags
 from improved_diffusion.nn import update_ema, warmed_up_rate
 from improved_diffusion.script_util import create_model_and_diffusion
 from improved_diffusion.training import LossMeter, Trainer
@@ -30,14 +29,6 @@ def tiny_batch(n=8):
 
 def gradients(trainer):
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
-
-
-@pytest.mark.parametrize(("num_res_blocks", "millions"), [(3, 52.55), (2, 39.63)])
-def test_parameter_counts_are_the_published_ones(num_res_blocks, millions):
-    flags = tiny_flags(image_size=32, num_channels=128, num_res_blocks=num_res_blocks, learn_sigma=True)
-    with torch.device("meta"):
-        model, _ = create_model_and_diffusion(**flags)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize("microbatch", [1, 3, 4])
@@ -118,15 +109,6 @@ def test_learning_rate_anneals_to_zero_and_never_below():
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(lr)
 
 
-def test_restored_optimizer_keeps_the_new_learning_rate():
-    trainer, other = tiny_trainer(), tiny_trainer()
-    trainer.update(0, *tiny_batch(2))
-    other.optimizer.param_groups[0]["lr"] = 0.5
-    other.load_optimizer_state(trainer.optimizer_state())
-    assert other.optimizer.param_groups[0]["lr"] == 0.5
-    assert other.optimizer.state_dict()["state"][0]["step"] == 1
-
-
 def test_weights_that_are_not_finite_are_noticed():
     trainer = tiny_trainer()
     assert trainer.is_finite()
@@ -155,26 +137,3 @@ def test_loss_meter_averages_by_quartile():
     meter.add_grad_norm(torch.tensor(7.0))
     assert meter.read() == {"loss": 2.75, "loss_q0": 1.5, "loss_q3": 4.0, "grad_norm": 7.0}
     assert meter.read() == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("image_size", 33),
-        ("num_channels", 48),
-        ("norm_groups", 0),
-        ("num_res_blocks", 0),
-        ("num_heads", 5),
-        ("num_heads_upsample", 0),
-        ("attention_resolutions", "12"),
-        ("attention_resolutions", "64,8"),
-        ("attention_resolutions", "a"),
-        ("dropout", 1.0),
-        ("diffusion_steps", 0),
-        ("noise_schedule", "sigmoid"),
-        ("timestep_respacing", "101"),
-    ],
-)
-def test_impossible_flags_are_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        check_flags(tiny_flags(**{name: value}))
