@@ -18,6 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 from improved_diffusion.script_util import model_and_diffusion_defaults
+from PIL import Image
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -58,6 +59,24 @@ class Case:
 
     def table(self, name: str) -> np.ndarray:
         return self.arrays[f"{self.case}/{name}"]
+
+
+def write_images(folder: Path, count: int, size: int = 16) -> Path:
+    """Write random images in two classes, dog_00.png, cat_01.png and so on, and return the folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{'cat' if i % 2 else 'dog'}_{i:02d}.png")
+    return folder
+
+
+def same_weights(folder: Path, other: Path, step: int) -> bool:
+    """Return True if two runs have the same network and EMA weights of a step."""
+    names = (f"model{step:06d}.pt", f"ema_0.9999_{step:06d}.pt")
+    states = [[torch.load(run / name, weights_only=True) for name in names] for run in (folder, other)]
+    return all(
+        one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+        for one, two in zip(*states, strict=True)
+    )
 
 
 def fill_from_names(model: torch.nn.Module) -> torch.nn.Module:
@@ -106,10 +125,8 @@ def script_env(**env: str) -> dict[str, str]:
 
 
 def run_script(script: str, *flags: Any, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of this folder as a user does; in this process, which has torch, unless PYTHONPATH is given."""
+    """Run a script of this folder as a user does, but in this process, which has torch."""
     command = script_command(script, *flags)
-    if "PYTHONPATH" in env:
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=script_env(**env))
     out, err = io.StringIO(), io.StringIO()
     folder = str((FOLDER / script).parent)
     with contextlib.ExitStack() as stack:

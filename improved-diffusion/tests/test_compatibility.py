@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusion_testing import run_script, script_env, tiny_flags, words
+from diffusion_testing import run_script, script_env, tiny_flags, words, write_images
 from improved_diffusion import logger, train_util
 from improved_diffusion.checkpoints import fill_network
 from improved_diffusion.resample import LossSecondMomentResampler
 from improved_diffusion.script_util import create_model_and_diffusion
-from PIL import Image
 
 SCRIPTS = Path(__file__).parent / "openai_style"
 NETWORK = (
@@ -44,12 +43,7 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of 12 images of 16 x 16 pixels in two classes."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{'cat' if i % 2 else 'dog'}_{i:02d}.png")
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"), 12)
 
 
 @pytest.fixture(scope="module")

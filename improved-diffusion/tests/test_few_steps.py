@@ -7,9 +7,8 @@ import pytest
 import torch
 from comparison.cli import UserError
 from comparison.runs import read_progress
-from diffusion_testing import call_script, fill_from_names, script_command, tiny_flags
+from diffusion_testing import call_script, fill_from_names, script_command, tiny_flags, write_images
 from improved_diffusion.script_util import create_model_and_diffusion
-from PIL import Image
 from test_parallel import assert_close_weights, finish, torchrun
 
 DISTILL, SAMPLE = "scripts/distill_train.py", "scripts/image_sample.py"
@@ -22,9 +21,7 @@ def folder(tmp_path_factory):
     """Return a folder with images of two classes in `data` and a teacher in `teacher` for each prediction."""
     path = tmp_path_factory.mktemp("few_steps")
     (path / "data").mkdir()
-    for i in range(12):
-        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / "data" / f"{'ab'[i % 2]}_{i}.png")
+    write_images(path / "data", 12)
     for name, changes in {
         "x_start": {"class_cond": True},
         "velocity": {"noise_schedule": "cosine", "image_size": 32, "patch_size": 2},

@@ -13,10 +13,9 @@ import parallel_programs
 import pytest
 import torch
 from comparison import ranks
-from diffusion_testing import call_script, script_command, script_env
+from diffusion_testing import call_script, script_command, script_env, write_images
 from improved_diffusion import launch
 from improved_diffusion.launch import launched_ranks
-from PIL import Image
 
 PROGRAM = [sys.executable, parallel_programs.__file__]
 TRAIN, SAMPLE = "scripts/image_train.py", "scripts/image_sample.py"
@@ -57,11 +56,7 @@ def finish(command, **env):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"), 24)
 
 
 def assert_close_weights(one, two):

@@ -72,34 +72,6 @@ def test_schedule_destroys_the_signal(schedule, steps):
     assert diffusion._prior_bpd(x).item() < 1e-4
 
 
-def test_noised_images_have_the_mean_and_variance_of_the_closed_form():
-    diffusion = create_gaussian_diffusion(steps=100)
-    torch.manual_seed(0)
-    x_start, t = torch.full((64, 3, 16, 16), 0.7), torch.full((64,), 30)
-    x_t = diffusion.q_sample(x_start, t)
-    mean, variance, log_variance = diffusion.q_mean_variance(x_start, t)
-    assert abs(x_t.mean() - mean.mean()) < 0.01
-    assert abs(x_t.var() - variance[0]) < 0.01
-    torch.testing.assert_close(log_variance.exp(), variance)
-
-
-def test_one_noising_step_and_the_posterior_are_consistent_by_bayes():
-    # q(x_t | x_{t-1}) q(x_{t-1} | x_0) = q(x_{t-1} | x_t, x_0) q(x_t | x_0), in precisions
-    d = create_gaussian_diffusion(steps=100)
-    t = np.arange(1, 100)
-    precision = (1 - d.betas[t]) / d.betas[t] + 1 / (1 - d.alphas_cumprod[t - 1])
-    np.testing.assert_allclose(d.posterior_variance[t], 1 / precision, rtol=1e-10)
-
-
-def test_learned_variance_lies_between_posterior_and_beta():
-    d = create_gaussian_diffusion(steps=100, learn_sigma=True)
-    x, t = torch.zeros(2, 3, 4, 4), torch.tensor([5, 60])
-    for value, table in ((-1.0, d.posterior_variance), (1.0, d.betas)):
-        output = torch.cat([torch.zeros_like(x), torch.full_like(x, value)], dim=1)
-        variance = d.p_mean_variance(lambda x, t, output=output: output, x, t)["variance"]
-        torch.testing.assert_close(variance[:, 0, 0, 0], torch.from_numpy(table[[5, 60]]).float())
-
-
 def test_perfect_prediction_has_no_loss():
     d = create_gaussian_diffusion(steps=100, learn_sigma=True, rescale_learned_sigmas=True)
     torch.manual_seed(0)
@@ -140,36 +112,10 @@ def test_every_parametrisation_of_the_truth_recovers_the_image(mean_type, var_ty
     torch.testing.assert_close(losses["mse"], torch.zeros(3), atol=1e-8, rtol=0)
 
 
-def test_ddim_reverse_undoes_ddim():
-    options = {"steps": 1000, "noise_schedule": "cosine"}
-    d = create_gaussian_diffusion(**options)
-    model = exact_score(d, d)
-    torch.manual_seed(0)
-    x = MEAN + STD * torch.randn(4, 3, 8, 8)
-    y = x
-    for i in range(500):
-        y = d.ddim_reverse_sample(model, y, torch.full((4,), i), clip_denoised=False)["sample"]
-    for i in reversed(range(1, 501)):
-        y = d.ddim_sample(model, y, torch.full((4,), i), clip_denoised=False)["sample"]
-    torch.testing.assert_close(y, x, atol=0.02, rtol=0)
+def test_only_the_deterministic_path_is_reversed():
+    d = create_gaussian_diffusion(steps=100)
     with pytest.raises(ValueError, match="eta must be 0"):
-        d.ddim_reverse_sample(model, x, torch.zeros(4).long(), eta=0.5)
-
-
-def test_respaced_process_keeps_alpha_bar_and_tells_the_network_original_steps():
-    seen = []
-    full = create_gaussian_diffusion(steps=4000, noise_schedule="cosine")
-    spaced = create_gaussian_diffusion(
-        steps=4000, noise_schedule="cosine", timestep_respacing="ddim50", rescale_timesteps=True
-    )
-    np.testing.assert_allclose(spaced.alphas_cumprod, full.alphas_cumprod[spaced.timestep_map], rtol=1e-10)
-
-    def model(x, t):
-        seen.append(t[0].item())
-        return x
-
-    spaced.ddim_sample_loop(model, (1, 3, 4, 4))
-    assert seen == [t / 4 for t in range(3920, -1, -80)]
+        d.ddim_reverse_sample(lambda x, t: x, torch.zeros(1, 3, 4, 4), torch.tensor([5]), eta=0.5)
 
 
 def test_a_process_of_one_step_samples():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from comparison.cli import UserError
 from comparison.runs import read_progress
-from diffusion_testing import call_script, run_script, script_command, script_env
+from diffusion_testing import call_script, run_script, same_weights, script_command, script_env, write_images
 from improved_diffusion import dist_util
 from improved_diffusion.checkpoints import read_checkpoint
 from PIL import Image
@@ -30,11 +30,7 @@ TRAIN, SAMPLE = "scripts/image_train.py", "scripts/image_sample.py"
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of 24 images in two classes."""
-    folder = tmp_path_factory.mktemp("images")
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"), 24)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +52,6 @@ def refused(done, *words):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def assert_same_weights(folder, other, step):
-    for name in (f"model{step:06d}.pt", f"ema_0.9999_{step:06d}.pt"):
-        first, second = (torch.load(f / name, weights_only=True) for f in (folder, other))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first), name
 
 
 def test_training_stops_exactly_at_max_steps_and_writes_what_it_documents(trained):
@@ -117,7 +106,7 @@ def test_resumed_run_equals_unbroken_run(number, trained, images, tmp_path):
     done = run_script(TRAIN, *flags)
     assert done.returncode == 0, done.stderr
     assert re.search(r"continue after step \d+", done.stdout)
-    assert_same_weights(run_dir, trained, 20)
+    assert same_weights(run_dir, trained, 20)
     resumed, unbroken = (read_progress(folder / "progress.csv") for folder in (run_dir, trained))
     for row, other in zip(resumed, unbroken, strict=True):  # also the row of the updates before and after the kill
         timed = ("wall_seconds", "images_per_second")
@@ -136,7 +125,7 @@ def test_run_cut_short_goes_on_with_its_schedules_as_if_it_had_not_been(bound, u
         for part in parts:
             flags = (TINY, SCHEDULES, bound, "--log_interval 1", "--data_dir", images, "--run_dir", tmp_path / name)
             assert call_script(TRAIN, *flags, "--stop_after", part) == 0
-    assert_same_weights(tmp_path / "cut", tmp_path / "whole", 10)
+    assert same_weights(tmp_path / "cut", tmp_path / "whole", 10)
     rates = [float(row["lr"]) for row in csv.DictReader((tmp_path / "cut" / "progress.csv").open())]
     assert rates[:3] == pytest.approx([0.0, 0.5e-4, 1e-4])
     assert rates[3:] == sorted(rates[3:], reverse=True)
@@ -150,7 +139,7 @@ def test_resume_checkpoint_continues_a_copy_elsewhere(trained, images, tmp_path)
         shutil.copy(path, source)
     flags = [TINY, "--data_dir", images, "--run_dir", tmp_path / "run", "--max_steps", 20]
     assert call_script(TRAIN, *flags, "--resume_checkpoint", source / "model000010.pt") == 0
-    assert_same_weights(tmp_path / "run", trained, 20)
+    assert same_weights(tmp_path / "run", trained, 20)
 
 
 def test_other_options_in_the_same_folder_are_refused_by_name(trained, images):

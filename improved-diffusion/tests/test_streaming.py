@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusion_testing import call_script, run_script, script_command, script_env
+from diffusion_testing import call_script, run_script, same_weights, script_command, script_env, write_images
 from PIL import Image
 
 TINY = (
@@ -22,11 +21,7 @@ ON_DISK = {"DATA_MEMORY": "0"}
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of 18 images in two classes: an epoch is four updates."""
-    folder = tmp_path_factory.mktemp("images")
-    pixels = np.random.default_rng(0).integers(0, 256, (18, 20, 20, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{'cat' if i % 2 else 'dog'}_{i}.png")
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"), 18, 20)
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +34,6 @@ def from_memory(images, tmp_path_factory):
 
 def train_flags(images, folder, steps):
     return [TINY, "--data_dir", images, "--run_dir", folder, "--max_steps", steps, "--save_interval", 6]
-
-
-def assert_same_weights(folder, other, step):
-    for name in (f"model{step:06d}.pt", f"ema_0.9999_{step:06d}.pt"):
-        first, second = (torch.load(f / name, weights_only=True) for f in (folder, other))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first), name
 
 
 def children(process):
@@ -77,7 +65,7 @@ def test_interrupted_run_from_disk_equals_unbroken_run_from_memory(from_memory, 
     done = run_script("scripts/image_train.py", *train_flags(images, run_dir, 12), **ON_DISK)
     assert done.returncode == 0, done.stderr
     assert "continue after step 6, 18 images" in done.stdout
-    assert_same_weights(run_dir, from_memory, 12)
+    assert same_weights(run_dir, from_memory, 12)
 
 
 def test_super_resolution_trains_and_draws_its_grid_from_disk(images, tmp_path, monkeypatch):
@@ -89,6 +77,6 @@ def test_super_resolution_trains_and_draws_its_grid_from_disk(images, tmp_path, 
         monkeypatch.setenv("DATA_MEMORY", memory)
         run = ["--data_dir", images, "--run_dir", tmp_path / memory]
         assert call_script("scripts/super_res_train.py", flags, *run) == 0
-    assert_same_weights(tmp_path / "0", tmp_path / "8", 1)
+    assert same_weights(tmp_path / "0", tmp_path / "8", 1)
     grids = [np.asarray(Image.open(tmp_path / memory / "grid_000001.png")) for memory in ("0", "8")]
     assert np.array_equal(*grids)
