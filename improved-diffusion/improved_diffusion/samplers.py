@@ -3,7 +3,6 @@
 `solvers` chooses the timesteps and the weights; this module evaluates the network and adds the tensors.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from .process import Denoise, Model, ModelVarType, interpolate_log_variance
 from .solvers import SAMPLERS, SPACINGS, Step, check_settings, choose_timesteps, make_plan
 
 __all__ = ["SAMPLERS", "SPACINGS", "classifier_free", "sample"]
-
-OnStep = Callable[[int, Tensor, Tensor], object]
 
 
 @torch.no_grad()
@@ -34,8 +31,6 @@ def sample(
     model_kwargs: dict[str, Any] | None = None,
     denoised_fn: Denoise | None = None,
     step_noise: StepNoise | None = None,
-    on_step: OnStep | None = None,
-    progress: bool = False,
 ) -> Tensor:
     """Sample images from noise in exactly `num_sampling_steps` evaluations of the network.
 
@@ -60,8 +55,6 @@ def sample(
         denoised_fn: applied to each predicted image before clipping.
         step_noise: in place of a generator, maps the number of steps that remain after one, from
             num_sampling_steps - 1 down to 1, to that step's noise.
-        on_step: called after each evaluation with its timestep, the x_t evaluated and the predicted image.
-        progress: show a progress bar.
 
     Returns:
         (N, C, H, W), of noise's type.
@@ -84,13 +77,10 @@ def sample(
 
     x = base = noise  # base: x at the last timestep, as corrected
     images: list[Tensor] = []  # predicted, newest first
-    for i in _counted(num_sampling_steps, progress):
-        step = plan[i]
+    for i, step in enumerate(plan):
         output = model(x, model_t[i].expand(len(x)), **(model_kwargs or {}))
         prediction, values = _split(output.to(x.dtype), x, diffusion.learns_variance)
         image = diffusion._pred_xstart(prediction, x, step.t, clip_denoised, denoised_fn)
-        if on_step is not None:
-            on_step(step.t, x, image)
         images = [image, *images][: max(keep, 1)]
         base = _combine(step.corrector, base, images) if step.corrector else x
         if not step.predictor:
@@ -101,14 +91,6 @@ def sample(
             remaining = num_sampling_steps - 1 - i
             x = x + std * (step_noise(remaining).to(x) if step_noise else _normal_like(x, generator))
     return images[0]
-
-
-def _counted(steps: int, progress: bool) -> Any:
-    if not progress:
-        return range(steps)
-    from tqdm.auto import tqdm
-
-    return tqdm(range(steps), unit="step")
 
 
 def _split(output: Tensor, x: Tensor, learns_variance: bool) -> tuple[Tensor, Tensor | None]:

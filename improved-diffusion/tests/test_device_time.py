@@ -79,11 +79,10 @@ def test_samplers_wait_for_the_device_only_before_the_first_step(sampler):
     with fake_cuda() as waits:
         model, diffusion = on_cuda(class_cond=True)
         noise, y, _ = batch(2)
-        guided = classifier_free(model.eval(), 2.0)
-        steps = {"num_sampling_steps": 4, "model_kwargs": {"y": y}, "on_step": lambda *_: seen.append(list(waits))}
-        seen = []
+        guided, seen = classifier_free(model.eval(), 2.0), []
+        model.register_forward_hook(lambda *_: seen.append(list(waits)))
         waits.clear()
-        sample(guided, diffusion, noise, sampler=sampler, **steps)
+        sample(guided, diffusion, noise, sampler=sampler, num_sampling_steps=4, model_kwargs={"y": y})
     assert len(seen) == 4
     assert seen[0] == waits == ["_to_copy to the device"] * 2  # the timesteps, and what the network is told of them
 
