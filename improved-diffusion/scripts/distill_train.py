@@ -19,10 +19,17 @@ from collections.abc import Sequence
 from comparison.cli import UserError, make_parser, positive_int
 from comparison.distributed import run
 from comparison.files import digest
-from comparison.runs import read_config
 from improved_diffusion.flags import model_and_diffusion_defaults
-from model_options import MODEL, add_model_path, add_network_flags, find_model, flags_of_run, training_of
-from train_options import Family, add_train_options, open_training
+from model_options import (
+    MODEL,
+    add_model_path,
+    add_network_flags,
+    find_model,
+    flags_of_run,
+    options_of_run,
+    training_of,
+)
+from train_options import add_train_options, open_training
 
 # Number of evaluations -> noise levels. No two are equal, so that a level has one destination.
 LEVELS = {1: [20.0], 2: [40.0, 1.0], 3: [60.0, 2.0, 0.6], 4: [80.0, 4.0, 1.4, 0.4]}
@@ -56,8 +63,7 @@ def main(args: argparse.Namespace) -> int:
     find_model(args)
     flags = flags_of_run(args, model_and_diffusion_defaults(), MODEL)
     flags["timestep_respacing"] = ""
-    config = args.model_path.parent / "config.json"
-    options = read_config(config)["options"] if config.is_file() else {}
+    options = options_of_run(args.model_path) or {}
     if options.get("few_step"):
         raise UserError(f"--model_path {args.model_path}: already distilled; give its teacher")
     args.data_dir = args.data_dir or options.get("data_dir", "")
@@ -65,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     args.few_step = {"levels": {count: LEVELS[int(count)] for count in args.evaluations.split(",")}}
     args.teacher = {"checkpoint": args.model_path.name, "sha256": digest(args.model_path)}
     args.teacher |= training_of(args.model_path)
-    training = open_training(args, Family(MODEL, flags, f"{args.image_size}-few-step"))
+    training = open_training(args, flags, MODEL, f"{args.image_size}-few-step")
     if training is None:
         return 0
 

@@ -10,7 +10,7 @@ from comparison.data.images import fingerprint, from_uint8, load_images, load_np
 from comparison.png import save_grid
 from comparison.rng import SampleNoise
 from comparison.sampling.draw import draw_samples
-from generate import describe_guided, guided, run_sampler
+from generate import run_sampler
 from grids import COLUMNS, enlarge, in_rows
 from improved_diffusion.dist_util import get_rank
 from improved_diffusion.script_util import sr_create_model_and_diffusion
@@ -27,12 +27,11 @@ def enlarge_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Sam
     with connected_device(args) as device:
         loaded = load_model(args, flags, sr_create_model_and_diffusion, device)
         base, labels = read_base(args.base_samples, flags["small_size"], args.num_samples)
-        if loaded.num_classes:
-            check_labels(labels, loaded.num_classes, args.base_samples)
+        loaded.check_labels(labels, f"--base_samples {args.base_samples}")
         size, count = flags["large_size"], len(base)
         facts = {
             "model": SR_MODEL,
-            "sampler": describe_guided(sampler, args.guidance_scale),
+            "sampler": sampler.describe(),
             **loaded.metadata,
             "base_size": flags["small_size"],
             "base_fingerprint": fingerprint(base),
@@ -40,7 +39,7 @@ def enlarge_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Sam
             "seed": args.seed,
         }
         out = draw_samples(
-            make_enlarger(loaded, sampler, base, labels, size, args.seed, args.guidance_scale),
+            make_enlarger(loaded, sampler, base, labels, size, args.seed),
             [loaded.network],
             num_samples=count,
             batch_size=args.batch_size,
@@ -80,25 +79,10 @@ def read_base(source: str, size: int, count: int | None) -> tuple[Tensor, Tensor
     return images[:count], None if labels is None else labels[:count]
 
 
-def check_labels(labels: Tensor | None, num_classes: int, source: str) -> None:
-    """Raise UserError for base images without labels, or with labels that the network has not learnt."""
-    if labels is None:
-        raise UserError(f"--base_samples {source}: the model is class-conditional, and these images have no labels")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise UserError(f"--base_samples {source}: labels up to {labels.max()}; the model has {num_classes} classes")
-
-
 def make_enlarger(
-    loaded: LoadedModel,
-    sampler: Sampler,
-    base: Tensor,
-    labels: Tensor | None,
-    size: int,
-    seed: int,
-    guidance_scale: float | None = None,
+    loaded: LoadedModel, sampler: Sampler, base: Tensor, labels: Tensor | None, size: int, seed: int
 ) -> Callable[[range], Tensor]:
     """Return the function that enlarges images by number to (n, 3, size, size) float32."""
-    model = guided(loaded.network, guidance_scale)
 
     def enlarger(indices: range) -> Tensor:
         rows, noise = slice(indices.start, indices.stop), SampleNoise(seed, indices, loaded.device)
@@ -106,7 +90,7 @@ def make_enlarger(
         if loaded.num_classes and labels is not None:
             condition["y"] = labels[rows].to(loaded.device)
         with loaded.autocast():
-            return run_sampler(sampler, model, loaded.diffusion, (3, size, size), noise, condition)
+            return run_sampler(sampler, loaded.network, loaded.diffusion, (3, size, size), noise, condition)
 
     return enlarger
 

@@ -18,9 +18,8 @@ from typing import Any
 
 from comparison import cli
 from comparison.cli import UserError, check_folder, local_path, make_parser
-from comparison.runs import read_config
 from improved_diffusion.flags import CHANNEL_MULT, attention_factors, model_and_diffusion_defaults
-from model_options import MODEL, add_model_path, add_network_flags, find_model, flags_of_run
+from model_options import MODEL, add_model_path, add_network_flags, find_model, flags_of_run, options_of_run
 
 RESCALED = 1000  # steps of the process that a network with --rescale_timesteps counts in
 
@@ -41,9 +40,7 @@ def main(args: argparse.Namespace) -> int:
     out = args.out_dir or args.model_path.parent / "diffusers"
     check_folder(out, "--out_dir")
     flags = flags_of_run(args, model_and_diffusion_defaults(), MODEL)
-    config = args.model_path.parent / "config.json"
-    options = read_config(config)["options"] if config.is_file() else {}
-    if reason := why_not(flags, bool(options.get("few_step"))):
+    if reason := why_not(flags, distilled="few_step" in (options_of_run(args.model_path) or {})):
         raise UserError(f"--model_path {args.model_path}: diffusers cannot express it: {reason}")
     if importlib.util.find_spec("diffusers") is None:
         raise UserError("the package diffusers is missing: pip install diffusers")

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def sample_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Samp
         if args.class_label is not None and args.class_label >= loaded.num_classes:
             raise UserError(f"--class_label {args.class_label}: the model has classes 0 to {loaded.num_classes - 1}")
         size = flags["image_size"]
-        source = ImageSource(loaded, sampler, size, args.seed, args.class_label, args.guidance_scale)
+        source = ImageSource(loaded, sampler, size, args.seed, args.class_label)
         facts = {"model": MODEL, "sampler": source.describe(), **loaded.metadata, "seed": args.seed}
         facts["clip_denoised"] = args.clip_denoised
         common: dict[str, Any] = {"image_size": size, "device": device, "facts": facts}
@@ -61,7 +61,7 @@ def sample_images(args: argparse.Namespace, flags: dict[str, Any], sampler: Samp
 
 def run_sampler(
     sampler: Sampler,
-    model: Callable[..., torch.Tensor],
+    network: nn.Module,
     diffusion: SpacedDiffusion,
     shape: tuple[int, int, int],
     noise: SampleNoise,
@@ -71,7 +71,7 @@ def run_sampler(
 
     Args:
         sampler: sampler settings.
-        model: the network on its device, or its guided form.
+        network: the network on its device.
         diffusion: its process, respaced where `sampler.spacing` is None.
         shape: (C, H, W).
         noise: noise of N images: `x_T`, and by number that of each step that adds noise.
@@ -80,6 +80,8 @@ def run_sampler(
     Returns:
         (N, C, H, W) float32.
     """
+    guidance = sampler.guidance_scale
+    model: Callable[..., torch.Tensor] = network if guidance is None else classifier_free(network, guidance)
     x = noise.normal(shape, "x_T")
     common: dict[str, Any] = {"clip_denoised": sampler.clip_denoised, "model_kwargs": model_kwargs}
     if sampler.levels:
@@ -94,80 +96,62 @@ def run_sampler(
     return diffusion.p_sample_loop(model, x.shape, noise=x, **common)
 
 
-def guided(network: nn.Module, guidance_scale: float | None) -> Callable[..., torch.Tensor]:
-    """Return the network, with classifier-free guidance unless the scale is None."""
-    return network if guidance_scale is None else classifier_free(network, guidance_scale)
-
-
-def describe_guided(sampler: Sampler, guidance_scale: float | None) -> str:
-    """Return the sampler and the guidance as text, for sampling.json."""
-    return sampler.describe() + ("" if guidance_scale is None else f", guidance {guidance_scale:g}")
-
-
+@dataclass(frozen=True)
 class ImageSource:
     """Generated images by number.
 
-    Args:
+    Attributes:
         loaded: network and process.
         sampler: sampler settings.
         image_size: S, pixels.
         seed: seed of the noise and the classes.
         class_label: class of all images; None for random classes.
-        guidance_scale: scale of classifier-free guidance; None for none.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        sampler: Sampler,
-        image_size: int,
-        seed: int,
-        class_label: int | None = None,
-        guidance_scale: float | None = None,
-    ):
-        self._loaded, self._sampler, self._size, self._seed = loaded, sampler, image_size, seed
-        self._class_label, self._guidance_scale = class_label, guidance_scale
-        self._model = guided(loaded.network, guidance_scale)
+    loaded: LoadedModel
+    sampler: Sampler
+    image_size: int
+    seed: int
+    class_label: int | None = None
 
     def without_eta(self) -> "ImageSource":
         """Return the source with DDIM's noise at 0, so that a path between noises gives a path between images."""
-        settings = (self._size, self._seed, self._class_label, self._guidance_scale)
-        return ImageSource(self._loaded, replace(self._sampler, eta=0.0), *settings)
+        return replace(self, sampler=replace(self.sampler, eta=0.0))
 
     def describe(self) -> str:
-        """Return the sampler, guidance and class as text."""
-        text = describe_guided(self._sampler, self._guidance_scale)
-        return text if self._class_label is None else f"{text}, class {self._class_label}"
+        """Return the sampler and the class as text."""
+        text = self.sampler.describe()
+        return text if self.class_label is None else f"{text}, class {self.class_label}"
 
     def labels(self, indices: range) -> torch.Tensor | None:
         """Return the classes of some images, (N,) int64 on the CPU, the same for every device; None for none."""
-        if not self._loaded.num_classes:
+        if not self.loaded.num_classes:
             return None
-        if self._class_label is not None:
-            return torch.full((len(indices),), self._class_label)
-        return SampleNoise(self._seed, indices, "cpu").randint(self._loaded.num_classes, "class")
+        if self.class_label is not None:
+            return torch.full((len(indices),), self.class_label)
+        return SampleNoise(self.seed, indices, "cpu").randint(self.loaded.num_classes, "class")
 
     def sample(self, indices: range) -> torch.Tensor:
         """Return images, (N, 3, S, S) float32."""
-        return self._sample(SampleNoise(self._seed, indices, self._loaded.device), self.labels(indices))
+        return self._sample(SampleNoise(self.seed, indices, self.loaded.device), self.labels(indices))
 
     def sample_walk(self, walk: int) -> torch.Tensor:
         """Return a row of interpolation.png: x_T changes, the class and the noise of the steps do not."""
         labels = self.labels(range(2 * walk, 2 * walk + 1))
         labels = None if labels is None else labels.repeat(COLUMNS)
-        return self._sample(WalkNoise(self._seed, walk, self._loaded.device, "x_T"), labels)
+        return self._sample(WalkNoise(self.seed, walk, self.loaded.device, "x_T"), labels)
 
     def evaluate(self, batch_size: int) -> torch.Tensor:
         """Evaluate the network once, for timing."""
-        device = self._loaded.device
-        x = torch.randn(batch_size, 3, self._size, self._size, device=device)
+        device = self.loaded.device
+        x = torch.randn(batch_size, 3, self.image_size, self.image_size, device=device)
         t = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        with self._loaded.autocast():
-            return self._loaded.network(x, t, **({"y": t} if self._loaded.num_classes else {}))
+        with self.loaded.autocast():
+            return self.loaded.network(x, t, **({"y": t} if self.loaded.num_classes else {}))
 
     def _sample(self, noise: SampleNoise, labels: torch.Tensor | None) -> torch.Tensor:
-        condition = {} if labels is None else {"y": labels.to(self._loaded.device)}
-        shape = (3, self._size, self._size)
+        condition = {} if labels is None else {"y": labels.to(self.loaded.device)}
+        shape = (3, self.image_size, self.image_size)
         # Around all steps, so that the weights are cast once, not at every step, unless evaluations are recorded.
-        with self._loaded.autocast():
-            return run_sampler(self._sampler, self._model, self._loaded.diffusion, shape, noise, condition)
+        with self.loaded.autocast():
+            return run_sampler(self.sampler, self.loaded.network, self.loaded.diffusion, shape, noise, condition)

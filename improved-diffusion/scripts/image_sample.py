@@ -28,7 +28,7 @@ from comparison.cli import (
 from comparison.distributed import run
 from improved_diffusion.flags import model_and_diffusion_defaults
 from model_options import MODEL, add_checkpoint_flags, add_network_flags, network_flags
-from sampler_flags import add_guidance_flag, add_sampler_flags, parse_sampler, validate_guidance
+from sampler_flags import add_sampler_flags, parse_sampler
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +42,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=non_negative_int, default=0, help="seed of the noise, and of the classes of conditional models")
     add("--class_label", type=non_negative_int, help="generate only this class, by number; default: random classes")
     add_sampler_flags(parser)
-    add_guidance_flag(parser)
     add_sampling_extras(parser)
     add_device_options(parser)
     return parser.parse_args(argv)
@@ -54,7 +53,6 @@ def main(args: argparse.Namespace) -> int:
     sampler = parse_sampler(args, flags)
     if args.class_label is not None and not flags["class_cond"]:
         raise UserError(f"--class_label {args.class_label} needs a class-conditional model (--class_cond True)")
-    validate_guidance(args, flags)
 
     from generate import sample_images
 

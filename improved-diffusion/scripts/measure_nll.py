@@ -30,7 +30,7 @@ def measure_nll(args: argparse.Namespace, flags: dict[str, Any]) -> int:
     with connected_device(args) as device:
         loaded = load_model(args, flags, create_model_and_diffusion, device)
         images = load_images(args.data_dir, flags["image_size"], split=args.split, limit=args.num_samples or None)
-        check_labels(images, loaded.num_classes, args.data_dir)
+        loaded.check_labels(images.labels, f"--data_dir {args.data_dir}")
         out_dir = out_folder(args)
         facts = {
             "model": MODEL,
@@ -53,13 +53,6 @@ def measure_nll(args: argparse.Namespace, flags: dict[str, Any]) -> int:
             for part in out_dir.glob(state.name.replace("000", "*")):  # others are of an older version
                 part.unlink()
         return 0
-
-
-def check_labels(images: ImageSet, num_classes: int, source: str) -> None:
-    """Raise UserError for images without the classes that the network needs."""
-    if num_classes and (images.labels is None or not 0 <= images.labels.min() <= images.labels.max() < num_classes):
-        present = "no classes" if images.labels is None else f"{len(images.class_names)} classes"
-        raise UserError(f"--data_dir {source}: {present}, and the model is conditioned on {num_classes}")
 
 
 class Sums:

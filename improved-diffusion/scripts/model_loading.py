@@ -45,6 +45,15 @@ class LoadedModel:
         """Return the context in which the network is evaluated."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
+    def check_labels(self, labels: torch.Tensor | None, source: str) -> None:
+        """Raise UserError, naming the source, for images without the classes that the network needs."""
+        if not self.num_classes:
+            return
+        if labels is None:
+            raise UserError(f"{source}: the model is class-conditional, and these images have no labels")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise UserError(f"{source}: labels up to {labels.max()}; the model has {self.num_classes} classes")
+
 
 @contextmanager
 def connected_device(args: argparse.Namespace) -> Iterator[torch.device]:

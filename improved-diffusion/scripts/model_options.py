@@ -134,6 +134,12 @@ def training_of(path: Path) -> dict[str, Any]:
     return trained_facts(path.parent, int(match[1]) if match else None)
 
 
+def options_of_run(path: Path) -> dict[str, Any] | None:
+    """Return the options of the run that wrote a model file, None for a file without config.json."""
+    config = path.with_name("config.json")
+    return read_config(config)["options"] if config.is_file() else None
+
+
 def check_kinds(path: Path, options: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Raise UserError for an option of a run that is of another type than its default."""
     for name, value in options.items():

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from comparison.cli import UserError, fraction, non_negative_float, positive_float, positive_int, str2bool
-from comparison.runs import read_config
 from improved_diffusion.schedules import space_timesteps
 from improved_diffusion.solvers import NOISY, SAMPLERS, SPACINGS, check_settings
+from model_options import options_of_run
 
 NAMES = {
     "ancestral": "ancestral",
@@ -22,7 +22,7 @@ DEFAULT_STEPS = {"ancestral": 250, "ddim": 50, "dpmpp": 20, "dpmpp-sde": 50, "un
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --sampler and its settings, and the older --use_ddim with --eta."""
+    """Add --sampler and its settings, the older --use_ddim with --eta, and --guidance_scale."""
     counts = ", ".join(f"{count} for {name}" for name, count in DEFAULT_STEPS.items())
     add = parser.add_argument_group("sampler").add_argument
     add(
@@ -36,11 +36,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     add("--use_ddim", type=str2bool, default=False, help="DDIM over --timestep_respacing instead of ancestral steps")
     add("--eta", type=fraction, default=0.0, help="noise of DDIM, from 0 for none to 1 for that of ancestral steps")
     add("--clip_denoised", type=str2bool, default=True, help="clip each predicted image to [-1, 1]")
-
-
-def add_guidance_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --guidance_scale."""
-    parser.add_argument(
+    add(
         "--guidance_scale",
         type=non_negative_float,
         help="classifier-free guidance of a model trained with --class_dropout: 1 for none, more for images more "
@@ -60,6 +56,7 @@ class Sampler:
         clip_denoised: clip each predicted image to [-1, 1].
         sigma_max: noise-to-signal ratio at the start; None for the default.
         levels: noise levels of the evaluations of few-step; empty for the other samplers.
+        guidance_scale: scale of classifier-free guidance; None for none.
     """
 
     name: str
@@ -69,15 +66,17 @@ class Sampler:
     clip_denoised: bool
     sigma_max: float | None = None
     levels: tuple[float, ...] = ()
+    guidance_scale: float | None = None
 
     def describe(self) -> str:
-        """Return the sampler as text, for sampling.json."""
+        """Return the sampler and the guidance as text, for sampling.json."""
+        guidance = "" if self.guidance_scale is None else f", guidance {self.guidance_scale:g}"
         if self.levels:
-            return f"few-step, levels {', '.join(f'{level:g}' for level in self.levels)}"
+            return f"few-step, levels {', '.join(f'{level:g}' for level in self.levels)}{guidance}"
         eta = f", eta {self.eta:g}" if self.name == "ddim" else ""
         spacing = f", {self.spacing}" if self.spacing else ""
         start = f", sigma_max {self.sigma_max:g}" if self.sigma_max else ""
-        return f"{NAMES[self.name]}, {self.steps} steps{eta}{spacing}{start}"
+        return f"{NAMES[self.name]}, {self.steps} steps{eta}{spacing}{start}{guidance}"
 
 
 def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
@@ -88,10 +87,17 @@ def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
         flags: flags of the process. With --sampler their timestep_respacing is emptied, as the run's does not apply.
 
     Raises:
-        UserError: flags contradict each other, or ask for more steps than there are.
+        UserError: flags contradict each other or the network, or ask for more steps than there are.
     """
-    config = args.model_path.parent / "config.json"
-    few_step = read_config(config)["options"].get("few_step") if config.is_file() else None
+    options = options_of_run(args.model_path)
+    if args.guidance_scale is not None:
+        _check_guidance(args, flags, options)
+    few_step = (options or {}).get("few_step")
+    common: dict[str, Any] = {
+        "eta": args.eta,
+        "clip_denoised": args.clip_denoised,
+        "guidance_scale": args.guidance_scale,
+    }
     if args.sampler == "few-step":
         flags["timestep_respacing"] = ""
         return _few_step(args, few_step)
@@ -104,7 +110,7 @@ def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
                 raise UserError(f"--{name} {value} needs --sampler{instead}")
         if args.eta and not args.use_ddim:
             raise UserError(f"--eta {args.eta:g} needs --use_ddim True or --sampler ddim")
-        return Sampler("ddim" if args.use_ddim else "ancestral", _kept_steps(flags), None, args.eta, args.clip_denoised)
+        return Sampler("ddim" if args.use_ddim else "ancestral", _kept_steps(flags), None, **common)
     if args.use_ddim:
         raise UserError(f"--sampler {args.sampler} and --use_ddim True exclude each other: --sampler ddim is DDIM")
     if getattr(args, "timestep_respacing", ""):
@@ -123,7 +129,7 @@ def parse_sampler(args: argparse.Namespace, flags: dict[str, Any]) -> Sampler:
         check_settings(args.sampler, steps, spacing, args.eta, total, args.sigma_max)
     except ValueError as error:
         raise UserError(f"--{error}") from None
-    return Sampler(args.sampler, steps, spacing, args.eta, args.clip_denoised, args.sigma_max)
+    return Sampler(args.sampler, steps, spacing, sigma_max=args.sigma_max, **common)
 
 
 def _few_step(args: argparse.Namespace, few_step: dict[str, Any] | None) -> Sampler:
@@ -138,25 +144,22 @@ def _few_step(args: argparse.Namespace, few_step: dict[str, Any] | None) -> Samp
     if steps not in grids:
         counts = ", ".join(map(str, grids))
         raise UserError(f"--num_sampling_steps {steps}: the model was distilled for {counts} evaluations")
-    return Sampler("few-step", steps, None, 0.0, args.clip_denoised, None, grids[steps])
+    return Sampler("few-step", steps, None, 0.0, args.clip_denoised, None, grids[steps], args.guidance_scale)
 
 
-def validate_guidance(args: argparse.Namespace, flags: dict[str, Any]) -> None:
+def _check_guidance(args: argparse.Namespace, flags: dict[str, Any], options: dict[str, Any] | None) -> None:
     """Raise UserError if --guidance_scale is out of range, or the network was not trained for it."""
-    if args.guidance_scale is None:
-        return
     if args.guidance_scale > MAX_GUIDANCE:
         raise UserError(f"--guidance_scale {args.guidance_scale:g}: must be at most {MAX_GUIDANCE}")
     if not flags["class_cond"]:
         raise UserError(f"--guidance_scale {args.guidance_scale} needs a class-conditional model (--class_cond True)")
-    config = args.model_path.parent / "config.json"
-    if not config.is_file():
+    if options is None:
         print(
             "warning: --guidance_scale: no config.json says whether the model was trained with --class_dropout; "
             "guidance degrades samples otherwise",
             flush=True,
         )
-    elif not read_config(config)["options"].get("class_dropout"):
+    elif not options.get("class_dropout"):
         raise UserError(
             f"--guidance_scale {args.guidance_scale:g}: the model was trained with --class_dropout 0, so it has not "
             "learnt images without a class"

@@ -175,7 +175,10 @@ class ScriptLoop(TrainLoop):
             return
         (step, seconds), self._logged = self._logged, (self.updates, loop.seconds)
         rate = (self.updates - step) * self.args.batch_size / max(self._logged[1] - seconds, 1e-9)
-        row = {**means, **optimizer_values(self.trainer), "images_per_second": rate}
+        row = {**means, "lr": self.trainer.optimizer.param_groups[0]["lr"]}
+        if self.trainer.scaler.is_enabled():
+            row["lg_loss_scale"] = math.log2(self.trainer.scaler.get_scale())
+        row["images_per_second"] = rate
         loop.run.log_row(self.updates, self.samples, loop.seconds, **row)
         logger.logkvs(
             {"step": self.updates, "images_seen": self.samples, "wall_seconds": round(loop.seconds, 3), **row}
@@ -206,14 +209,6 @@ def newest_model(folder: Path) -> str:
         for step in sorted(steps, reverse=True)
     ]
     return str(newest_whole(saved, get_rank() == 0) or "")
-
-
-def optimizer_values(trainer: Trainer) -> dict[str, float]:
-    """Return the learning rate, and in float16 log2 of the loss scale."""
-    values = {"lr": trainer.optimizer.param_groups[0]["lr"]}
-    if trainer.scaler.is_enabled():
-        values["lg_loss_scale"] = math.log2(trainer.scaler.get_scale())
-    return values
 
 
 def write_progress_json(folder: Path) -> None:

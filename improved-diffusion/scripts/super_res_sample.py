@@ -19,7 +19,7 @@ from comparison.data.sources import check_source
 from comparison.distributed import run
 from improved_diffusion.flags import sr_model_and_diffusion_defaults
 from model_options import SR_MODEL, add_checkpoint_flags, add_network_flags, download_data, network_flags
-from sampler_flags import add_guidance_flag, add_sampler_flags, parse_sampler, validate_guidance
+from sampler_flags import add_sampler_flags, parse_sampler
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,7 +33,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=positive_int, default=16, help="images per batch")
     add("--seed", type=non_negative_int, default=0, help="seed of the noise")
     add_sampler_flags(parser)
-    add_guidance_flag(parser)
     add_device_options(parser)
     return parser.parse_args(argv)
 
@@ -44,7 +43,6 @@ def main(args: argparse.Namespace) -> int:
     check_source(args.base_samples, "--base_samples")
     flags = network_flags(args, sr_model_and_diffusion_defaults(), SR_MODEL)
     sampler = parse_sampler(args, flags)
-    validate_guidance(args, flags)
 
     from enlarge_images import enlarge_images
 

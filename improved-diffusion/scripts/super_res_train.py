@@ -19,7 +19,7 @@ from comparison.cli import make_parser
 from comparison.distributed import run
 from improved_diffusion.flags import add_dict_to_argparser, args_to_dict, sr_model_and_diffusion_defaults
 from model_options import SR_MODEL
-from train_options import Family, add_train_options, open_training
+from train_options import add_train_options, open_training
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Validate the flags, then train."""
     flags = args_to_dict(args, sr_model_and_diffusion_defaults())
-    training = open_training(args, Family(SR_MODEL, flags, f"{args.small_size}to{args.large_size}"))
+    training = open_training(args, flags, SR_MODEL, f"{args.small_size}to{args.large_size}")
     if training is None:
         return 0
 

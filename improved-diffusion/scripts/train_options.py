@@ -38,21 +38,6 @@ IMPLIED = {
 
 
 @dataclass(frozen=True)
-class Family:
-    """What a script trains.
-
-    Attributes:
-        model: name of the family, in config.json and in checkpoints.
-        flags: flags of the network and the process.
-        run_name: suffix of the default run folder, after the data's name.
-    """
-
-    model: str
-    flags: dict[str, Any]
-    run_name: str
-
-
-@dataclass(frozen=True)
 class Training:
     """A validated training.
 
@@ -140,31 +125,38 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(max_steps=500_000)
 
 
-def open_training(args: argparse.Namespace, family: Family) -> Training | None:
+def open_training(args: argparse.Namespace, flags: dict[str, Any], model: str, run_name: str) -> Training | None:
     """Validate the flags and open the run folder; None, after a message, where the run is finished.
+
+    Args:
+        args: the command line.
+        flags: flags of the network and the process.
+        model: name of the family, in config.json and in checkpoints.
+        run_name: suffix of the default run folder, after the data's name.
 
     Raises:
         UserError: a flag's value is not accepted, or the folder cannot be used.
     """
-    for flags in (family.flags, vars(args)):
-        unify_prediction(flags)
+    unify_prediction(flags)
+    unify_prediction(vars(args))
     args.resume_checkpoint = download_model("--resume_checkpoint", args.resume_checkpoint, args.ema_rate.split(","))
-    ema_rates, budget = validate_train_flags(args, family.flags)
+    ema_rates, budget = validate_train_flags(args, flags)
     part = budget.cut(args.stop_after)
     data_dir = data_source(args.data_dir)
-    run = open_run(args, family, data_dir)
+    run = open_run(args, model, run_name, data_dir)
     if reason := run.finished_reason(part):
         print(f"{run.folder}: finished ({reason}); a larger budget continues it, --fresh starts over")
         return None
     return Training(run, data_dir, ema_rates, budget)
 
 
-def open_run(args: argparse.Namespace, family: Family, data_dir: str) -> Run:
+def open_run(args: argparse.Namespace, model: str, run_name: str, data_dir: str) -> Run:
     """Open the run folder: --run_dir, else OPENAI_LOGDIR, else by the data's name.
 
     Args:
         args: the command line.
-        family: family of the network.
+        model: name of the family.
+        run_name: suffix of the default folder.
         data_dir: local path or name of the data.
 
     Raises:
@@ -172,7 +164,7 @@ def open_run(args: argparse.Namespace, family: Family, data_dir: str) -> Run:
     """
     folder = args.run_dir or folder_of_environment()
     flag = "OPENAI_LOGDIR" if folder and not args.run_dir else "--run_dir"
-    folder = folder or default_run_folder(family.model, f"{source_name(data_dir)}-{family.run_name}")
+    folder = folder or default_run_folder(model, f"{source_name(data_dir)}-{run_name}")
     check_folder(folder, flag)
     data, resolved = Path(data_dir), folder.resolve()
     if data.is_dir() and data.resolve() in (resolved, *resolved.parents):
@@ -182,7 +174,7 @@ def open_run(args: argparse.Namespace, family: Family, data_dir: str) -> Run:
     return Run.open(
         folder,
         {**vars(args), "data_dir": args.data_dir.rstrip("/") if is_remote(args.data_dir) else data_dir},
-        model=family.model,
+        model=model,
         may_change=("model_path", "resume_checkpoint", "grid_images", "grid_steps", "compile", "cuda_graph"),
         implied={**IMPLIED, "prediction": "x_start" if args.predict_xstart else "epsilon"},
         fresh=args.fresh,
