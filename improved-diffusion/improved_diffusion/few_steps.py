@@ -21,15 +21,11 @@ class NoiseLevels:
 
     Args:
         alphas_cumprod: (T,) float64, alpha_bar of the process, decreasing.
-
-    Attributes:
-        sigma_min, sigma_max: levels of the first and the last timestep.
     """
 
     def __init__(self, alphas_cumprod: np.ndarray) -> None:
         log_sigma = 0.5 * (np.log1p(-alphas_cumprod) - np.log(alphas_cumprod))
         self._log_sigma = torch.from_numpy(log_sigma)
-        self.sigma_min, self.sigma_max = float(np.exp(log_sigma[0])), float(np.exp(log_sigma[-1]))
 
     def sigma(self, t: Tensor) -> Tensor:
         """Return the levels (N,) float64 of timesteps (N,) in [0, T - 1]."""

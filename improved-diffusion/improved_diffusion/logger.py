@@ -127,6 +127,7 @@ def log(*args: Any, level: int = INFO) -> None:
             output.write_text(" ".join(map(str, args)))
 
 
+# Write a message of the level in the name; arguments of `log`.
 debug, info, warn, error = (partial(log, level=level) for level in (DEBUG, INFO, WARN, ERROR))
 
 
