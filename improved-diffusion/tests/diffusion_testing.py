@@ -69,6 +69,16 @@ def write_images(folder: Path, count: int, size: int = 16) -> Path:
     return folder
 
 
+def write_run(folder: Path, network: torch.nn.Module, options: dict[str, Any]) -> Path:
+    """Write the folder of a finished run of 20 updates: EMA weights `fill_from_names` and config.json; return it."""
+    folder.mkdir()
+    torch.save(fill_from_names(network).state_dict(), folder / "ema_0.99_000020.pt")
+    finished = {"reason": "max_steps 20", "steps": 20, "images_seen": 80, "wall_seconds": 2.0}
+    config = {"model": "improved-diffusion", "options": options, "finished": finished}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def same_weights(folder: Path, other: Path, step: int) -> bool:
     """Return True if two runs have the same network and EMA weights of a step."""
     names = (f"model{step:06d}.pt", f"ema_0.9999_{step:06d}.pt")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comparison.cli import UserError
 from comparison.runs import read_progress
-from diffusion_testing import call_script, fill_from_names, script_command, tiny_flags, write_images
+from diffusion_testing import call_script, script_command, tiny_flags, write_images, write_run
 from improved_diffusion.script_util import create_model_and_diffusion
 from test_parallel import assert_close_weights, finish, torchrun
 
@@ -29,14 +29,7 @@ def folder(tmp_path_factory):
     }.items():
         flags = tiny_flags(prediction=name, **changes)
         model, _ = create_model_and_diffusion(**flags, num_classes=2)
-        run = path / name
-        run.mkdir()
-        torch.save(fill_from_names(model).state_dict(), run / "ema_0.99_000020.pt")
-        finished = {"reason": "max_steps 20", "steps": 20, "images_seen": 80, "wall_seconds": 2.0}
-        options = {**flags, "data_dir": str(path / "data")}
-        (run / "config.json").write_text(
-            json.dumps({"model": "improved-diffusion", "options": options, "finished": finished})
-        )
+        write_run(path / name, model, {**flags, "data_dir": str(path / "data")})
     return path
 
 

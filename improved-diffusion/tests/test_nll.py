@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from diffusion_testing import call_script, fill_from_names, script_command, tiny_flags
+from diffusion_testing import call_script, script_command, tiny_flags, write_run
 from improved_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -55,23 +55,14 @@ def test_bound_of_the_exact_model_of_gaussian_pixels_is_their_entropy():
     assert bpd["prior_bpd"].max() < 1e-3
 
 
-@pytest.fixture(scope="module")
-def weights():
-    model, _ = create_model_and_diffusion(**tiny_flags(learn_sigma=True, class_cond=True), num_classes=2)
-    return fill_from_names(model).state_dict()
-
-
 @pytest.fixture
-def run_dir(weights, tmp_path):
+def run_dir(tmp_path):
     """A run folder, and beside it images.npz with 7 images in two classes."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    torch.save(weights, folder / "ema_0.99_000020.pt")
+    network, _ = create_model_and_diffusion(**tiny_flags(learn_sigma=True, class_cond=True), num_classes=2)
     options = tiny_flags(learn_sigma=True, class_cond=True, diffusion_steps=30, noise_schedule="cosine")
-    (folder / "config.json").write_text(json.dumps({"model": "improved-diffusion", "options": options}))
     pixels = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", arr_0=pixels, arr_1=np.arange(7) % 2)
-    return folder
+    return write_run(tmp_path / "run", network, options)
 
 
 def nll(run_dir, *flags, data="images.npz"):

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from comparison.cli import UserError
-from diffusion_testing import call_script, fill_from_names, tiny_flags
+from diffusion_testing import call_script, tiny_flags, write_run
 from improved_diffusion.script_util import create_model_and_diffusion
 from PIL import Image
 
@@ -18,23 +17,10 @@ TIMING_KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def weights():
-    model, _ = create_model_and_diffusion(**tiny_flags(class_cond=True), num_classes=5)
-    return fill_from_names(model).state_dict()
-
-
 @pytest.fixture
-def run_dir(weights, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    torch.save(weights, folder / "ema_0.99_000020.pt")
-    finished = {"reason": "max_steps 30", "steps": 30, "images_seen": 120, "wall_seconds": 3.0}
-    options = {**tiny_flags(class_cond=True), "class_dropout": 0.1}
-    config = {"model": "improved-diffusion", "options": options, "finished": finished}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "progress.csv").write_text("step,images_seen,wall_seconds,loss\n20,80,2.0,1\n30,120,3.0,1\n")
-    return folder
+def run_dir(tmp_path):
+    network, _ = create_model_and_diffusion(**tiny_flags(class_cond=True), num_classes=5)
+    return write_run(tmp_path / "run", network, {**tiny_flags(class_cond=True), "class_dropout": 0.1})
 
 
 def sample(run_dir, *flags):
