@@ -248,9 +248,12 @@ _RUN_FILES = (
 
 
 def _check_options(folder: Path, saved: Mapping[str, Any], options: Mapping[str, Any], may_change: Set[str]) -> None:
-    """Raise UserError if options differ; an option that is off and newer than the run may be missing there."""
+    """Raise UserError if options differ.
+
+    An option that is off and newer than the run may be missing there; one that no longer exists is ignored.
+    """
     newer_and_off = {name for name, value in options.items() if name not in saved and not value}
-    names = sorted((saved.keys() | options.keys()) - may_change - newer_and_off)
+    names = sorted(options.keys() - may_change - newer_and_off)
     differing = [name for name in names if saved.get(name) != options.get(name)]
     differences = [f"{name} {saved.get(name)} there, {options.get(name)} here" for name in differing]
     if differences:

@@ -43,6 +43,12 @@ class TestRun:
         with pytest.raises(UserError, match="batch_size 4 there, 0 here"):
             Run.open(tmp_path, {"lr": 0.1, "batch_size": 0}, model="gans")
 
+    def test_option_that_no_longer_exists_is_ignored(self, tmp_path):
+        open_run(tmp_path, old_flag=3)
+        run = Run.open(tmp_path, {"lr": 0.1, "batch_size": 4}, model="gans")
+        assert run.resumed
+        assert run.config["options"]["old_flag"] == 3
+
     @pytest.mark.parametrize("fresh", [False, True])
     def test_another_model_is_refused(self, tmp_path, fresh):
         open_run(tmp_path)
