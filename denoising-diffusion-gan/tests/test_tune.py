@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -332,10 +333,20 @@ def test_the_page_says_whether_the_winner_helps(default, winner, says):
     assert says in " ".join(tuning_page.verdict({"confirm": entries}))
 
 
-@pytest.mark.figures
-def test_the_committed_page_is_that_of_its_study(tmp_path):
-    source = FOLDER.parent / "results" / "studies" / "ddgan-tuning"
-    shutil.copy(source / "study.json", tmp_path)
-    tuning_page.rewrite_pages(tmp_path)
-    for name in ("README.md", "trials.csv", "best_flags.txt"):
-        assert (tmp_path / name).read_text() == (source / name).read_text(), name
+def test_no_two_workers_take_the_same_queued_training(tmp_path):
+    study = tuning.open_study(tmp_path, tuning.CONFIRMATION)
+    for number in range(20):
+        study.enqueue_trial({"run": number}, {"number": number})
+    taken, start = [], threading.Barrier(4)
+
+    def work():
+        mine = tuning.open_study(tmp_path, tuning.CONFIRMATION)
+        start.wait()
+        mine.optimize(lambda trial: taken.append(trial.user_attrs.get("number")) or 1.0, n_trials=5)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(taken) == list(range(20))
