@@ -12,7 +12,7 @@ Distances use the features of the project's CIFAR-10 classifier (--features cifa
 They are relative within one report, not comparable with published results. --standard adds FID, KID and inception
 score, if the standard Inception weights are available. Metrics: Heusel et al. 2017 (Frechet), Binkowski et al. 2018
 (kernel), Kynkaanniemi et al. 2019 (precision, recall), Naeem et al. 2020 (density, coverage), Bonneel et al. 2015
-(sliced Wasserstein), Chong and Forsyth 2020 (--extrapolate).
+(sliced Wasserstein).
 """
 
 import argparse
@@ -38,7 +38,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_images", type=positive_int, default=5000, metavar="N", help=images)
     features = "feature extractor; auto is cifar for images of CIFAR-10's ten classes, else random"
     add("--features", choices=["auto", "cifar", "random"], default="auto", help=features)
-    add("--extrapolate", action="store_true", help="also extrapolate the Frechet distance to infinitely many samples")
     add("--seed", type=non_negative_int, default=0, help="seed that chooses the reference and the scored samples")
     add("--anchors", type=Path, metavar="FILE", help="controls' file, .json, written or reused")
     add("--out", default="metrics.json", metavar="NAME", help="output file in each run folder")

@@ -8,7 +8,6 @@ MISSING = "-"
 
 METRICS = {  # key in metrics.json -> heading, better
     "frechet_distance": ("Frechet", "lower"),
-    "frechet_infinite": ("Frechet, N = inf", "lower"),
     "kernel_distance": ("kernel x1000", "lower"),
     "sliced_wasserstein": ("sliced W2", "lower"),
     "precision": ("precision", "higher"),

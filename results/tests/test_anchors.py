@@ -26,7 +26,7 @@ def scored(request, tmp_path_factory):
     patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("data")))
     patch.setitem(shapes.COUNTS, "train", 4000)
     reference = Reference.load("shapes:100", 32, 1000, 0, request.param)
-    evaluator = Evaluator(reference, extrapolate=True)
+    evaluator = Evaluator(reference)
     made = controls.make_controls(
         reference.data.images, reference.data.labels, reference.training, reference.chosen, reference.others, 0
     )
@@ -46,7 +46,6 @@ def test_every_expectation_on_the_controls_holds(scored):
 # copies, jpeg, half, blur, noise, blobs, smears: w worse, . unchanged, b better than the floor; of 1,000 images
 VERDICTS = {
     "frechet_distance": "bwwwwww",
-    "frechet_infinite": ".wwwwww",
     "kernel_distance": "bwwwwww",
     "sliced_wasserstein": "bwwwwww",
     "precision": ".w.wwww",
@@ -59,7 +58,7 @@ VERDICTS = {
     "modes_matched": ".w..www",
     "sharpness": ".wbwwww",
 }
-BY_CLASSIFIER = {"frechet_infinite": "bwwwwww", "precision": "bw.wwww", "density": "bw.wwww", "coverage": "bwwwwww"}
+BY_CLASSIFIER = {"precision": "bw.wwww", "density": "bw.wwww", "coverage": "bwwwwww"}
 
 
 def test_every_cell_of_metric_by_corruption_is_as_known(scored):

@@ -61,7 +61,6 @@ def test_run_folder_gets_metrics_with_intervals_and_provenance(place, evaluate):
         entry = metrics["metrics"][name]
         assert entry["interval"][0] <= entry["value"] <= entry["interval"][1]
         assert entry["n"] == 60
-    assert "frechet_infinite" not in metrics["metrics"]
     assert metrics["metrics"]["sliced_wasserstein"]["value"] > 0
     assert metrics["extractor"]["key"] == "random"
     with Image.open(run_folder(place) / "neighbours.png") as picture:
@@ -142,15 +141,6 @@ def test_without_controls_the_reference_may_be_the_whole_set(place, evaluate):
     assert json.loads((place / "all.json").read_text())["samples"]["many.npz"]["n"] == 200
 
 
-def test_extrapolation_is_added_to_scores_that_lack_it(place, evaluate):
-    evaluate("runs/model/first", *STANDARD)
-    before = json.loads((run_folder(place) / "metrics.json").read_text())["metrics"]
-    evaluate("runs/model/first", *STANDARD, "--extrapolate")
-    after = json.loads((run_folder(place) / "metrics.json").read_text())["metrics"]
-    assert after.pop("frechet_infinite")["value"] < before["frechet_distance"]["value"]
-    assert after == before
-
-
 def test_classes_are_counted_for_images_of_the_ten_classes_only(place, evaluate):
     done = evaluate("runs/model/first", *STANDARD, "--features", "cifar")
     assert done.returncode == 0, done.stderr
@@ -222,7 +212,7 @@ def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, mon
     monkeypatch.setattr("comparison.scores.inception.require", lambda: None)
     monkeypatch.setattr("comparison.scores.standard.score", score)
     args = ("runs/model/first", *STANDARD, "--inception_weights", "weights.pth")
-    evaluate("runs/model/first", *STANDARD, "--extrapolate")
+    evaluate("runs/model/first", *STANDARD)
     metrics = run_folder(place) / "metrics.json"
     before = json.loads(metrics.read_text())
     done = evaluate(*args)
@@ -230,7 +220,7 @@ def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, mon
     assert "fid 40 (N = 60)" in done.stdout
     after = json.loads(metrics.read_text())
     assert after.pop("standard")["weights"]["sha256"] == digest
-    assert after == before  # the extrapolation stays
+    assert after == before
     images, reference, weights, seed = calls[0]
     assert (len(images), len(reference), weights.name, seed) == (60, 200, "weights.pth", 0)
     drawn = torch.from_numpy(pictures(80, "test").transpose(0, 3, 1, 2).copy())

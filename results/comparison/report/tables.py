@@ -19,7 +19,6 @@ ARROWS = {"lower": "\N{DOWNWARDS ARROW}", "higher": "\N{UPWARDS ARROW}"}  # whic
 
 _NOTES = {
     "frechet_distance": "**Frechet**: {frechet}. It is above 0 for finitely many images, so compare it with the floor.",
-    "frechet_infinite": "**Frechet, N = inf**: the same distance, extrapolated to infinitely many images.",
     "kernel_distance": "**kernel x1000**: squared MMD in the same features, unbiased, so it can be negative.",
     "sliced_wasserstein": "**sliced W2**: sliced Wasserstein distance. Compare it with the floor.",
     "precision": "**precision**, **density**: how close samples are to real images. Density is 1 for real images.",

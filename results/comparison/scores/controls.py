@@ -154,7 +154,6 @@ _DISTANCE = {"copies": (BETTER,), "jpeg": _NOT_BETTER, "half": (WORSE,), "blur":
 _FIDELITY = {"copies": _NOT_WORSE, "half": (), "jpeg": _NOT_BETTER, "blur": _NOT_BETTER, "noise": (WORSE,)}
 EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "frechet_distance": {**_DISTANCE, "jpeg": (WORSE,)},
-    "frechet_infinite": {**_DISTANCE, "copies": _NOT_WORSE},
     "kernel_distance": {**_DISTANCE, "copies": _NOT_WORSE},
     "sliced_wasserstein": _DISTANCE,
     "precision": _FIDELITY,

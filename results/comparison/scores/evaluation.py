@@ -19,7 +19,7 @@ from comparison.runs import versions
 from comparison.scores import standard as standard_scores
 from comparison.scores.controls import check_controls, figure_controls, make_controls
 from comparison.scores.distances import SlicedWasserstein, kernel_estimate, kernel_self
-from comparison.scores.metrics import Estimate, class_entropy, frechet_estimate, frechet_from, frechet_infinite, moments
+from comparison.scores.metrics import Estimate, class_entropy, frechet_estimate, frechet_from, moments
 from comparison.scores.modes import modes_estimates
 from comparison.scores.neighbours import Nearest, memorised, nearest_training, prdc, radii
 from comparison.scores.reference import (
@@ -78,12 +78,11 @@ class Evaluator:
 
     Args:
         reference: the training data.
-        extrapolate: also extrapolate the Frechet distance to infinitely many images.
         standard: settings of the standard metrics, None for none.
     """
 
-    def __init__(self, reference: Reference, *, extrapolate: bool = False, standard: Standard | None = None):
-        self.reference, self.extrapolate, self.standard = reference, extrapolate, standard
+    def __init__(self, reference: Reference, *, standard: Standard | None = None):
+        self.reference, self.standard = reference, standard
         features = reference.training[reference.chosen]
         self._distance = frechet_from(*moments(features))
         self._features = features[:PAIRWISE]
@@ -102,10 +101,8 @@ class Evaluator:
         """Return metric -> entry of metrics.json, and the nearest training images of the first PAIRWISE samples."""
         x = embedded.features
         nearest = nearest_training(x, self.reference.training, made_from)
-        metrics: dict[str, Estimate] = {"frechet_distance": frechet_estimate(self._distance, embedded.moments)}
-        if self.extrapolate:
-            metrics["frechet_infinite"] = frechet_infinite(self._distance, embedded.moments)
-        metrics |= {
+        metrics: dict[str, Estimate] = {
+            "frechet_distance": frechet_estimate(self._distance, embedded.moments),
             "kernel_distance": kernel_estimate(self._features, self._kernel_self, x),
             "sliced_wasserstein": self._sliced(x),
             **prdc(self._features, self._radii, x),
@@ -178,16 +175,13 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
     identity = {"schema": SCHEMA, **protocol, "samples": file}
     saved = _read_same(target, identity, "metrics.json")
     if saved is not None and target is not None:
-        extrapolated = not evaluator.extrapolate or "frechet_infinite" in saved["metrics"]
         scored = evaluator.standard is None or evaluator.standard.is_in(saved, reference)
-        if extrapolated and scored and target.with_name(STRIP_FILE).is_file():
+        if scored and target.with_name(STRIP_FILE).is_file():
             return saved
     positions = random_positions(total, count, seed)
     key, desc = f"{hashed}-{seed}-{count}", f"embed {path.name}"
     embedded = embed_samples(samples, positions, count, reference, key=key, desc=desc)
     metrics, nearest = evaluator.score(embedded)
-    if saved is not None:
-        metrics = {**saved["metrics"], **metrics}  # keeps an extrapolation that this call did not ask for
     result = {**identity, "metrics": metrics, "versions": versions()}
     standard = saved.get("standard") if saved else None
     if evaluator.standard is not None:
@@ -219,7 +213,7 @@ def evaluate_controls(evaluator: Evaluator, target: Path) -> dict[str, Any]:
     reference = evaluator.reference
     identity = {"schema": SCHEMA, **reference.describe()}
     saved = _read_same(target, identity, "anchors.json")
-    if saved is not None and (not evaluator.extrapolate or "frechet_infinite" in saved["anchors"]["floor"]["metrics"]):
+    if saved is not None:
         return saved
     data, seed = reference.data, reference.seed
     controls = make_controls(data.images, data.labels, reference.training, reference.chosen, reference.others, seed)

@@ -7,7 +7,7 @@ distances downwards.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,6 @@ MIN_IMAGES = NEIGHBOURS + 3  # without a group of two, each image still has its 
 MEMORISED_RATIO = 0.5
 INTERVAL = f"95%, one of {GROUPS} groups of the images left out at a time (jackknife), reference set fixed"
 BLOCK = 512  # rows of a distance matrix in memory
-EXTRAPOLATION = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # fractions of the images that the line in 1 / N is fitted to
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,11 @@ class GroupMoments:
         self.total[group] += x.sum(0)
         self.second[group] += x.T @ x
 
-    def moments(self, groups: Sequence[int] | None = None) -> tuple[Tensor, Tensor, int]:
-        """Return mean (D,), unbiased covariance (D, D) and number of images of the groups, by default of all."""
-        chosen = list(range(len(self.count))) if groups is None else list(groups)
-        n = int(self.count[chosen].sum())
-        mean = self.total[chosen].sum(0) / n
-        return mean, (self.second[chosen].sum(0) - n * torch.outer(mean, mean)) / (n - 1), n
+    def moments(self) -> tuple[Tensor, Tensor, int]:
+        """Return mean (D,), unbiased covariance (D, D) and number of all images."""
+        n = int(self.count.sum())
+        mean = self.total.sum(0) / n
+        return mean, (self.second.sum(0) - n * torch.outer(mean, mean)) / (n - 1), n
 
 
 def frechet(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
@@ -162,33 +160,6 @@ def frechet_estimate(distance: Callable[[Tensor, Tensor], float], features: Tens
         mean = (total - sums.total[group]) / rest
         parts.append(distance(mean, (second - sums.second[group] - rest * torch.outer(mean, mean)) / (rest - 1)))
     return jackknife(whole, parts, n, low=0)
-
-
-def frechet_infinite(distance: Callable[[Tensor, Tensor], float], features: GroupMoments) -> Estimate:
-    """Extrapolate the Frechet distance to infinitely many generated images; Chong and Forsyth 2020.
-
-    The bias falls as 1 / N. The result is the intercept of a line in 1 / N through the distances of a quarter to all of
-    the images. It keeps the bias of the finite reference, and may be below 0.
-    """
-    everything = list(range(len(features.count)))
-    value = _intercept(distance, features, everything)
-    parts = [_intercept(distance, features, [g for g in everything if g != left]) for left in everything]
-    return jackknife(value, parts, int(features.count.sum()))
-
-
-def _intercept(distance: Callable[[Tensor, Tensor], float], features: GroupMoments, groups: list[int]) -> float:
-    count = len(groups)
-    points = []
-    for size in sorted({max(1, round(count * part)) for part in EXTRAPOLATION}):
-        starts = {0} if size == count else {0, count // 2}
-        for start in starts:
-            chosen = [groups[(start + i) % count] for i in range(size)]
-            mean, cov, n = features.moments(chosen)
-            points.append((1 / n, distance(mean, cov)))
-    x, y = np.array(points).T
-    if np.ptp(x) == 0:
-        return float(y.mean())
-    return float(np.polyfit(x, y, 1)[1])
 
 
 def class_entropy(counts: Tensor) -> Estimate:

@@ -39,7 +39,7 @@ def score_all(
         limit = "all images" if args.anchors is None else f"half of the {len(reference.data)} images"
         print(f"note: {used} images per row instead of {args.num_images}: {limit} of the reference")
     scores = None if standard is None else evaluation.Standard(**standard, device=device)
-    evaluator = evaluation.Evaluator(reference, extrapolate=args.extrapolate, standard=scores)
+    evaluator = evaluation.Evaluator(reference, standard=scores)
     anchors = evaluation.evaluate_controls(evaluator, args.anchors) if args.anchors else None
     results = {}
     for name, file in files.items():
