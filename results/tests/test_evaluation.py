@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from comparison.data import samples as streams
 from comparison.data import shapes
 from comparison.data.images import CIFAR10_CLASSES, fingerprint, save_npz
 from comparison.scores.evaluation import Evaluator
-from comparison.scores.reference import Reference, embed_samples, random_positions, shuffled
+from comparison.scores.reference import Reference, shuffled
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "evaluate.py"
@@ -158,17 +157,6 @@ def test_classes_are_counted_for_images_of_the_ten_classes_only(place, evaluate)
     assert 0 <= metrics["metrics"]["class_entropy"]["value"] <= np.log2(10)
 
 
-def test_streamed_samples_equal_those_in_memory(tmp_path):
-    images = torch.from_numpy(pictures(50).transpose(0, 3, 1, 2).copy())
-    save_npz(tmp_path / "stored.npz", pictures(50))
-    np.savez_compressed(tmp_path / "packed.npz", arr_0=pictures(50))
-    for name in ("stored.npz", "packed.npz"):
-        stream = streams.open_samples(tmp_path / name, 16)
-        assert stream.shape == (50, 3, 16, 16)
-        assert torch.equal(torch.cat(list(stream.batches(7))), images)
-        assert streams.fingerprint(stream) == fingerprint(images)
-
-
 def test_measures_of_pairs_use_a_stated_number_and_moments_all(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("comparison.scores.reference.PAIRWISE", 40)
@@ -180,21 +168,6 @@ def test_measures_of_pairs_use_a_stated_number_and_moments_all(tmp_path, monkeyp
     found = Evaluator(reference)(images)
     assert found["frechet_distance"]["n"] == 100
     assert {found[name]["n"] for name in ("kernel_distance", "coverage", "memorised", "sliced_wasserstein")} == {40}
-
-
-def test_embedding_needs_no_more_than_a_batch_in_memory_and_keeps_the_order(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    save_npz(tmp_path / "real.npz", pictures(100))
-    reference = Reference.load(str(tmp_path / "real.npz"), 16, 50, 0)
-    images = torch.from_numpy(pictures(60, "test").transpose(0, 3, 1, 2).copy())
-    positions = random_positions(60, 40, 3)
-    whole = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="whole")
-    monkeypatch.setattr("comparison.scores.features.batch_size", lambda *_: 7)
-    parts = embed_samples(streams.LoadedSamples("x", images), positions, 40, reference, key=None, desc="parts")
-    assert torch.equal(whole.images, parts.images)
-    assert torch.equal(whole.images, images[(positions >= 0).nonzero()[:, 0]][positions[positions >= 0].argsort()])
-    assert torch.allclose(whole.features, parts.features, atol=1e-4)
-    assert torch.allclose(whole.moments.second, parts.moments.second, rtol=1e-4, atol=1e-3)
 
 
 def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, monkeypatch):
@@ -224,7 +197,7 @@ def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, mon
     images, reference, weights, seed = calls[0]
     assert (len(images), len(reference), weights.name, seed) == (60, 200, "weights.pth", 0)
     drawn = torch.from_numpy(pictures(80, "test").transpose(0, 3, 1, 2).copy())
-    assert torch.equal(images, drawn[random_positions(80, 60, 0).topk(60).indices.flip(0)])
+    assert torch.equal(images, shuffled(drawn, 0, 60))
     evaluate(*args)
     evaluate("runs/model/first", *STANDARD)
     assert len(calls) == 1
@@ -301,13 +274,12 @@ def test_truncated_samples_are_one_sentence(place, evaluate):
 
 
 def test_samples_in_class_order_are_drawn_from_at_random():
-    positions = random_positions(100, 50, 0)
-    assert (positions >= 0).sum() == 50
-    assert positions[60:].max() >= 0
-    assert sorted(positions[positions >= 0].tolist()) == list(range(50))
-    assert torch.equal(positions, random_positions(100, 50, 0))
-    assert not torch.equal(positions, random_positions(100, 50, 1))
-    assert not torch.equal(shuffled(torch.arange(100), 0), torch.arange(100))
+    drawn = shuffled(torch.arange(100), 0, 50)
+    assert drawn.max() >= 60
+    assert len(drawn.unique()) == 50
+    assert torch.equal(drawn, shuffled(torch.arange(100), 0, 50))
+    assert not torch.equal(drawn, shuffled(torch.arange(100), 1, 50))
+    assert torch.equal(shuffled(torch.arange(100), 0).sort().values, torch.arange(100))
 
 
 def test_newest_samples_count_unless_sampling_json_names_others(tmp_path):

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from comparison.cli import UserError
 from comparison.data import shapes
-from comparison.data.images import save_npz
-from comparison.data.samples import LoadedSamples, fingerprint
+from comparison.data.images import fingerprint, save_npz
 from comparison.png import save_grid
 from comparison.report import page, tables
 from comparison.report.pictures import PICTURES
@@ -299,7 +298,7 @@ def add_samples(run, metrics=None):
     run.mkdir(parents=True, exist_ok=True)
     save_npz(run / "samples.npz", images.permute(0, 2, 3, 1).numpy())
     metrics = json.loads((metrics or run / "metrics.json").read_text())
-    metrics["samples"]["fingerprint"] = fingerprint(LoadedSamples("samples", images))
+    metrics["samples"]["fingerprint"] = fingerprint(images)
     (run / "metrics.json").write_text(json.dumps(metrics))
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from comparison import png
-from comparison.data.samples import NpzSamples
+from comparison.data.images import load_npz
 from comparison.report import charts, plots
 from comparison.report.rows import optional_json
 from comparison.report.tables import frechet_name
@@ -85,7 +85,7 @@ def _samples(folder: Path) -> np.ndarray | None:
     """Return a sheet of the first 64 samples, from the .npz or samples.png; None without either."""
     named = optional_json(folder / "sampling.json").get("file")
     files = sorted(folder.glob("samples*.npz"), key=lambda p: (p.name == named, p.stat().st_mtime_ns, p.name))
-    return png.grid(next(NpzSamples(files[-1]).batches(64))) if files else _read(folder / "samples.png")
+    return png.grid(load_npz(files[-1])[0][:64]) if files else _read(folder / "samples.png")
 
 
 def _controls(report: Mapping[str, Any], anchors_path: Path) -> list[Sheet]:

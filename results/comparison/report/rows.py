@@ -10,7 +10,7 @@ from typing import Any
 
 from comparison import contract
 from comparison.cli import UserError
-from comparison.data.samples import NpzSamples, fingerprint
+from comparison.data.images import fingerprint, load_npz
 from comparison.models import label_of
 from comparison.runs import read_progress
 
@@ -198,5 +198,5 @@ def _check_scores(folder: Path, metrics: Mapping[str, Any], anchors: Mapping[str
     if sampled and sampled != scored.get("file"):
         raise UserError(f"{folder}/metrics.json scores {scored.get('file')}, not {sampled}; {again}")
     path = folder / str(scored.get("file"))
-    if path.is_file() and fingerprint(NpzSamples(path)) != scored.get("fingerprint"):
+    if path.is_file() and fingerprint(load_npz(path)[0]) != scored.get("fingerprint"):
         raise UserError(f"{path}: not the samples that {folder}/metrics.json scores; {again}")

@@ -9,28 +9,20 @@ from torch import Tensor
 
 from comparison import contract
 from comparison.cli import UserError
-from comparison.data.images import fingerprint
-from comparison.data.samples import LoadedSamples, open_samples
-from comparison.data.samples import fingerprint as samples_fingerprint
+from comparison.data.images import fingerprint, load_images, load_npz
 from comparison.data.sources import shapes_modes
 from comparison.files import read_json, write_json
 from comparison.png import save_grid
 from comparison.runs import versions
 from comparison.scores import standard as standard_scores
+from comparison.scores.classifier import CLASSES
 from comparison.scores.controls import check_controls, figure_controls, make_controls
 from comparison.scores.distances import SlicedWasserstein, kernel_estimate, kernel_self
-from comparison.scores.metrics import Estimate, class_entropy, frechet_estimate, frechet_from, moments
+from comparison.scores.features import cached, embed
+from comparison.scores.metrics import Estimate, class_entropy, frechet_estimate, frechet_from, moments, split_groups
 from comparison.scores.modes import modes_estimates
 from comparison.scores.neighbours import Nearest, memorised, nearest_training, prdc, radii
-from comparison.scores.reference import (
-    PAIRWISE,
-    Reference,
-    SampleFeatures,
-    chosen_images,
-    embed_samples,
-    random_positions,
-    shuffled,
-)
+from comparison.scores.reference import PAIRWISE, Reference, shuffled
 from comparison.scores.statistics import Statistics
 
 # Raise it when a metric, a control or an expectation changes, so that older files are not reused. The rule that counts
@@ -92,29 +84,36 @@ class Evaluator:
 
     def __call__(self, images: Tensor, made_from: Tensor | None = None, *, desc: str = "embed") -> Entries:
         """Return metric -> entry of metrics.json for (N, 3, S, S) uint8 images in random order."""
-        positions = torch.arange(len(images))
-        samples = LoadedSamples(desc, images)
-        embedded = embed_samples(samples, positions, len(images), self.reference, key=None, desc=desc)
-        return self.score(embedded, made_from)[0]
+        return self.score(images, embed(images, self.reference.extractor, desc=desc), made_from)[0]
 
-    def score(self, embedded: SampleFeatures, made_from: Tensor | None = None) -> tuple[Entries, Nearest]:
-        """Return metric -> entry of metrics.json, and the nearest training images of the first PAIRWISE samples."""
-        x = embedded.features
+    def score(self, images: Tensor, features: Tensor, made_from: Tensor | None = None) -> tuple[Entries, Nearest]:
+        """Return metric -> entry of metrics.json, and the nearest training images of the first PAIRWISE samples.
+
+        Args:
+            images: (N, 3, S, S) uint8, in random order.
+            features: (N, D) float32, theirs, not yet z-scored.
+            made_from: training images that they come from, see `Control`.
+        """
+        scaled = self.reference.scale(features)
+        x = scaled[:PAIRWISE]
         nearest = nearest_training(x, self.reference.training, made_from)
         metrics: dict[str, Estimate] = {
-            "frechet_distance": frechet_estimate(self._distance, embedded.moments),
+            "frechet_distance": frechet_estimate(self._distance, scaled),
             "kernel_distance": kernel_estimate(self._features, self._kernel_self, x),
             "sliced_wasserstein": self._sliced(x),
             **prdc(self._features, self._radii, x),
         }
-        if embedded.classes is not None:
-            metrics["class_entropy"] = class_entropy(embedded.classes)
+        classes = self.reference.extractor.classes(features) if self.reference.ten_classes else None
+        if classes is not None:
+            counts = [torch.bincount(classes[group], minlength=CLASSES) for group in split_groups(len(classes))]
+            metrics["class_entropy"] = class_entropy(torch.stack(counts))
         metrics["memorised"] = memorised(nearest)
         counter = self.reference.modes
-        if embedded.modes is not None and counter is not None:
-            metrics |= modes_estimates(embedded.modes, counter.total, embedded.residuals)
+        if counter is not None:
+            modes, residuals = counter.fit(images)
+            metrics |= modes_estimates(modes, counter.total, residuals)
         entries = {name: estimate.as_json() for name, estimate in metrics.items()}
-        if counter is not None and "modes_covered" in entries:
+        if counter is not None:
             entries["modes_covered"]["total"] = counter.total
         return entries, nearest
 
@@ -147,6 +146,21 @@ def find_samples(path: Path) -> Path:
     return path
 
 
+def load_samples(path: Path, image_size: int) -> Tensor:
+    """Load an .npz file of that image size, a .zip file or a folder of images: (N, 3, S, S) uint8.
+
+    Raises:
+        UserError: the samples are not readable, or an .npz has another size.
+    """
+    if path.suffix != ".npz":
+        return load_images(str(path), image_size).images
+    images = load_npz(path)[0]
+    height, width = images.shape[2:]
+    if (height, width) != (image_size, image_size):
+        raise UserError(f"{path}: images of {width} x {height} pixels, --image_size {image_size}; compare at one size")
+    return images
+
+
 def scored_folders(path: Path) -> list[Path]:
     """Return the folders that RUN stands for: a run folder and its settings/* and history/*, or `path` alone."""
     if not path.is_dir():
@@ -166,11 +180,11 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
     """
     reference = evaluator.reference
     protocol = reference.describe()
-    samples = open_samples(path, protocol["image_size"])
-    total, count, seed = samples.shape[0], protocol["n"], protocol["seed"]
+    images = load_samples(path, protocol["image_size"])
+    total, count, seed = len(images), protocol["n"], protocol["seed"]
     if total < count:
         raise UserError(f"{path}: {total} images, fewer than --num_images {count}")
-    hashed = samples_fingerprint(samples)
+    hashed = fingerprint(images)
     file = {"file": path.name, "images": total, "fingerprint": hashed}
     identity = {"schema": SCHEMA, **protocol, "samples": file}
     saved = _read_same(target, identity, "metrics.json")
@@ -178,19 +192,20 @@ def evaluate_samples(evaluator: Evaluator, path: Path, target: Path | None) -> d
         scored = evaluator.standard is None or evaluator.standard.is_in(saved, reference)
         if scored and target.with_name(STRIP_FILE).is_file():
             return saved
-    positions = random_positions(total, count, seed)
+    images, extractor = shuffled(images, seed, count), reference.extractor
     key, desc = f"{hashed}-{seed}-{count}", f"embed {path.name}"
-    embedded = embed_samples(samples, positions, count, reference, key=key, desc=desc)
-    metrics, nearest = evaluator.score(embedded)
+    metrics, nearest = evaluator.score(
+        images, cached(key, count, extractor, lambda: embed(images, extractor, desc=desc))
+    )
     result = {**identity, "metrics": metrics, "versions": versions()}
     standard = saved.get("standard") if saved else None
     if evaluator.standard is not None:
-        standard = evaluator.standard(chosen_images(samples, positions, count), reference)
+        standard = evaluator.standard(images, reference)
     if standard is not None:
         result["standard"] = standard
     if target is not None:
         closest = nearest.ratio.argsort()[:STRIP]
-        pairs = torch.cat([embedded.images[closest], reference.data.images[nearest.index[closest]]])
+        pairs = torch.cat([images[closest], reference.data.images[nearest.index[closest]]])
         save_grid(pairs, target.with_name(STRIP_FILE), columns=len(closest))
         write_json(target, result)
     return result

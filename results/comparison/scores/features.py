@@ -32,7 +32,7 @@ ARCHITECTURE = (
     f"numpy PCG64 seed {SEED}; mean and standard deviation over the image of each channel of both layers, quadrant "
     f"means of {GRID_CHANNELS} channels; {DIMENSIONS} features, z-scored by the reference set"
 )
-CACHE_FROM = 1000  # fewer images are not cached
+CACHE_FROM, CACHE_TO = 1000, 100_000  # features of fewer or more images are not cached
 
 
 @lru_cache
@@ -184,7 +184,7 @@ def cached(name: str, count: int, extractor: Extractor, compute: Callable[[], Te
         extractor: extractor of the features.
         compute: returns the features if the cache lacks them.
     """
-    if count < CACHE_FROM:
+    if not CACHE_FROM <= count <= CACHE_TO:
         return compute()
     path = data_root() / "cache" / f"features-{name}-{extractor.describe()['fingerprint']}.npy"
     if (saved := read_cache(path, (count, extractor.dimensions))) is not None:

@@ -90,38 +90,6 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, x.T @ x / (len(x) - 1)
 
 
-class GroupMoments:
-    """Sums and second moments of (N, D) features by group, for streamed images and left-out groups."""
-
-    def __init__(self, groups: int, dimensions: int):
-        self.count = torch.zeros(groups, dtype=torch.float64)
-        self.total = torch.zeros(groups, dimensions, dtype=torch.float64)
-        self.second = torch.zeros(groups, dimensions, dimensions, dtype=torch.float64)
-
-    @classmethod
-    def of(cls, features: Tensor) -> "GroupMoments":
-        """Return the moments of (N, D) features in random order, by the groups of `split_groups`."""
-        groups = split_groups(len(features))
-        result = cls(len(groups), features.shape[1])
-        for number, group in enumerate(groups):
-            for part in features[group].split(4 * BLOCK):
-                result.add(part, number)
-        return result
-
-    def add(self, features: Tensor, group: int) -> None:
-        """Add (n, D) features to a group."""
-        x = features.double()
-        self.count[group] += len(x)
-        self.total[group] += x.sum(0)
-        self.second[group] += x.T @ x
-
-    def moments(self) -> tuple[Tensor, Tensor, int]:
-        """Return mean (D,), unbiased covariance (D, D) and number of all images."""
-        n = int(self.count.sum())
-        mean = self.total.sum(0) / n
-        return mean, (self.second.sum(0) - n * torch.outer(mean, mean)) / (n - 1), n
-
-
 def frechet(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
     """Return the squared Frechet distance of two normal distributions.
 
@@ -149,17 +117,20 @@ def frechet_from(mean_1: Tensor, cov_1: Tensor) -> Callable[[Tensor, Tensor], fl
     return distance
 
 
-def frechet_estimate(distance: Callable[[Tensor, Tensor], float], features: Tensor | GroupMoments) -> Estimate:
-    """Estimate the Frechet distance of (N, D) features or of their moments; `distance` is from `frechet_from`."""
-    sums = features if isinstance(features, GroupMoments) else GroupMoments.of(features)
-    mean, cov, n = sums.moments()
-    whole, second, total = distance(mean, cov), sums.second.sum(0), sums.total.sum(0)
-    parts = []
-    for group, size in enumerate(sums.count.tolist()):
-        rest = n - size
-        mean = (total - sums.total[group]) / rest
-        parts.append(distance(mean, (second - sums.second[group] - rest * torch.outer(mean, mean)) / (rest - 1)))
-    return jackknife(whole, parts, n, low=0)
+def frechet_estimate(distance: Callable[[Tensor, Tensor], float], features: Tensor) -> Estimate:
+    """Estimate the Frechet distance of (N, D) features in random order; `distance` is from `frechet_from`."""
+    groups = [features[group].double() for group in split_groups(len(features))]
+    totals = torch.stack([x.sum(0) for x in groups])
+    seconds = torch.stack([x.T @ x for x in groups])
+
+    def measure(total: Tensor, second: Tensor, n: int) -> float:
+        mean = total / n
+        return distance(mean, (second - n * torch.outer(mean, mean)) / (n - 1))
+
+    n, total, second = len(features), totals.sum(0), seconds.sum(0)
+    value = measure(total, second, n)
+    parts = [measure(total - totals[i], second - seconds[i], n - len(x)) for i, x in enumerate(groups)]
+    return jackknife(value, parts, n, low=0)
 
 
 def class_entropy(counts: Tensor) -> Estimate:

@@ -1,6 +1,5 @@
-"""The reference set, and the features of sample sets, computed in one pass over the images."""
+"""The reference set of the scores."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +9,13 @@ from torch import Tensor
 
 from comparison.cli import UserError
 from comparison.data.images import CIFAR10_CLASSES, ImageSet, fingerprint, load_images
-from comparison.data.samples import Samples
-from comparison.progress import bar
 from comparison.scores import features as feature_sets
-from comparison.scores.classifier import CLASSES
 from comparison.scores.features import Extractor, Scale
-from comparison.scores.metrics import INTERVAL, MIN_IMAGES, GroupMoments, split_groups
+from comparison.scores.metrics import INTERVAL, MIN_IMAGES
 from comparison.scores.modes import ModeCounter, mode_counter
 
 MEMORY_POOL = 50_000  # training images among which the nearest is sought
 PAIRWISE = 10_000  # images of each set in kernel distance, nearest neighbours and sliced distance
-CACHED = 100_000  # limit of images whose features are kept on disk
 
 
 @dataclass(frozen=True)
@@ -127,116 +122,7 @@ class Reference:
         }
 
 
-@dataclass(frozen=True)
-class SampleFeatures:
-    """What the metrics need of a sample set: moments of all N images, features and pixels of the first PAIRWISE.
-
-    Attributes:
-        moments: moments of the z-scored features, by the groups of the jackknife.
-        features: (min(N, PAIRWISE), D) float32, z-scored, in random order.
-        images: (min(N, PAIRWISE), 3, S, S) uint8, the same images.
-        classes: (groups, classes) int64 counts; None if the extractor or the data do not have the ten classes.
-        modes: (N,) int64 matched modes, -1 for none; None for data without known modes.
-        residuals: (N,) float32 residuals of the fits that matched the modes; None without fits.
-    """
-
-    moments: GroupMoments
-    features: Tensor
-    images: Tensor
-    classes: Tensor | None
-    modes: Tensor | None
-    residuals: Tensor | None
-
-
-def embed_samples(
-    samples: Samples, positions: Tensor, count: int, reference: Reference, *, key: str | None, desc: str
-) -> SampleFeatures:
-    """Read a sample set once and keep what the metrics need.
-
-    Args:
-        samples: the sample set.
-        positions: (total,) int64 from `random_positions`.
-        count: images that have a position.
-        reference: source of extractor, scale and modes.
-        key: name of the features in the cache, None for no cache.
-        desc: label of the progress bar.
-    """
-    extractor, counter = reference.extractor, reference.modes
-    groups = split_groups(count)
-    group_of = torch.cat([torch.full((g.stop - g.start,), i) for i, g in enumerate(groups)])
-    kept = min(count, PAIRWISE)
-    moments = GroupMoments(len(groups), extractor.dimensions)
-    features = torch.empty(kept, extractor.dimensions)
-    images = torch.empty((kept, *samples.shape[1:]), dtype=torch.uint8)
-    matched = torch.empty(count, dtype=torch.int64) if counter else None
-    residuals: Tensor | None = None
-    classes: Tensor | None = None
-    batch = feature_sets.batch_size(extractor, samples.shape[-1])
-    cache = None
-    if key is not None and count <= CACHED:
-
-        def embed_all() -> Tensor:
-            everything = torch.empty(count, extractor.dimensions)
-            with bar(count, 0, desc, "images") as progress:
-                for part, numbers in _chosen_batches(samples, positions, batch):
-                    everything[numbers] = extractor(part)
-                    progress.update(len(part))
-            return everything
-
-        cache = feature_sets.cached(key, count, extractor, embed_all)
-    with bar(count if cache is None else None, 0, desc, "images") as progress:
-        for part, numbers in _chosen_batches(samples, positions, batch):
-            raw = extractor(part) if cache is None else cache[numbers]
-            x = reference.scale(raw)
-            for group in group_of[numbers].unique().tolist():
-                moments.add(x[group_of[numbers] == group], group)
-            predicted = extractor.classes(raw) if reference.ten_classes else None
-            if predicted is not None:
-                counts = torch.zeros(len(groups), CLASSES, dtype=torch.int64)
-                counts.index_put_((group_of[numbers], predicted), torch.ones_like(predicted), accumulate=True)
-                classes = counts if classes is None else classes + counts
-            first = numbers < kept
-            features[numbers[first]], images[numbers[first]] = x[first], part[first]
-            if counter is not None and matched is not None:
-                matched[numbers], residual = counter.fit(part)
-                if residual is not None:
-                    residuals = torch.empty(count) if residuals is None else residuals
-                    residuals[numbers] = residual
-            progress.update(len(part) if cache is None else 0)
-    return SampleFeatures(moments, features, images, classes, matched, residuals)
-
-
-def _chosen_batches(samples: Samples, positions: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, batch by batch, the images that have a position, and these (n,) int64 positions."""
-    start = 0
-    for part in samples.batches(size):
-        numbers = positions[start : start + len(part)]
-        start += len(part)
-        chosen = numbers >= 0
-        if chosen.any():
-            yield part[chosen], numbers[chosen]
-
-
-def random_positions(total: int, count: int, seed: int) -> Tensor:
-    """Choose `count` of `total` images at random, in random order, since samples may be sorted by class.
-
-    Returns:
-        (total,) int64, the position of each image in that order, -1 if it is not chosen.
-    """
-    order = np.random.Generator(np.random.PCG64([seed, 2])).permutation(total)[:count]
-    positions = torch.full((total,), -1)
-    positions[torch.from_numpy(order)] = torch.arange(len(order))
-    return positions
-
-
-def shuffled(images: Tensor, seed: int) -> Tensor:
-    """Return the images in the random order of `random_positions`."""
-    return images[random_positions(len(images), len(images), seed).argsort()]
-
-
-def chosen_images(samples: Samples, positions: Tensor, count: int) -> Tensor:
-    """Return the (count, 3, S, S) uint8 images that have a position, in the order of the positions."""
-    images = torch.empty((count, *samples.shape[1:]), dtype=torch.uint8)
-    for part, numbers in _chosen_batches(samples, positions, 1000):
-        images[numbers] = part
-    return images
+def shuffled(images: Tensor, seed: int, count: int | None = None) -> Tensor:
+    """Return `count` images, by default all, chosen at random and in random order; they may be sorted by class."""
+    order = np.random.Generator(np.random.PCG64([seed, 2])).permutation(len(images))[:count]
+    return images[torch.from_numpy(order)]
