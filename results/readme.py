@@ -74,8 +74,7 @@ def _content(name: str, part: str, reports: Path, link: str) -> str:
     if part == "cost":
         return markdown_table(*tables.cost_table(report["models"]))
     if part == "sentences":
-        lines = report["findings"] if "findings" in report else report["sentences"]  # the latter: schema 2
-        return "\n".join(f"- {line}" for line in lines)
+        return "\n".join(f"- {line}" for line in report["findings"])
     kind, _, file = part.partition(":")
     if kind != "picture":
         raise UserError(f"block '{name} {part}': must be summary, quality, cost, sentences or picture:FILE")

@@ -59,14 +59,6 @@ def test_blocks_hold_what_the_report_says_and_the_rest_is_left_alone(reports):
     assert render(text.replace("| DCGAN | 37.7", "| DCGAN | 3.7"), reports, LINK) == (text, BLOCKS[:1])
 
 
-def test_reports_of_schema_2_fill_the_same_blocks(reports, tmp_path):
-    content = json.loads((reports / "made" / "report.json").read_text())
-    content |= {"schema": 2, "sentences": content.pop("findings"), "faults": content.pop("caveats")}
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "report.json").write_text(json.dumps(content))
-    assert render(TEXT, tmp_path, LINK) == render(TEXT, reports, LINK)
-
-
 def test_script_fills_and_checks(reports, tmp_path, script):
     (tmp_path / "README.md").write_text(TEXT)
     flags = ("--readme", "README.md", "--reports", reports)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from comparison.cli import UserError
 from comparison.data import shapes
@@ -106,7 +107,6 @@ def test_cost_comes_from_the_benchmark_and_says_what_is_extrapolated(rows):
     assert cell(table, "improved DDPM", "throughput") == "17.2/s, batch 128"
     assert cell(table, "improved DDPM", "50,000 images") == "~ 48.3 min"
     assert cell(table, "improved DDPM, ddim5", "GFLOP per image") == "1.55"
-    assert cell(table, "DCGAN", "break-even, images") == "0 (improved DDPM, DDGAN)"
     assert "extrapolated" in tables.cost_notes(rows)
 
 
@@ -133,13 +133,7 @@ def test_memorised_samples_are_flagged_and_only_they(rows, made):
     assert [line[0] for line in table[1] if "flag" in line[-1]] == ["copied training images", "DCGAN"]
 
 
-def test_cells_that_contradict_expectation_are_marked_and_explained(made, written):
-    anchors = anchors_of(made)
-    table = tables.corruption_table(anchors["checks"], anchors["anchors"])
-    assert cell(table, "kernel x1000", "JPEG, quality 10") == "**unchanged (!)**"
-    assert cell(table, "coverage", "half of the modes") == "worse"
-    assert cell(table, "coverage", "copied training images") == "better"  # any verdict would do
-    assert "4 of 5 verdicts are as expected" in tables.corruption_notes(anchors["checks"], anchors["anchors"])
+def test_verdicts_on_controls_that_contradict_expectation_are_caveats(written):
     (caveat,) = json.loads((written / "report.json").read_text())["caveats"]
     assert "Kernel x1000 cannot tell 'JPEG, quality 10' from 'real images (floor)'" in caveat
 
@@ -173,37 +167,13 @@ def test_pictures_that_the_files_do_not_suffice_for_are_left_out(copy):
     assert "interpolation.png" not in (out / "REPORT.md").read_text()
 
 
-DATA_HELP = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "array": list}
-
-
-def check(value, schema, root, where="report"):
-    """Check a value against the parts of JSON Schema that report.schema.json uses."""
-    schema = root["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-    types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", [])
-    fits = [value is None if kind == "null" else isinstance(value, DATA_HELP[kind]) for kind in types]
-    assert not types or any(fits), f"{where}: {value!r} is not {types}"
-    assert value in schema.get("enum", [schema.get("const", value)]), where
-    if isinstance(value, dict):
-        known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-        assert set(schema.get("required", ())) <= set(value), f"{where}: lacks {set(schema['required']) - set(value)}"
-        for name, part in value.items():
-            assert name in known or others is not False, f"{where}: {name} is not documented"
-            check(part, known.get(name, others if isinstance(others, dict) else {}), root, f"{where}.{name}")
-    if isinstance(value, list):
-        assert len(value) <= schema.get("maxItems", len(value)), where
-        for part in value:
-            check(part, schema.get("items", {}), root, f"{where}[]")
-
-
 def test_report_json_keeps_to_its_schema(written):
     schema = json.loads((Path(page.__file__).parent / "report.schema.json").read_text())
     content = json.loads((written / "report.json").read_text())
-    check(content, schema, schema)
-    with pytest.raises(AssertionError, match="lacks"):
-        check({}, schema, schema)
+    jsonschema.validate(content, schema)
     content["models"][0]["nfe"] = "four"
-    with pytest.raises(AssertionError, match="nfe"):
-        check(content, schema, schema)
+    with pytest.raises(jsonschema.ValidationError, match="'four' is not of type"):
+        jsonschema.validate(content, schema)
 
 
 @pytest.mark.figures

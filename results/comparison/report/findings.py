@@ -84,19 +84,7 @@ def _front(rows: Sequence[Row]) -> str | None:
     for fast, slow in pairwise(front):
         if not differ_significantly(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
             text += f" {_name(slow)} is not significantly better than the faster {_name(fast)}."
-    for clear, reason in ((True, "faster and better"), (False, "faster and not significantly worse")):
-        names = [_name(r) for r in scored if not any(r is f for f in front) and _beaten(r, front) == clear]
-        text += f" Dominated, as another model or sampler is {reason}: {join_words(names)}." if names else ""
     return text
-
-
-def _beaten(row: Row, front: Sequence[Row]) -> bool:
-    """Return True if a row of the front is faster and significantly better."""
-    faster = [f["metrics"][QUALITY] for f in front if f["seconds_per_image"] <= row["seconds_per_image"]]
-    return any(
-        f["value"] < row["metrics"][QUALITY]["value"] and differ_significantly(f, row["metrics"][QUALITY])
-        for f in faster
-    )
 
 
 def _budget(rows: Sequence[Row], budget: str | None) -> str | None:

@@ -14,9 +14,9 @@ from comparison.report import html, tables
 from comparison.report.findings import findings
 from comparison.report.pictures import PICTURES, draw_pictures
 from comparison.report.rows import read_rows
-from comparison.report.tradeoffs import break_evens, main_rows, pareto_front
+from comparison.report.tradeoffs import pareto_front
 
-SCHEMA = 3
+SCHEMA = 4
 FEW_IMAGES = 1000
 Report = dict[str, Any]  # the content of report.json
 
@@ -57,7 +57,6 @@ def make_report(
         "checks": anchors["checks"],
         "models": rows,
         "pareto_front": [row["label"] for row in pareto_front(rows)],
-        "break_even": break_evens(main_rows(rows)),
     }
     out.mkdir(parents=True, exist_ok=True)
     report["pictures"] = draw_pictures(report, folders, anchors_path, out)
@@ -93,7 +92,7 @@ def caveats(rows: Sequence[tables.Row], anchors: dict[str, Any]) -> list[str]:
 
 def markdown(report: Report) -> str:
     """Return REPORT.md: findings, samples, tables with their pictures, protocol, provenance."""
-    controls, rows, checks = report["controls"], report["models"], report["checks"]
+    controls, rows = report["controls"], report["models"]
 
     def picture(name: str) -> list[str]:
         title, caption = PICTURES[name]
@@ -105,7 +104,6 @@ def markdown(report: Report) -> str:
     table = formatting.markdown_table
     quality = table(*tables.quality_table(controls, rows))
     notes = tables.quality_notes(controls, rows, report["extractor"])
-    corruptions = [table(*tables.corruption_table(checks, controls)), tables.corruption_notes(checks, controls)]
     parts = [f"# Comparison: {report['name']}", _data(report), _items(report["findings"])]
     parts += ["**Caveats:**", _items(report["caveats"])] if report["caveats"] else []
     parts += section("Samples", *picture("samples.png"))
@@ -115,9 +113,7 @@ def markdown(report: Report) -> str:
     parts += section("Training", *picture("training.png"))
     parts += section("Nearest training images", *picture("neighbours.png"))
     parts += section("Interpolation", *picture("interpolation.png"))
-    parts += section(
-        "Sanity check: metrics on the controls", *(corruptions if checks else []), *picture("controls.png")
-    )
+    parts += ["## Controls", *picture("controls.png")]
     parts.append(_items([f"{control['label']}: {control['note']}" for control in controls.values()]))
     if any(row["standard"] for row in rows):
         parts += section("Standard metrics", table(*tables.standard_table(rows)), tables.standard_notes(rows))

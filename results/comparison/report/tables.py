@@ -5,7 +5,6 @@ from typing import Any
 
 from comparison import formatting
 from comparison.formatting import METRICS, MISSING, STANDARD, count, join_words, number
-from comparison.report.tradeoffs import break_evens, main_rows
 
 Row = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]  # heading, rows of cells
@@ -123,16 +122,8 @@ COST: dict[str, Callable[[Row], str]] = {
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Return the costs of sampling and training of each row, and its break-even points with others."""
-    after: dict[str, dict[int, list[str]]] = {}
-    for pair in break_evens(main_rows(rows)):
-        after.setdefault(pair["cheaper"], {}).setdefault(pair["after"], []).append(pair["than"])
-    cells = []
-    for row in rows:
-        pairs = sorted(after.get(row["label"], {}).items())
-        paid = "; ".join(f"{count(n)} ({', '.join(others)})" for n, others in pairs) or MISSING
-        cells.append([row["label"], *(cell(row) for cell in COST.values()), paid])
-    return ["", *COST, "break-even, images"], cells
+    """Return the costs of sampling and training of each row."""
+    return ["", *COST], [[row["label"], *(cell(row) for cell in COST.values())] for row in rows]
 
 
 def timing_protocol(rows: Sequence[Row]) -> str | None:
@@ -150,8 +141,7 @@ def cost_notes(rows: Sequence[Row]) -> str:
     text = (
         "Parameters are those of the networks used in sampling. NFE is the number of network evaluations per image, "
         "counted by a hook. A GFLOP is 10^9 operations; a multiply-add counts as two. Latency is the time of one image "
-        "at batch size 1, throughput that of the best batch size. From the break-even number of images on, training "
-        "plus sampling takes less time than for the model in brackets (0: always)."
+        "at batch size 1, throughput that of the best batch size."
     )
     if any(row["seconds_50k"] is not None and not row["seconds_50k_measured"] for row in rows):
         text += f" `{EXTRAPOLATED.strip()}`: extrapolated from the throughput."
@@ -174,30 +164,6 @@ def cost_notes(rows: Sequence[Row]) -> str:
         if any(parts):
             items.append(f"- {row['label']}: {', '.join(str(part) for part in parts if part)}")
     return "\n\n".join([text, "\n".join(items)] if items else [text])
-
-
-def corruption_table(checks: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> Table:
-    """Return the verdict of each metric (row) on each control (column), compared with the floor."""
-    against_floor = {(c["metric"], c["anchor"]): c for c in checks if c["against"] == "floor"}
-    columns = [name for name in controls if any(anchor == name for _, anchor in against_floor)]
-    cells = []
-    for name in (name for name in METRICS if any(metric == name for metric, _ in against_floor)):
-        line = [METRICS[name][0]]
-        for column in columns:
-            check = against_floor.get((name, column), {"verdict": MISSING, "ok": True})
-            line.append(check["verdict"] if check["ok"] else f"**{check['verdict']} (!)**")
-        cells.append(line)
-    return ["", *(controls[name]["label"] for name in columns)], cells
-
-
-def corruption_notes(checks: Sequence[Mapping[str, Any]], controls: Mapping[str, Any]) -> str:
-    """Return the explanation of the table, and the number of cells that are as expected."""
-    expected, wrong = sum(bool(check["expected"]) for check in checks), sum(not check["ok"] for check in checks)
-    floor = controls["floor"]["label"]
-    text = f"Each cell tells if the metric rates the control significantly worse or better than '{floor}'."
-    if not wrong:
-        return f"{text} All {expected} verdicts are as expected."
-    return f"{text} {expected - wrong} of {expected} verdicts are as expected. `(!)` marks the others; see Caveats."
 
 
 def standard_table(rows: Sequence[Row]) -> Table:

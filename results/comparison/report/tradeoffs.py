@@ -1,13 +1,10 @@
-"""Quality against cost: the Pareto front, break-even points, scored checkpoints. Standard library only."""
+"""Quality against cost: the Pareto front, scored checkpoints. Standard library only."""
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 Row = Mapping[str, Any]
 QUALITY = "frechet_distance"
-EQUAL_TRAINING = 0.01  # relative difference of training times below which they count as equal
 
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
@@ -23,27 +20,6 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
         if not front or row["metrics"][QUALITY]["value"] < front[-1]["metrics"][QUALITY]["value"]:
             front.append(row)
     return front
-
-
-def break_evens(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Compare the total time, training seconds + n x seconds per image, of each pair of rows that have both times.
-
-    Returns:
-        One dictionary per pair: `cheaper` takes less time than `than` (labels) for more than `after` images (int). It
-        is 0 if the faster sampler took no longer to train; training times within 1% of each other count as equal.
-    """
-    timed = [row for row in rows if row["training_seconds"] is not None and row["seconds_per_image"]]
-    pairs = []
-    for pair in combinations(timed, 2):
-        fast, slow = sorted(pair, key=lambda row: row["seconds_per_image"])
-        head_start = fast["training_seconds"] - slow["training_seconds"]
-        longest = max(fast["training_seconds"], slow["training_seconds"])
-        saving = slow["seconds_per_image"] - fast["seconds_per_image"]
-        if saving == 0:
-            continue
-        after = 0 if head_start <= EQUAL_TRAINING * longest else math.ceil(head_start / saving)
-        pairs.append({"cheaper": fast["label"], "than": slow["label"], "after": after})
-    return pairs
 
 
 def training_points(row: Row) -> list[tuple[float, Mapping[str, Any]]]:
