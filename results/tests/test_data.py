@@ -1,14 +1,11 @@
 """Sources, images and batches."""
 
-import multiprocessing
 import pickle
-import signal
 
 import numpy as np
 import pytest
 import torch
 from comparison.cli import UserError
-from comparison.data import images
 from comparison.data.batches import BatchStream
 from comparison.data.images import from_uint8, load_images, load_npz, save_npz, to_uint8
 from comparison.data.sources import check_source, source_name
@@ -53,41 +50,10 @@ def test_file_name_prefix_labels_a_flat_folder(tmp_path):
     assert data.labels.tolist() == [0, 0, 1]
 
 
-def test_processes_end_whatever_this_one_does_on_sigterm(folder, monkeypatch):
-    monkeypatch.setattr(images, "PROCESSES_FROM", 2)
-    monkeypatch.setattr(images, "usable_cores", lambda: 3)
-    read = images._read_span
-
-    def check(files, span):
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL or signal.pthread_sigmask(signal.SIG_BLOCK, ()):
-            raise UserError("a worker that SIGTERM does not end")
-        return read(files, span)
-
-    monkeypatch.setattr(images, "_read_span", check)
-    former = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        assert len(load_images(str(folder), 16)) > 2
-    finally:
-        signal.signal(signal.SIGTERM, former)
-    assert not multiprocessing.active_children()
-
-
-def test_processes_read_what_threads_read(folder, monkeypatch):
-    expected = load_images(str(folder), 16)
-    monkeypatch.setattr(images, "PROCESSES_FROM", 2)
-    monkeypatch.setattr(images, "usable_cores", lambda: 3)
-    here = []
-    monkeypatch.setattr(
-        images, "_read_span", lambda files, span, read=images._read_span: here.append(0) or read(files, span)
-    )
-    found = load_images(str(folder), 16)
-    assert torch.equal(found.images, expected.images)
-    assert here == []  # but in other processes
+def test_broken_file_is_named(folder):
     (folder / "b" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    for minimum in (2, 4096):  # by processes, by threads
-        monkeypatch.setattr(images, "PROCESSES_FROM", minimum)
-        with pytest.raises(UserError, match=r"broken\.png: not readable"):
-            load_images(str(folder), 16)
+    with pytest.raises(UserError, match=r"broken\.png: not readable"):
+        load_images(str(folder), 16)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,8 @@
 """Image sets: load any source into one uint8 tensor, convert between uint8 and float, read and write .npz files."""
 
 import contextlib
-import multiprocessing
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +23,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 MAX_CLASSES = 1_000_000
 SMALLER = "choose a smaller --image_size"
 CACHE_FROM = 1000  # smaller folders are not cached
-PROCESSES_FROM = 4096  # smaller folders are decoded by threads, since processes take longer to start
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AT_ONCE = 256  # images that a worker decodes at a time
-
-_files: FileSet | None = None  # of a decoding process
+AT_ONCE = 64  # images that a thread decodes at a time
 
 
 @dataclass(frozen=True)
@@ -208,56 +198,15 @@ def _read_files(files: FileSet) -> ImageSet:
     images = read_cache(cache, shape) if cache else None
     if images is None:
         images = np.empty(shape, np.uint8)
-        step = max(1, min(AT_ONCE, len(files) // 64))
-        spans = [range(start, min(start + step, len(files))) for start in range(0, len(files), step)]
-        with _decoders(files) as decode_all, bar(len(files), 0, "read images", "images") as progress:
-            for span, part in zip(spans, decode_all(spans), strict=True):
-                images[span.start : span.stop] = part
+        spans = torch.arange(len(files)).split(AT_ONCE)
+        with ThreadPoolExecutor(min(usable_cores(), 16)) as threads, bar(len(files), 0, "read", "images") as progress:
+            for span, part in zip(spans, threads.map(files.pick, spans), strict=True):
+                images[span] = part
                 progress.update(len(span))
         if cache and len(files) >= CACHE_FROM:
             write_cache(cache, images)
     pixels = torch.from_numpy(images)
     return ImageSet(pixels, files.labels, files.class_names, files.name, fingerprint(pixels))
-
-
-@contextmanager
-def _decoders(files: FileSet) -> Iterator[Callable[[Sequence[range]], Iterable[np.ndarray]]]:
-    """Yield a function that decodes spans of files in parallel, each to (n, 3, S, S) uint8, in order.
-
-    Many files are decoded by processes, which do not share the interpreter's lock: 16 cores read 50,000 JPEG files of
-    32 pixels in 2 s by processes, in 30 s by threads.
-    """
-    cores = min(usable_cores(), 16)
-    forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
-    if len(files) < PROCESSES_FROM or cores == 1 or not forks:
-        with ThreadPoolExecutor(cores) as threads:
-            yield partial(threads.map, partial(_read_span, files))
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a worker has handlers of its own
-    try:
-        pool = multiprocessing.get_context("fork").Pool(cores, _init_worker, (files,))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with pool:
-        yield partial(pool.imap, _read_worker_span)
-
-
-def _read_span(files: FileSet, span: range) -> np.ndarray:
-    return np.stack([files.pixels(i) for i in span])
-
-
-def _init_worker(files: FileSet) -> None:
-    """Keep the set in this process, so that tasks need not carry it; ignore Ctrl-C, and end by SIGTERM."""
-    global _files
-    _files = files
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a pool ends its workers; a handler may be inherited
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-def _read_worker_span(span: range) -> np.ndarray:
-    assert _files is not None
-    return _read_span(_files, span)
 
 
 def _cache_file(files: FileSet) -> Path | None:
