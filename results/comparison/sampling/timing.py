@@ -26,13 +26,13 @@ MIN_RISE = 1.02  # throughput ratio below which the batch size is no longer doub
 Attempt = tuple[dict[str, Any] | None, str]  # entry of a batch size, or None and the reason
 
 
-def protocol(min_seconds: float, limit_seconds: float) -> str:
+def protocol(min_seconds: float) -> str:
     """Return the description of the measurement in timing.json."""
     return (
         f"median of calls that draw a whole batch, repeated for {min_seconds:g} s (one run where a call takes longer), "
         "eval and inference mode, weights loaded, after one warm-up batch, device synchronised; loading, conversion to "
-        f"uint8 and disk writes excluded; batch sizes whose call would exceed {limit_seconds:g} s left out; GFLOP are "
-        "2 x multiply-adds of convolutions and matrix products of one image; memory is the peak of the GPU's "
+        f"uint8 and disk writes excluded; batch sizes whose call would exceed {LIMIT * min_seconds:g} s left out; "
+        "GFLOP are 2 x multiply-adds of convolutions and matrix products of one image; memory is the peak of the GPU's "
         "allocations, or on a CPU of the process so far"
     )
 
@@ -50,7 +50,7 @@ def write_benchmark(
 ) -> None:
     """Write timing.json unless it holds the same measurement already; arguments as in `benchmark`."""
     wanted = {**_with_machine(facts, device), "image_size": image_size}
-    if json_matches(path, {**wanted, "protocol": protocol(min_seconds, LIMIT * min_seconds)}):
+    if json_matches(path, {**wanted, "protocol": protocol(min_seconds)}):
         print(f"{path}: measured already; delete it to measure anew", flush=True)
         return
     timing = benchmark(
@@ -75,10 +75,7 @@ def benchmark(
     image_size: int,
     device: torch.device,
     facts: dict[str, Any],
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    largest: int | None = None,
-    min_seconds: float = 2.0,
-    limit_seconds: float | None = None,
+    min_seconds: float,
 ) -> dict[str, Any]:
     """Measure a sampler at fixed batch sizes, then at doubled ones while throughput rises.
 
@@ -89,10 +86,7 @@ def benchmark(
         image_size: S, pixels.
         device: device that `draw` uses.
         facts: further entries of timing.json: model, sampler, checkpoint, network, precision.
-        batch_sizes: fixed batch sizes; larger ones than the smallest may be skipped.
-        largest: limit of the doubling, None for no limit.
-        min_seconds: minimum seconds of measurement per batch size.
-        limit_seconds: limit of the seconds of one call, None for 15 x min_seconds.
+        min_seconds: minimum seconds of measurement per batch size; a call may take 15 times as long.
 
     Returns:
         The content of timing.json: seconds are medians of one call, memory is in bytes.
@@ -100,15 +94,14 @@ def benchmark(
     Raises:
         UserError: the smallest batch does not fit in memory.
     """
-    limit_seconds = limit_seconds or LIMIT * min_seconds
     for network in networks:
         network.eval()
     gflop = count_flop(lambda: evaluate(1)) / 1e9
     batches: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     with torch.inference_mode():
-        stopwatch = _Stopwatch(draw, networks, evaluate, device, min_seconds, limit_seconds)
-        for size in sorted(batch_sizes):
+        stopwatch = _Stopwatch(draw, networks, evaluate, device, min_seconds)
+        for size in BATCH_SIZES:
             entry, reason = stopwatch.attempt(size)
             if entry:
                 batches.append(entry)
@@ -119,12 +112,12 @@ def benchmark(
         if skipped:
             reason = skipped[-1]["reason"]
         else:
-            larger, reason = sweep_batch_sizes(stopwatch.attempt, batches[-1], largest)
+            larger, reason = sweep_batch_sizes(stopwatch.attempt, batches[-1])
             batches += larger
     best = max(batches, key=lambda entry: entry["images_per_second"])
     return {
         "schema": SCHEMA,
-        "protocol": protocol(min_seconds, limit_seconds),
+        "protocol": protocol(min_seconds),
         **_with_machine(facts, device),
         "image_size": image_size,
         "parameters": sum(p.numel() for network in networks for p in network.parameters()),
@@ -175,25 +168,19 @@ def _repeat(call: Callable[[], object], device: torch.device, seconds: float) ->
     return timer.blocked_autorange(min_run_time=seconds)
 
 
-def sweep_batch_sizes(
-    attempt: Callable[[int], Attempt], last: dict[str, Any], largest: int | None = None
-) -> tuple[list[dict[str, Any]], str]:
+def sweep_batch_sizes(attempt: Callable[[int], Attempt], last: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Double the batch size while throughput rises by 2% or more.
 
     Args:
         attempt: measures a batch size, see `_Stopwatch.attempt`.
         last: entry of the batch size to start from.
-        largest: limit of the batch size, None for no limit.
 
     Returns:
         The new entries, the last of which may be slower, and the reason for the end.
     """
     entries: list[dict[str, Any]] = []
     while True:
-        size = 2 * last["batch_size"]
-        if largest and size > largest:
-            return entries, "the largest batch size asked for"
-        entry, reason = attempt(size)
+        entry, reason = attempt(2 * last["batch_size"])
         if entry is None:
             return entries, reason
         entries.append(entry)
@@ -217,13 +204,13 @@ class _Stopwatch:
     evaluate: Callable[[int], object]
     device: torch.device
     min_seconds: float
-    limit_seconds: float
     nfe: float = 0.0
     expected: float = 0.0
     measured: int = 0
 
     def __post_init__(self) -> None:
         self._memory_at_start = peak_memory_bytes(self.device)
+        self.limit_seconds = LIMIT * self.min_seconds
 
     def attempt(self, size: int) -> Attempt:
         """Return the entry of a batch size and "", or None and the reason."""
