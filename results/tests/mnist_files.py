@@ -1,7 +1,5 @@
 """A small MNIST, drawn with a font, in the layout of the published files."""
 
-import gzip
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,7 +17,7 @@ def draw_digits(labels, seed=0):
     return pictures
 
 
-def write_mnist(root, train=60, test=30, *, packed=False):
+def write_mnist(root, train=60, test=30):
     """Write both splits below a data root; return their labels."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
@@ -28,7 +26,6 @@ def write_mnist(root, train=60, test=30, *, packed=False):
         labels = np.random.default_rng(count).permutation(np.arange(count) % 10).astype(np.uint8)
         for kind, array in (("images-idx3", draw_digits(labels, count)), ("labels-idx1", labels)):
             header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            path = folder / f"{name}-{kind}-ubyte{'.gz' if packed else ''}"
-            path.write_bytes(gzip.compress(header + array.tobytes()) if packed else header + array.tobytes())
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
         written["test" if name == "t10k" else name] = labels
     return written

