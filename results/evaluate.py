@@ -40,7 +40,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--features", choices=["auto", "cifar", "random"], default="auto", help=features)
     add("--seed", type=non_negative_int, default=0, help="seed that chooses the reference and the scored samples")
     add("--anchors", type=Path, metavar="FILE", help="controls' file, .json, written or reused")
-    add("--out", default="metrics.json", metavar="NAME", help="output file in each run folder")
     add("--json", type=Path, metavar="FILE", help="also write all scores into this file")
     group = parser.add_argument_group("standard metrics")
     group.add_argument("--standard", action="store_true", help="add FID, KID, inception score, precision and recall")
@@ -57,8 +56,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--num_images {args.num_images}: five nearest neighbours need at least 8")
     if args.image_size < 8:
         parser.error(f"--image_size {args.image_size}: at least 8 pixels")
-    if Path(args.out).name != args.out:
-        parser.error(f"--out {args.out}: a file name, without a folder")
     return args
 
 

@@ -43,6 +43,6 @@ def score_all(
     anchors = evaluation.evaluate_controls(evaluator, args.anchors) if args.anchors else None
     results = {}
     for name, file in files.items():
-        target = Path(name) / args.out if file != Path(name) else None
+        target = Path(name) / "metrics.json" if file != Path(name) else None
         results[name] = evaluation.evaluate_samples(evaluator, file, target)
     return anchors, results
