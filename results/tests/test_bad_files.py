@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from comparison import cli, device
-from comparison.checkpoints import load_checkpoint, save_checkpoint, trained_facts
+from comparison.checkpoints import trained_facts
 from comparison.cli import UserError, check_folder
 from comparison.curves import draw_run_loss
 from comparison.data.images import load_images, load_npz
@@ -239,21 +239,6 @@ def test_memory_that_does_not_suffice_is_one_sentence(of_torch, capsys):
 def test_other_errors_of_the_runtime_are_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="defect"):
         cli.run(lambda: (_ for _ in ()).throw(RuntimeError("a defect")))
-
-
-def test_a_checkpoint_that_the_disk_does_not_hold_leaves_the_one_before(tmp_path):
-    resource = pytest.importorskip("resource")
-    path = tmp_path / "checkpoint_000001.pt"
-    save_checkpoint(path, {"weights": torch.zeros(4)}, model="gans")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
-    try:
-        with pytest.raises(UserError, match="could not be written"):
-            save_checkpoint(path, {"weights": torch.ones(100, 10_000)}, model="gans")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert os.listdir(tmp_path) == [path.name]
-    assert torch.equal(load_checkpoint(path, model="gans")["weights"], torch.zeros(4))
 
 
 @pytest.mark.parametrize("facts", [("x", 1, 1.0), (1, "x", 1.0), (1, 1, {})])

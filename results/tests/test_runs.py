@@ -11,7 +11,6 @@ import torch
 from comparison import cli, rng
 from comparison.checkpoints import load_checkpoint, newest, save_checkpoint
 from comparison.cli import UserError
-from comparison.curves import draw_run_loss
 from comparison.device import autocast_dtype, pick_device
 from comparison.files import read_json
 from comparison.runs import Run, read_progress
@@ -83,11 +82,6 @@ class TestRun:
         Run.open(tmp_path, {"lr": 9}, model="gans", fresh=True).start()
         assert (tmp_path / "samples.npz").exists()
 
-    def test_checkpoints_without_config_are_not_overwritten(self, tmp_path):
-        (tmp_path / "model.pt").write_bytes(b"x")
-        with pytest.raises(UserError, match=r"no config\.json"):
-            Run.open(tmp_path, {"lr": 9}, model="gans")
-
     def test_resumed_progress_continues_from_the_checkpoint(self, tmp_path):
         run = open_run(tmp_path)
         for step in range(1, 6):
@@ -106,14 +100,6 @@ class TestRun:
         with pytest.raises(UserError, match=r"holds checkpoints but no config\.json"):
             open_run(tmp_path, fresh=fresh)
         assert (tmp_path / "model000006.pt").read_bytes() == b"mine"
-
-    @pytest.mark.figures
-    def test_loss_picture_is_drawn(self, tmp_path):
-        run = open_run(tmp_path)
-        for step in range(1, 80):
-            run.log_row(step, step * 4, step * 0.5, loss_d=1 / step, loss_g=2.0)
-        draw_run_loss(run.folder)
-        assert (tmp_path / "loss.png").stat().st_size > 2000
 
 
 class TestLock:
