@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from comparison import cli, jobs
 from comparison.cli import UserError
@@ -46,17 +45,9 @@ FEW_STEPS = (1, 2, 4)  # evaluations that it is tuned for
 SOLVERS = ("dpmpp", "unipc")  # what it is compared with: samplers of the network before tuning, at 2 and 4 steps
 
 
-class Parser(cli.Parser):
-    """A parser that reports an option without a value, and an unknown one, in one short sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (\S+): expected one argument$", r"\1: a value is missing", message)
-        super().error(re.sub(r"^unrecognized arguments: (\S+).*", r"\1: no such option; see --help", message))
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; `Plan` validates the values that depend on each other."""
-    parser = Parser(description=(__doc__ or "").strip(), allow_abbrev=False, formatter_class=cli.Formatter)
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--data", default="shapes", metavar="D", help=DATA_HELP)
     add("--preset", default="quick", choices=DEFAULTS, help="networks and settings, see flags.sh")

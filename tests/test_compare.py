@@ -60,7 +60,7 @@ def test_wrong_options_are_one_sentence(options, message, compare, monkeypatch):
 def test_shell_script_hands_its_options_over(shell):
     done = shell("bash results/compare.sh --seed")
     assert done.returncode == 2
-    assert done.stderr == "compare.py: error: --seed: a value is missing\n"
+    assert done.stderr == "compare.py: error: argument --seed: expected one argument\n"
     assert "usage: compare.py" in shell("bash results/compare.sh --help").stdout
 
 
