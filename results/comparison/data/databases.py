@@ -33,7 +33,7 @@ class DatabaseSet(FileSet):
         first: number of images at the beginning to use, None for all.
 
     Raises:
-        UserError: the package lmdb is missing, or the database is damaged, truncated or empty.
+        UserError: the database is damaged, truncated or empty.
     """
 
     def __init__(self, path: Path, image_size: int, limit: int | None = None, *, name: str, first: int | None = None):
@@ -103,12 +103,10 @@ def open_database(path: Path) -> Any:
     """Open the LMDB database in the folder `path` for reading.
 
     Raises:
-        UserError: the package lmdb is missing, or the database is damaged or truncated.
+        UserError: the database is damaged or truncated.
     """
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError(f"{path}: an LMDB database; to read it: pip install lmdb") from None
+    import lmdb
+
     try:
         database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
         needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
