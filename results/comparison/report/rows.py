@@ -102,20 +102,16 @@ def _distilled(folder: Path) -> dict[str, Any]:
 
 def _sample_set(folder: Path, anchors: Mapping[str, Any]) -> dict[str, Any]:
     sampling, timing = optional_json(folder / "sampling.json"), optional_json(folder / "timing.json")
-    per_evaluation, per_image = timing.get("gflop_per_evaluation"), timing.get("gflop_per_image")
-    nfe = timing.get("nfe", sampling.get("nfe"))
-    if per_image is None and per_evaluation is not None and nfe is not None:
-        per_image = per_evaluation * nfe
     samplers = timing.get("sampler"), sampling.get("sampler")
     return {
         **_scores(folder, anchors),
         "sampler": sampling.get("sampler") or timing.get("sampler"),
         "checkpoint": sampling.get("checkpoint") or timing.get("checkpoint"),
         "trained": _trained(sampling),
-        "nfe": nfe,
+        "nfe": timing.get("nfe", sampling.get("nfe")),
         "parameters": timing.get("parameters") or sampling.get("parameters"),
-        "gflop_per_evaluation": per_evaluation,
-        "gflop_per_image": per_image,
+        "gflop_per_evaluation": timing.get("gflop_per_evaluation"),
+        "gflop_per_image": timing.get("gflop_per_image"),
         "timed_otherwise": all(samplers) and samplers[0] != samplers[1],
         **_speed(sampling, timing),
     }
@@ -153,7 +149,7 @@ def _speed(sampling: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, 
         "sampling_peak_bytes": peak if peak is not None else sampling.get("peak_memory_bytes"),
         "device": source.get("device") or sampling.get("device"),
         "threads": timing.get("threads"),
-        "precision": source.get("precision") or sampling.get("precision") or sampling.get("dtype"),
+        "precision": source.get("precision") or sampling.get("precision"),
         "timing_protocol": source.get("protocol"),
         "largest_batch": timing.get("largest"),
     }
