@@ -74,17 +74,6 @@ class Budget:
         return " or ".join(f"{bound:g} {unit}" for unit, bound in bounds if bound) or "no bound"
 
 
-class Clock:
-    """Wall seconds, starting at `elapsed`."""
-
-    def __init__(self, elapsed: float = 0.0):
-        self._start = time.perf_counter() - elapsed
-
-    def seconds(self) -> float:
-        """Return the elapsed seconds."""
-        return time.perf_counter() - self._start
-
-
 class StopSignal:
     """Record the first Ctrl-C or SIGTERM, so that a loop can save and exit; the second raises KeyboardInterrupt."""
 
@@ -150,7 +139,7 @@ class Loop:
         self.step, self.progress = step, 0.0
         self.reason: str | None = None
         self._images_of, self._log_interval, self._save_minutes = images_of, log_interval, save_minutes
-        self._advice, self._clock, self._paused = advice, Clock(seconds), False
+        self._advice, self._began, self._paused = advice, time.perf_counter() - seconds, False
         self._agreed = self._saved_at = self._paused_at = seconds
         self._logged_step = -1
 
@@ -191,7 +180,7 @@ class Loop:
     @property
     def seconds(self) -> float:
         """Return the wall seconds of training so far."""
-        return self._paused_at if self._paused else self._clock.seconds()
+        return self._paused_at if self._paused else time.perf_counter() - self._began
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -204,7 +193,7 @@ class Loop:
         try:
             yield
         finally:
-            self._paused, self._clock = False, Clock(self._paused_at)
+            self._paused, self._began = False, time.perf_counter() - self._paused_at
 
     @property
     def row_due(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from comparison.cli import UserError
 from comparison.files import read_json
 from comparison.runs import Run, read_progress
-from comparison.training import Budget, Clock, Loop, StopSignal, prune
+from comparison.training import Budget, Loop, StopSignal, prune
 
 
 @pytest.fixture
@@ -47,10 +47,6 @@ def test_each_bound_ends_the_run_at_its_value():
     assert budget.exhausted(0, 100, 0) == "max_images 100"
     assert budget.exhausted(0, 0, 5) == "max_seconds 5"
     assert budget.describe() == "10 updates or 100 images or 5 seconds"
-
-
-def test_clock_continues_from_earlier_starts():
-    assert 100 <= Clock(100.0).seconds() < 101
 
 
 def test_first_interrupt_is_a_request_the_second_raises():
