@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Export each run."""
-    names = [read_config(run / "config.json").get("model") for run in args.runs]
+    names = [str(read_config(run / "config.json").get("model")) for run in args.runs]
     for run, name in zip(args.runs, names, strict=True):
         if name not in MODELS:
             raise UserError(f"{run}: a run of {name}, not of {', '.join(MODELS)}")

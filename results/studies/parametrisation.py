@@ -131,7 +131,8 @@ def draw_pictures(study: Row, out: Path) -> None:
     """Draw parametrisation.png: a bar for each row and metric."""
     from comparison.report.study_plots import draw
 
-    rows, panels = study_page.pooled(study), []
+    rows = study_page.pooled(study)
+    panels: list[Bars] = []
     texts = {
         QUALITY: "Frechet distance (log, lower is better)",
         MODES: "fraction that shows a mode",

