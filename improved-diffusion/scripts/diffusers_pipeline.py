@@ -9,11 +9,12 @@ import torch
 from comparison.cli import UserError
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from export_diffusers import RESCALED
-from improved_diffusion.checkpoints import fill_network, read_network
+from improved_diffusion.checkpoints import fill_network
 from improved_diffusion.flags import CHANNEL_MULT, attention_factors
 from improved_diffusion.schedules import get_named_beta_schedule
 from improved_diffusion.script_util import create_model_and_diffusion
 from improved_diffusion.unet import AttentionBlock, Downsample, ResBlock, UNetModel, Upsample
+from model_loading import read_state
 from torch import Tensor
 
 TOLERANCE = 1e-4  # largest difference of the two networks' outputs
@@ -41,7 +42,7 @@ def export(path: Path, flags: dict[str, Any], out: Path) -> int:
         UserError: the file is damaged or does not fit the flags, or the outputs differ.
     """
     try:
-        state = read_network(str(path))
+        state = read_state(path)
         classes = state["label_emb.weight"].shape[:1].numel() if "label_emb.weight" in state else 0
         network, _ = create_model_and_diffusion(**flags, num_classes=classes)
         fill_network(network, state, str(path))

@@ -10,10 +10,11 @@ from comparison.cli import UserError
 from comparison.data.folders import FileSet
 from comparison.data.images import ImageSet
 from comparison.rng import SampleNoise
-from improved_diffusion.checkpoints import fill_network, read_network
+from improved_diffusion.checkpoints import fill_network
 from improved_diffusion.distillation import GridSampler, TrajectoryLoss
 from improved_diffusion.few_steps import sample_few_steps
 from improved_diffusion.respace import SpacedDiffusion
+from model_loading import read_state
 from torch import Tensor, nn
 from train_network import ImageTask
 
@@ -36,7 +37,7 @@ class DistillTask(ImageTask):
         """Create the network with the teacher's weights, and its process."""
         model, self.diffusion = super().build(images)
         try:
-            fill_network(model, read_network(str(self.teacher)), str(self.teacher))
+            fill_network(model, read_state(self.teacher), str(self.teacher))
         except ValueError as error:
             raise UserError(str(error)) from None
         return model, self.diffusion

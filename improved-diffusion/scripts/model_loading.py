@@ -4,9 +4,11 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from comparison.checkpoints import load_torch
 from comparison.cli import UserError
 from comparison.device import autocast_dtype, computes_bf16, precision_name, set_threads
 from comparison.distributed import device_of, group
@@ -14,6 +16,7 @@ from comparison.files import digest
 from comparison.gpu.cuda_graphs import for_sampling
 from comparison.gpu.group_norm import group_norm, is_fused
 from comparison.ranks import get_rank_info
+from comparison.weights import is_weights
 from improved_diffusion.checkpoints import fill_network, read_network
 from improved_diffusion.nn import NormKernel, use_norm_kernel
 from improved_diffusion.respace import SpacedDiffusion
@@ -92,6 +95,11 @@ def prepare_model(model: nn.Module, device: torch.device, dtype: torch.dtype | N
     use_norm_kernel(model, NormKernel(is_fused, group_norm) if device.type == "cuda" else None)
 
 
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Read the state dict of a network from a checkpoint or from weights in 16 bits; raises as `read_network`."""
+    return load_torch(path)["ema"] if is_weights(path) else read_network(str(path))
+
+
 def load_model(
     args: argparse.Namespace,
     flags: dict[str, Any],
@@ -111,7 +119,7 @@ def load_model(
     """
     dtype = choose_dtype(args.precision, args.use_fp16, device)
     try:
-        state = read_network(str(args.model_path))
+        state = read_state(args.model_path)
         num_classes = state["label_emb.weight"].shape[:1].numel() if "label_emb.weight" in state else 0
         network, diffusion = create(**flags, num_classes=num_classes)
         fill_network(network, state, str(args.model_path))
@@ -122,7 +130,7 @@ def load_model(
     metadata = {
         "checkpoint": args.model_path.name,
         "checkpoint_sha256": digest(args.model_path),
-        "network": "ema" if args.model_path.name.startswith("ema_") else "raw",
+        "network": "ema" if args.model_path.name.startswith("ema_") or is_weights(args.model_path) else "raw",
         "precision": precision_name(dtype),
         **({"compiled": True} if args.compile else {}),
     }

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from comparison import weights
 from comparison.checkpoints import trained_facts
 from comparison.cli import UserError, check_folder, data_root, local_path, str2bool
 from comparison.files import atomic
@@ -39,7 +40,9 @@ def add_model_path(parser: argparse.ArgumentParser, title: str, help_text: str) 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add --model_path, --out_dir, --compile, --cuda_graph and --use_fp16."""
-    add = add_model_path(parser, "checkpoint", "model<step>.pt or ema_<rate>_<step>.pt; local or remote")
+    add = add_model_path(
+        parser, "checkpoint", "model<step>.pt or ema_<rate>_<step>.pt, local or remote, or pretrained:RUN"
+    )
     add("--out_dir", "--out", type=local_path, help="output folder; default: OPENAI_LOGDIR, else the model's folder")
     add(
         "--compile",
@@ -57,8 +60,8 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def path_or_url(text: str) -> Path | str:
-    """Parse a flag: a local path, or the text of a remote one."""
-    return text if is_remote(text) else Path(text)
+    """Parse a flag: a local path, pretrained:RUN for the committed weights of a run, or the text of a remote path."""
+    return text if is_remote(text) else weights.checkpoint_path(MODEL)(text)
 
 
 def folder_of_environment() -> Path | None:
@@ -80,7 +83,7 @@ def out_folder(args: argparse.Namespace) -> Path:
         UserError: it cannot be written.
     """
     variable = None if args.out_dir else folder_of_environment()
-    folder = args.out_dir or variable or args.model_path.parent
+    folder = args.out_dir or variable or weights.out_folder(args.model_path)
     check_folder(folder, "OPENAI_LOGDIR" if variable else "--out_dir")
     return folder
 
@@ -130,6 +133,8 @@ def flags_of_run(args: argparse.Namespace, defaults: dict[str, Any], model: str)
 
 def training_of(path: Path) -> dict[str, Any]:
     """Return the step, images_seen and wall_seconds of a network's file, from its name and its run; None if unknown."""
+    if weights.is_weights(path):
+        return trained_facts(path.parent, read_config(path.with_name("config.json")).get("finished", {}).get("steps"))
     match = re.fullmatch(r"(?:model|ema_[\d.]+_)(\d+)\.pt", path.name)
     return trained_facts(path.parent, int(match[1]) if match else None)
 

@@ -1,0 +1,70 @@
+"""Weights in 16 bits: exact return, damaged files, --checkpoint pretrained:RUN in every sampling script."""
+
+import argparse
+
+import pytest
+import torch
+from comparison import cli, weights
+from comparison.checkpoints import load_torch
+from comparison.cli import UserError
+
+PAYLOAD = {
+    "model": "gans",
+    "step": 7,
+    "config": {"ngf": 4, "ch_mult": [1, 2]},
+    "generator": None,
+    "ema": {"a.weight": torch.tensor([[0.1, -2.5]]), "a.count": torch.tensor(3)},
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    weights.save_weights(tmp_path / weights.NAME, PAYLOAD)
+    return tmp_path / weights.NAME
+
+
+def test_load_returns_what_was_saved_in_half_precision(path):
+    loaded = load_torch(path)
+    assert {**loaded, "ema": None} == {**PAYLOAD, "ema": None}
+    assert loaded["ema"]["a.count"].dtype == torch.int64
+    assert loaded["ema"]["a.weight"].dtype == torch.float32
+    assert torch.equal(loaded["ema"]["a.weight"], PAYLOAD["ema"]["a.weight"].half().float())
+    assert loaded["ema"]["a.count"] == 3
+
+
+@pytest.mark.parametrize("where", [0, 100, -1])
+def test_damaged_file_is_refused_by_name(path, where):
+    content = bytearray(path.read_bytes())
+    content[where] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=weights.NAME):
+        load_torch(path)
+
+
+def test_foreign_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="not readable as weights of this project"):
+        load_torch(tmp_path / "x.safetensors")
+
+
+def test_values_beyond_half_precision_are_refused(tmp_path):
+    with pytest.raises(UserError, match="ema/x has values that float16 cannot hold"):
+        weights.save_weights(tmp_path / weights.NAME, {"ema": {"x": torch.tensor([1e6])}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretrained_names_a_run_with_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "repo_root", lambda: tmp_path)
+    read = weights.checkpoint_path("gans")
+    assert read("some/file.pt").name == "file.pt"
+    with pytest.raises(argparse.ArgumentTypeError, match="no pretrained:first; there are: none"):
+        read("pretrained:first")
+    run = tmp_path / "results" / "runs" / "gans" / "first"
+    run.mkdir(parents=True)
+    weights.save_weights(run / weights.NAME, PAYLOAD)
+    assert read("pretrained:first") == run / weights.NAME
+    assert weights.out_folder(run / weights.NAME) == run / "pretrained"
+    with pytest.raises(argparse.ArgumentTypeError, match="no pretrained:other; there are: first"):
+        read("pretrained:other")
