@@ -8,9 +8,12 @@ average and range instead, for runs that differ in the seed.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from comparison.cli import UserError, check_folder, local_path, make_parser, run
+from comparison.curves import LARGEST
+from comparison.files import remove_stale
 from comparison.runs import read_progress
 from ddgan.options import run_folder
 
@@ -48,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
     check_folder(out.parent, "--out")
     from ddgan.loss_plot import draw
 
+    remove_stale(out.parent)
     draw(rows, args.also, args.mean, out)
     print(out)
     return 0
@@ -58,7 +62,7 @@ def read_rows(folder: Path) -> list[dict[str, float]]:
     path = folder / "progress.csv"
     if not path.is_file():
         raise UserError(f"{folder}: holds no progress.csv")
-    rows = [row for row in read_progress(path) if all(name in row for name in LOSSES)]
+    rows = [row for row in read_progress(path) if all(abs(row.get(name, math.inf)) < LARGEST for name in LOSSES)]
     if not rows:
         raise UserError(f"{path}: no row with losses yet")
     return rows

@@ -133,6 +133,8 @@ def main(args: argparse.Namespace) -> int:
 
 def validate(args: argparse.Namespace) -> None:
     """Validate the options; add `space`, `default` (its values in the base flags), `rungs` in images, and `scoring`."""
+    if "?" in str(args.folder.resolve()):  # begins the options in the address of a database
+        raise UserError(f"--study {args.study}: must not contain '?'")
     cli.check_folder(args.folder, "--study")
     check_source(args.dataset, "--dataset")
     check_architecture(vars(args.training))

@@ -67,6 +67,13 @@ def _content(name: str, part: str, reports: Path, link: str) -> str:
     if not path.is_file():
         raise UserError(f"block '{name} {part}': {path}: no such report")
     report = read_json(path)
+    try:
+        return _block(report, name, part, link)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged, or of another version ({type(error).__name__}: {error})") from None
+
+
+def _block(report: Mapping[str, Any], name: str, part: str, link: str) -> str:
     if part == "summary":
         return _summary(report)
     if part == "quality":
@@ -112,7 +119,11 @@ def main(args: argparse.Namespace) -> int:
     outdated = False
     for path in [args.readme] if args.readme else [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
         link = Path(os.path.relpath(reports.resolve(), path.resolve().parent)).as_posix()
-        text, stale = render(path.read_text(encoding="utf-8"), reports, link)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not UTF-8 text") from None
+        text, stale = render(text, reports, link)
         outdated |= bool(stale)
         if args.check:
             print("".join(f"stale: {block}\n" for block in stale), end="")

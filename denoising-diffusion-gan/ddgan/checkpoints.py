@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint
+from comparison.checkpoints import load_checkpoint, load_torch, save_checkpoint, save_torch
 from comparison.cli import UserError
-from comparison.files import atomic
 from torch import Tensor
 
 from ddgan.discriminator import Discriminator, PlainDiscriminator
@@ -113,8 +112,7 @@ def export_generator(path: Path, out: Path, given: Mapping[str, Any]) -> None:
     lacking += [] if generator.cfg.conditional else ["a generator without time embedding"]
     if lacking:
         raise UserError(f"{path}: NVlabs's code has no {' and no '.join(lacking)}")
-    with atomic(out) as temporary:
-        torch.save(published_state(generator), temporary)
+    save_torch(out, published_state(generator))
 
 
 def check_config(path: Path, config: Any) -> None:

@@ -1,9 +1,10 @@
 """The figure of loss_graph.py: losses and other columns of progress.csv against training images seen."""
 
+import math
 from pathlib import Path
 
 import numpy as np
-from comparison.curves import running_mean
+from comparison.curves import LARGEST, running_mean
 from comparison.files import atomic
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,13 +52,16 @@ def draw_curves(axes: Axes, rows: dict[Path, Rows], column: str, color: str, lab
     """Plot a column of each run with its line style, or the mean as far as all runs reach, and the shaded range."""
     smoothed = []
     for number, (folder, run_rows) in enumerate(rows.items()):
-        seen, values = zip(*((row["images_seen"], row[column]) for row in run_rows if column in row), strict=True)
+        points = [(row["images_seen"], row[column]) for row in run_rows if abs(row.get(column, math.inf)) < LARGEST]
+        if not points:
+            continue
+        seen, values = zip(*points, strict=True)
         smoothed.append((seen, running_mean(values, min(SMOOTH, len(values)))))
         if not mean:
             axes.plot(seen, values, color=color, alpha=0.25 / len(rows) ** 0.5, linewidth=1)
             run_label = ", ".join(filter(None, (label, folder.name if len(rows) > 1 else "")))
             axes.plot(*smoothed[-1], STYLES[number % len(STYLES)], color=color, linewidth=1.6, label=run_label)
-    if mean:
+    if mean and smoothed:
         end = min(seen[-1] for seen, _ in smoothed)
         x = np.array([value for value in smoothed[0][0] if value <= end] or [end])
         y = np.array([np.interp(x, *curve) for curve in smoothed])

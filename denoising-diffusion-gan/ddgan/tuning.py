@@ -24,6 +24,7 @@ from comparison.runs import read_config
 from comparison.scores.features import embed
 from comparison.scores.metrics import frechet_estimate, frechet_from, moments
 from comparison.scores.reference import Reference
+from filelock import FileLock
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy import event
@@ -47,20 +48,22 @@ def open_study(folder: Path, name: str = SEARCH) -> optuna.Study:
         UserError: the file is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / "study.db").resolve()
     try:
-        storage = RDBStorage(
-            f"sqlite:///{(folder / 'study.db').resolve()}",
-            # Wait up to 120 s while another worker writes; the driver begins no transaction, see below.
-            engine_kwargs={"connect_args": {"timeout": 120, "isolation_level": None}},
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
-        # A write lock from the start: otherwise two workers could both take the same waiting trial.
-        event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_FROM)
-        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner)
-    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        with FileLock(f"{path}.lock"):  # Optuna creates the tables in steps, which two workers must not mix
+            storage = RDBStorage(
+                f"sqlite:///{path}",
+                # Wait up to 120 s while another worker writes; the driver begins no transaction, see below.
+                engine_kwargs={"connect_args": {"timeout": 120, "isolation_level": None}},
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+            # A write lock from the start: otherwise two workers could both take the same waiting trial.
+            event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_FROM)
+            return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner)
+    except (DatabaseError, RuntimeError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder / 'study.db'}: not readable as a study ({reason})") from None
 

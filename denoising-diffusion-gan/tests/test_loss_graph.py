@@ -96,6 +96,14 @@ def test_picture_goes_beside_the_script_unless_told(runs, capsys, monkeypatch, t
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["loss_s0.png", "loss_s0_and_2_more.png"]
 
 
+def test_values_that_no_axis_can_hold_are_left_out(tmp_path, figures):
+    write_run(tmp_path / "s0", rows=4)
+    with open(tmp_path / "s0" / "progress.csv", "a") as file:
+        file.write("5,40,5.5,1e308,-1e308,,0.0002\n6,48,6.5,1,1,1e300,0.0002\n")
+    call(tmp_path / "s0", "--also", "r1", "--out", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -1,9 +1,12 @@
 """The search for training flags: the space, workers that share a study, trials that end early, the page."""
 
 import argparse
+import contextlib
 import csv
+import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -172,7 +175,8 @@ def test_a_damaged_study_is_named_and_kept(pictures, tmp_path):
     (tmp_path / "study.db").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match=r"study\.db: not readable as a study"):
         tune(pictures, tmp_path)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("study.db", b"no database" * 100)]
+    assert {path.name for path in tmp_path.iterdir()} == {"study.db", "study.db.lock"}
+    assert (tmp_path / "study.db").read_bytes() == b"no database" * 100
 
 
 def test_a_missing_optuna_is_named_in_one_sentence(monkeypatch, pictures, tmp_path):
@@ -331,6 +335,27 @@ def test_a_rung_is_trained_sampled_and_scored_and_a_run_that_ends_early_is_told(
 def test_the_page_says_whether_the_winner_helps(default, winner, says):
     entries = [{"role": role, "value": v} for role, mine in (("default", default), ("winner", winner)) for v in mine]
     assert says in " ".join(tuning_page.verdict({"confirm": entries}))
+
+
+def test_workers_may_open_a_new_study_at_once(tmp_path):
+    code = "import sys, pathlib; from ddgan import tuning; tuning.open_study(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "study")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [worker.communicate()[1] for worker in workers] == [b""] * 3
+    assert [worker.returncode for worker in workers] == [0] * 3
+
+
+def test_study_of_another_version_and_a_name_with_options_are_refused(tmp_path):
+    tuning.open_study(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("update alembic_version set version_num = 'v9.9.9.a'")
+    with pytest.raises(UserError, match=r"study\.db: not readable as a study"):
+        tuning.open_study(tmp_path)
+    args = tune_ddgan.parse_args(["--study", f"{tmp_path}/q?a/s", "--trials", "1"])
+    with pytest.raises(UserError, match=r"must not contain '\?'"):
+        tune_ddgan.main(args)
+    assert not (tmp_path / "q").exists()
 
 
 def test_no_two_workers_take_the_same_queued_training(tmp_path):

@@ -34,6 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Open the database, write the folder."""
     check_folder(args.out_dir, "out_dir")
+    if "/" in args.prefix or args.prefix.startswith("."):
+        raise UserError(f"--prefix {args.prefix}: must be the beginning of a file name, without '/' and no '.' first")
     if not (args.lmdb_path / "data.mdb").is_file():
         raise UserError(f"{args.lmdb_path}: not a folder with an LMDB database (data.mdb)")
     from comparison.data.databases import open_database
@@ -60,17 +62,12 @@ def write(database: Any, count: int, args: argparse.Namespace) -> None:
     Raises:
         UserError: a picture is damaged, or the folder cannot be written.
     """
-    from comparison.data.images import fit
+    from comparison.data import folders
     from comparison.png import write_png_folder
-    from PIL import Image
 
     def decode(item: tuple[bytes, bytes]) -> Any:
         key, value = item
-        try:
-            with Image.open(io.BytesIO(value)) as image:
-                return fit(image, args.image_size)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{args.lmdb_path}: {key.decode(errors='replace')} is not a picture ({error})") from None
+        return folders.decode(io.BytesIO(value), args.image_size, f"{args.lmdb_path}: {key.decode(errors='replace')}")
 
     names = [f"{args.prefix}_{i:07d}.png" for i in range(count)]
     first = digest(b"\0".join(next(entries(database, args.lmdb_path))))

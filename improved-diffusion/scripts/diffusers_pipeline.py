@@ -1,5 +1,6 @@
 """A trained network as a pipeline of diffusers, for export_diffusers.py."""
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from comparison.cli import UserError
+from comparison.files import named_when_full
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from export_diffusers import RESCALED
 from improved_diffusion.checkpoints import fill_network
@@ -15,6 +17,7 @@ from improved_diffusion.schedules import get_named_beta_schedule
 from improved_diffusion.script_util import create_model_and_diffusion
 from improved_diffusion.unet import AttentionBlock, Downsample, ResBlock, UNetModel, Upsample
 from model_loading import read_state
+from safetensors import SafetensorError
 from torch import Tensor
 
 TOLERANCE = 1e-4  # largest difference of the two networks' outputs
@@ -59,11 +62,31 @@ def export(path: Path, flags: dict[str, Any], out: Path) -> int:
     if not difference <= TOLERANCE:
         raise UserError(f"--model_path {path}: the converted network differs by {difference:.2g}; nothing is written")
     pipeline: Any = DDIMPipeline(unet, scheduler)
-    pipeline.save_pretrained(out)
+    save(pipeline, out)
     print(f"{out}: a DDIMPipeline; the networks' outputs differ by at most {difference:.1g}")
     if classes:
         print(f"DDIMPipeline passes no class: call its unet with class_labels, 0 to {classes - 1}")
     return 0
+
+
+def save(pipeline: Any, out: Path) -> None:
+    """Write a pipeline into a folder, replacing an earlier one; after a UserError the folder is as before."""
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with named_when_full(out):
+            pipeline.save_pretrained(partial)
+            if not any((partial / "unet").glob("*.safetensors")):
+                raise UserError(f"{out}: diffusers wrote no weights")
+            out.mkdir(parents=True, exist_ok=True)
+            for path in partial.iterdir():
+                there = out / path.name
+                shutil.rmtree(there) if there.is_dir() else there.unlink(missing_ok=True)
+                path.replace(there)
+    except SafetensorError as error:
+        raise UserError(f"{out}: could not be written ({error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def unet_options(flags: dict[str, Any], classes: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from comparison.cli import UserError
 from comparison.data.images import ImageSet, from_uint8, load_images
 from comparison.distributed import gather
-from comparison.files import digest, json_matches, write_json
+from comparison.files import digest, json_matches, named_when_full, write_json
 from comparison.progress import bar
 from comparison.report.plots import save, tidy
 from comparison.rng import SampleNoise
@@ -83,7 +83,7 @@ class Sums:
 
     def save(self) -> None:
         """Write the file."""
-        with open_file(self.path, "wb") as file:
+        with named_when_full(self.path), open_file(self.path, "wb") as file:
             np.savez(file, allow_pickle=False, terms=self.terms, total=self.total, prior=self.prior)
 
 

@@ -72,7 +72,10 @@ class ScriptLoop(TrainLoop):
         self._seconds_before = payload.get("wall_seconds") or 0.0
         self._saved_step = step if os.path.dirname(path) == self.folder else -1
         if self._saved_step == step:  # the next log row also covers the updates before the checkpoint
-            self.trainer.meter.load_state_dict(payload.get("meter") or {}, self.trainer.device, get_rank() == 0)
+            try:
+                self.trainer.meter.load_state_dict(payload.get("meter") or {}, self.trainer.device, get_rank() == 0)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: the sums of the next row beside it do not fit ({error})") from None
 
     def counters(self) -> dict[str, Any]:
         """Add the family, the clock and the sums of the next log row."""

@@ -76,15 +76,20 @@ def test_call_that_was_cut_short_is_continued(database, tmp_path, monkeypatch):
 
 def test_damaged_picture_and_wrong_paths_are_named(tmp_path):
     broken = write_database(tmp_path / "lmdb", {"good": picture("red"), "poor": b"no picture"})
-    with pytest.raises(UserError, match="poor is not a picture"):
+    with pytest.raises(UserError, match="poor: not readable as an image"):
         call_script(LSUN, broken, tmp_path / "out", "--image_size 8")
     assert not (tmp_path / "out").exists()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "data.mdb").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not readable as an LMDB database"):
         call_script(LSUN, tmp_path / "damaged", tmp_path / "out")
-    with pytest.raises(UserError, match="not written"):
-        call_script(LSUN, broken, tmp_path / "out", "--prefix bed/room")
+    for prefix in ("bed/room", "../bed", ".bed"):
+        with pytest.raises(UserError, match=r"--prefix .*: must be the beginning of a file name"):
+            call_script(LSUN, broken, tmp_path / "out", f"--prefix {prefix}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(UserError, match="good: not readable as an image"):
+            call_script(LSUN, broken, tmp_path / "out", "--image_size 8 --num_images 1")
 
 
 def test_package_is_named_where_it_is_missing(database, tmp_path, monkeypatch):

@@ -27,9 +27,13 @@ def save_checkpoint(path: Path, payload: dict[str, Any], *, model: str) -> None:
     Raises:
         UserError: the file could not be written; an earlier file stays.
     """
+    save_torch(path, {**payload, "model": model})
+
+
+def save_torch(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of plain types and tensors atomically; raises as `save_checkpoint`."""
     import torch
 
-    content = {**payload, "model": model}
     check_space(path, sum(t.numel() * t.element_size() for t in tensors(content)))
     try:
         with atomic(path) as temporary:

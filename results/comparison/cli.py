@@ -39,6 +39,7 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call `main` and exit with its status: 130 after Ctrl-C, 2 with one line after user, file and memory errors."""
     script, message = Path(sys.argv[0]).name, None
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that the terminal's encoding lacks
     try:
@@ -60,6 +61,19 @@ def run(main: Callable[[], Any]) -> NoReturn:
         print(f"{script}: error: {printable(message)}", file=sys.stderr)
         status = 2
     sys.exit(status or 0)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for standard streams that the shell closed, or data files would take their numbers."""
+    for handle in (0, 1, 2):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or open(handle, mode, closefd=False)  # noqa: SIM115 (open until the end)
+        for handle, stream, mode in ((0, sys.stdin, "r"), (1, sys.stdout, "w"), (2, sys.stderr, "w"))
+    )
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,6 @@
 """The loss plot of a run, from its progress.csv."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from comparison.files import atomic
 from comparison.runs import read_progress
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+LARGEST = 1e30  # larger values, of a training that diverges, are not drawn: an axis cannot hold them
 SIDES = {"real": "real", "fake": "generated"}  # part of a column's name -> label
 
 
@@ -54,7 +56,9 @@ def _draw_columns(axes: Any, rows: Sequence[Mapping[str, float]], columns: Mappi
     """Plot columns, name -> label; with many rows, values as thin lines and running means as thick ones."""
     for number, (name, label) in enumerate(columns.items()):
         colour = COLOURS[number % len(COLOURS)]
-        points = [(row["images_seen"], row[name]) for row in rows if name in row]
+        points = [(row["images_seen"], row[name]) for row in rows if abs(row.get(name, math.inf)) < LARGEST]
+        if not points:
+            continue
         x, y = zip(*points, strict=True)
         smooth = len(y) >= 50
         axes.plot(x, y, color=colour, alpha=0.25 if smooth else 1, linewidth=1, label=None if smooth else label)

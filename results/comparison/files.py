@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # errors of a full disk, a fil
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` when the block ends, and deleted after an error.
 
-    The temporary name is hidden and keeps the suffix, from which libraries infer the format. `Run.start` deletes the
-    temporary files of killed processes.
+    The temporary name is hidden and keeps the suffix, from which libraries infer the format. `remove_stale` deletes
+    the temporary files of killed processes.
 
     Raises:
         UserError: the disk is full; an earlier file stays.
@@ -35,13 +36,35 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_stale(folder: Path) -> None:
+    """Delete the temporary files of `atomic` in a folder whose processes have ended."""
+    for path in folder.glob(".*"):
+        match = re.fullmatch(r"\..*\.(\d{1,9})(\.[a-z]+)?", path.name)
+        if match and path.is_file() and not _is_running(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return pid != os.getpid()
+
+
 @contextlib.contextmanager
 def named_when_full(path: Path) -> Iterator[None]:
-    """Turn an error of a full disk in the block into a UserError that names the file and what is free."""
+    """Turn an error of a full disk in the block into a UserError that names the file and what is free.
+
+    Other errors of files name `path` too, not the temporary file.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
+            error.filename = str(path)
             raise
         raise UserError(
             f"{path}: could not be written ({error.strerror}; {_size(free_bytes(path))} are free)"

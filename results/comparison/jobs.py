@@ -28,7 +28,7 @@ def run(command: Sequence[str], console: Path | None = None) -> None:
 
     Args:
         command: script, from the repository's root, and its arguments.
-        console: file for the script's output; None for this process's own console.
+        console: file that the script's output is appended to; None for this process's own console.
 
     Raises:
         UserError: the script failed and `console` is given; the text is the script's last line.
@@ -37,8 +37,9 @@ def run(command: Sequence[str], console: Path | None = None) -> None:
     """
     if console:
         console.parent.mkdir(parents=True, exist_ok=True)
+    before = console.stat().st_size if console and console.is_file() else 0
     search = os.pathsep.join(filter(None, [str(cli.repo_root() / "results"), os.environ.get("PYTHONPATH")]))
-    with open(console, "w", encoding="utf-8") if console else contextlib.nullcontext() as output:
+    with open(console, "a", encoding="utf-8") if console else contextlib.nullcontext() as output:
         process = subprocess.Popen(
             [sys.executable, "-u", *command],
             cwd=cli.repo_root(),
@@ -52,7 +53,7 @@ def run(command: Sequence[str], console: Path | None = None) -> None:
     if status in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if status and console:
-        lines = console.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = console.read_bytes()[before:].decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {status}")
         raise UserError(f"{last} ({console})")
     if status:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from comparison.cli import UserError
-from comparison.files import atomic, digest, write_text
+from comparison.files import atomic, digest, named_when_full, write_text
 from comparison.progress import bar
 
 CHUNK = 256  # images in memory at a time
@@ -91,10 +92,14 @@ def write_pngs(npz: Path, folder: Path, digits: int) -> None:
         path.unlink()
     with np.load(npz) as archive:
         images = archive["arr_0"]
-    with bar(len(images), 0, "write PNGs", "images") as progress:
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(part / f"{number:0{digits}d}.png")
-            progress.update()
+    try:
+        with named_when_full(folder), bar(len(images), 0, "write PNGs", "images") as progress:
+            for number, image in enumerate(images):
+                Image.fromarray(image).save(part / f"{number:0{digits}d}.png")
+                progress.update()
+    except UserError:
+        shutil.rmtree(part)
+        raise
     for path in part.iterdir():
         os.replace(path, folder / path.name)
     part.rmdir()

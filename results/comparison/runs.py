@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from comparison import contract
 from comparison.cli import UserError, repo_root
-from comparison.files import atomic, write_json
+from comparison.files import atomic, remove_stale, write_json
 
 # Options that may differ when a run is resumed: they affect where and how long it runs, not what it computes.
 MAY_CHANGE = frozenset(
@@ -148,14 +147,13 @@ class Run:
                 with contextlib.suppress(OSError):  # a file, or a folder with files of the user
                     path.rmdir()
         self._stale = []
-        for path in self.folder.glob(".*"):  # temporary files of a killed process, see `files.atomic`
-            if path.is_file() and re.search(r"\.\d+(\.(png|json|csv|txt|pt|pth|npz))?$", path.name):
-                path.unlink(missing_ok=True)
+        remove_stale(self.folder)
+        path = self.folder / "progress.csv"
+        rows = [row for row in read_progress(path) if row["step"] <= step] if path.is_file() else None
         self.config.pop("finished", None)
         self.describe()
-        path = self.folder / "progress.csv"
-        if path.is_file():
-            _write_rows(path, [row for row in read_progress(path) if row["step"] <= step])
+        if rows is not None:
+            _write_rows(path, rows)
 
     def describe(self, **facts: Any) -> None:
         """Add facts to config.json: parameters, data, device, precision."""

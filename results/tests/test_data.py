@@ -1,6 +1,8 @@
 """Sources, images and batches."""
 
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -95,6 +97,22 @@ def test_npz_round_trip_and_damage(tmp_path):
     np.savez(tmp_path / "float.npz", arr_0=images / 255)
     with pytest.raises(UserError, match="not uint8"):
         load_npz(tmp_path / "float.npz")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("arr_0.npy", "text")
+    with pytest.raises(UserError, match=r"text\.npz: not readable as an \.npz file \(a part of it is no array"):
+        load_npz(tmp_path / "text.npz")
+
+
+def test_zip_with_unusual_names_is_read(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("x.png/", "")
+        for name in ("./b_1.png", "a//a_0.png"):
+            archive.writestr(name, file.getvalue())
+    data = load_images(str(tmp_path / "z.zip"), 8)
+    assert data.images.shape == (2, 3, 8, 8)
+    assert data.describe()["images"] == 2
 
 
 def test_limit_spreads_over_the_source(tmp_path):

@@ -84,6 +84,19 @@ def test_sampling_goes_on_after_a_full_disk(tmp_path):
     assert draw(tmp_path, 12).is_file()
 
 
+def test_leftovers_of_killed_processes_go_and_those_of_running_ones_stay(tmp_path):
+    draw(tmp_path, 4)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = ["samples.npz.part", "samples.npz.part.json", ".samples.npz.lock", f".samples.{ended.pid}.npz"]
+    for name in (*names, ".samples.1.npz", ".other"):
+        (tmp_path / name).touch()
+    draw(tmp_path, 4)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("samples.npz", "samples.png", "sampling.json", ".samples.1.npz", ".other")
+    }
+
+
 def test_second_sampler_of_a_file_is_refused_and_the_first_goes_on(tmp_path):
     code = "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import test_full_disk; "
     code += "test_full_disk.draw(Path(sys.argv[3]), 8)"

@@ -87,6 +87,13 @@ def test_blocks_that_cannot_be_filled_are_one_sentence(reports, text, says):
         render(text, reports, LINK)
 
 
+def test_damaged_report_is_one_sentence(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "report.json").write_text("{}")
+    with pytest.raises(UserError, match=r"report\.json: damaged, or of another version"):
+        render("<!-- report made cost -->\n<!-- /report -->", tmp_path, LINK)
+
+
 def test_model_of_the_documentation_is_a_run_folder(tmp_path, monkeypatch):
     text = (RESULTS.parent / "docs" / "files.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]

@@ -1,6 +1,7 @@
 """Run folders, checkpoints, random numbers, command lines and sample sets."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,7 +74,7 @@ class TestRun:
 
     def test_temporary_files_of_a_killed_process_are_cleared(self, tmp_path):
         run = open_run(tmp_path)
-        (tmp_path / ".checkpoint_000001.pt.4711").write_bytes(b"half")
+        (tmp_path / ".checkpoint_000001.999999999.pt").write_bytes(b"half")
         run.start()
         assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
@@ -257,6 +258,13 @@ class TestCommandLine:
         code = f"from comparison import cli\ndef main(): {action}\ncli.run(main)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (2, f"-c: error: {message}\n")
+
+    def test_closed_streams_are_the_null_device(self, tmp_path):
+        code = "from comparison import cli\nimport sys\ndef main():\n    print('out')\n"
+        code += "    print('err', file=sys.stderr)\n    open('data', 'w').write('x')\ncli.run(main)"
+        command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} <&- >&- 2>&-"
+        assert subprocess.run(command, shell=True, cwd=tmp_path).returncode == 0
+        assert (tmp_path / "data").read_text() == "x"
 
     def test_shared_modules_that_judge_flags_do_not_import_torch(self):
         modules = "comparison.cli, comparison.data.sources, comparison.runs, comparison.training"

@@ -316,6 +316,9 @@ def test_signal_reaches_the_running_script_whose_end_is_awaited(number, tmp_path
 def test_failing_script_is_quoted_and_ctrl_c_passed_on(tmp_path):
     with pytest.raises(UserError, match="error: no such thing"):
         jobs.run(["-c", "import sys; sys.exit('x.py: error: no such thing')"], tmp_path / "console.txt")
+    with pytest.raises(UserError, match=r"^exit status 3 "):  # of this call alone
+        jobs.run(["-c", "import sys; sys.exit(3)"], tmp_path / "console.txt")
+    assert "no such thing" in (tmp_path / "console.txt").read_text()
     with pytest.raises(KeyboardInterrupt):
         jobs.run(["-c", "import sys; sys.exit(130)"], tmp_path / "console.txt")
 

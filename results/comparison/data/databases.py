@@ -103,10 +103,12 @@ def open_database(path: Path) -> Any:
     """Open the LMDB database in the folder `path` for reading.
 
     Raises:
-        UserError: the database is damaged or truncated.
+        UserError: the package lmdb is missing, or the database is damaged or truncated.
     """
-    import lmdb
-
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError(f"{path}: an LMDB database; to read it: pip install lmdb") from None
     try:
         database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
         needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]

@@ -65,13 +65,15 @@ class FileSet:
         self.path, self.image_size, self.name = path, image_size, source_name(str(path))
         self.in_zip = path.is_file()
         if self.in_zip:
-            files: list[PurePath] = [PurePath(name) for name in zip_images(path)]
+            names = zip_images(path)
         else:
-            files = sorted(find_images(path), key=lambda p: p.parts)
-        if limit is not None and limit < len(files):
-            files = [files[i] for i in np.linspace(0, len(files) - 1, limit).round().astype(int)]
-        self.labels, self.class_names = folder_labels(files)
-        self.names = Names(str(p if self.in_zip else p.relative_to(path)) for p in files)
+            names = [str(p.relative_to(path)) for p in sorted(find_images(path), key=lambda p: p.parts)]
+        if limit is not None and limit < len(names):
+            names = [names[i] for i in np.linspace(0, len(names) - 1, limit).round().astype(int)]
+        self.labels, self.class_names = folder_labels(
+            [PurePath(name) if self.in_zip else path / name for name in names]
+        )
+        self.names = Names(names)
         self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def __len__(self) -> int:
@@ -124,7 +126,7 @@ class FileSet:
 
     def _sizes(self) -> Iterator[int]:
         if self.in_zip:
-            sizes = {str(PurePath(info.filename)): info.file_size for info in self._open_zip().infolist()}
+            sizes = {info.filename: info.file_size for info in self._open_zip().infolist()}
             return (sizes[name] for name in self.names)
         return (os.stat(self.path / name).st_size for name in self.names)
 

@@ -249,6 +249,8 @@ def load_npz(path: Path) -> tuple[Tensor, Tensor | None]:
         raise UserError(f"{path}: holds no arr_0 with images") from None
     except Exception as error:  # zipfile, zlib, struct and NumPy each raise their own on a damaged file
         raise UserError(f"{path}: not readable as an .npz file ({error})") from None
+    if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray | None):  # NumPy returns other content
+        raise UserError(f"{path}: not readable as an .npz file (a part of it is no array)")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise UserError(f"{path}: arr_0 is {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

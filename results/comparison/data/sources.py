@@ -34,13 +34,15 @@ def find_images(folder: Path) -> Iterator[Path]:
 
 
 def zip_images(path: Path) -> list[str]:
-    """Return the sorted names of the images in a .zip file, without hidden ones.
+    """Return the names of the images in a .zip file as stored there, sorted as paths, without hidden ones.
 
     Raises:
         UserError: the file is not a .zip file.
     """
-    images = [name for name in map(PurePosixPath, _zip_names(path)) if name.suffix.lower() in SUFFIXES]
-    return sorted(str(name) for name in images if not any(part.startswith((".", "__")) for part in name.parts))
+    paths = {name: PurePosixPath(name) for name in _zip_names(path) if not name.endswith("/")}
+    images = [name for name, inside in paths.items() if inside.suffix.lower() in SUFFIXES]
+    seen = [name for name in images if not any(part.startswith((".", "__")) for part in paths[name].parts)]
+    return sorted(seen, key=lambda name: str(paths[name]))
 
 
 def _zip_names(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from comparison import contract, formatting
 from comparison.cli import UserError
-from comparison.files import write_json, write_text
+from comparison.files import remove_stale, write_json, write_text
 from comparison.report import html, tables
 from comparison.report.findings import findings
 from comparison.report.pictures import PICTURES, draw_pictures
@@ -59,6 +59,7 @@ def make_report(
         "pareto_front": [row["label"] for row in pareto_front(rows)],
     }
     out.mkdir(parents=True, exist_ok=True)
+    remove_stale(out)
     report["pictures"] = draw_pictures(report, folders, anchors_path, out)
     text = markdown(report)
     write_text(out / "REPORT.md", text)

@@ -1,5 +1,6 @@
 """Generate a sample set: one loop, one timing protocol and the same files for all models."""
 
+import contextlib
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from comparison.cli import UserError
 from comparison.data.images import save_npz, to_uint8
 from comparison.device import describe_device, peak_memory_bytes, reset_peak_memory, synchronize
 from comparison.distributed import gather, world_size
-from comparison.files import check_space, json_matches, named_when_full, read_json, write_json
+from comparison.files import check_space, json_matches, named_when_full, read_json, remove_stale, write_json
 from comparison.png import save_grid
 from comparison.progress import bar
 
@@ -83,6 +84,8 @@ def draw_samples(
     rank = distributed.get_rank() if world_size() > 1 else 0
     settings = {"file": out.name, "images": num_samples, **facts, "batch_size": batch_size}
     if gather(out.is_file() and json_matches(out.parent / "sampling.json", settings))[0]:
+        if rank == 0:
+            _remove_leftovers(out)
         print(f"{out}: drawn already", flush=True)
         return out
     check_sample_space(out, num_samples, image_size)
@@ -91,7 +94,7 @@ def draw_samples(
         seconds, evaluations = _draw_rest(draw, networks, part, rank, num_samples, batch_size, device, warm_up)
     except BaseException:
         if part:
-            part.release()
+            part.release() if part.done else part.remove()
         raise
     if part:
         images = part.images()
@@ -115,6 +118,18 @@ def draw_samples(
         part.remove()
     gather(None)  # all ranks return after the files are written
     return out
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete what a process left beside a finished set that was killed at the very end."""
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    parts = [out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")]
+    with contextlib.suppress(OSError, Timeout):  # a folder that cannot be written, or another process in it
+        remove_stale(out.parent)
+        if any(path.exists() for path in (*parts, Path(lock.lock_file))):
+            with lock:
+                for path in (*parts, Path(lock.lock_file)):
+                    path.unlink(missing_ok=True)
 
 
 def check_sample_space(out: Path, num_samples: int, image_size: int) -> None:
@@ -192,6 +207,7 @@ class _Part:
             self._lock.acquire()
         except Timeout:
             raise UserError(f"{out}: another process is sampling into this file; wait for it or stop it") from None
+        remove_stale(out.parent)
         self._data, self._state = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
         self._shape = (num_samples, image_size, image_size, 3)
         self._key = json.loads(json.dumps({**key, "shape": self._shape}, default=str))
