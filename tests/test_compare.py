@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from comparison import cli, jobs, models
+from comparison.data.images import load_npz
+from comparison.scores.evaluation import find_samples
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--data shapes --preset quick --num_samples 64"
@@ -330,3 +333,29 @@ def test_fresh_trains_again(finished, compare, jobs_here, monkeypatch):
     weights = {path: stamp for path, stamp in stamps(checkout).items() if path.suffix == ".pt" and "gans" in str(path)}
     assert weights
     assert all(stamp != before.get(path) for path, stamp in weights.items())
+
+
+def test_weights_of_each_model_give_the_samples_of_its_checkpoint(finished, jobs_here, run_here, monkeypatch):
+    checkout = finished[0]
+    monkeypatch.setattr(cli, "repo_root", lambda: checkout)
+    monkeypatch.setattr(jobs, "run", jobs_here)
+    runs = [checkout / "results" / "runs" / name / "end" for name in models.MODELS]
+    status, out, err = run_here(["results/export_weights.py", *map(str, runs)])
+    assert status == 0, out + err
+    flags = ["--name", "end", "--num_samples", "4", "--precision", "float32"]
+    preset = models.preset_flags("cpu")
+    preset["SAMPLE_FLAGS"] = ["--sampler", "dpmpp", "--num_sampling_steps", "3"]
+    monkeypatch.setattr(models, "preset_flags", lambda name: preset)
+    status, out, err = run_here(["results/sample_all.py", *flags, "--out", str(checkout / "all.png")])
+    assert status == 0, out + err
+    assert Image.open(checkout / "all.png").height > 3 * 16
+    for run, model in zip(runs, models.MODELS.values(), strict=True):
+        own = (
+            preset["SAMPLE_FLAGS"] if model.any_steps else preset["DDGAN_SAMPLE_FLAGS"] if model.evaluations > 1 else []
+        )
+        out = run / "settings" / "whole"
+        command = [model.sample, "--checkpoint", str(models.newest_checkpoint(model, run)), *own, "--seed", "0"]
+        jobs_here([*command, "--out", str(out / model.samples), "--num_samples", "4", "--precision", "float32"])
+        found, expected = (load_npz(find_samples(folder))[0].float() for folder in (run / "pretrained", out))
+        assert found.shape == (4, 3, 16, 16)
+        assert float((found - expected).abs().mean()) < 1, model.name

@@ -73,6 +73,8 @@ OVERRIDES = {
     r"results/evaluate\.py results/runs/flow": "--num_images 64 --threads 1",
     r"results/evaluate\.py": "--reference shapes --image_size 16 --num_images 8",
     r"results/report\.py": "",
+    r"results/export_weights\.py": "",
+    r"results/sample_all\.py": "--num_samples 4",
 }
 
 

@@ -21,7 +21,7 @@ def parser_of(parse, monkeypatch):
     known = argparse.ArgumentParser.parse_known_args
 
     def found(self, *args, **kwargs):  # parse_args calls it, too; a parser of --preset alone comes first in gans
-        if len(self._actions) > 2:
+        if len(self._actions) > 2 or not all(action.option_strings for action in self._actions):
             raise FoundError(self)
         return known(self, *args, **kwargs)
 

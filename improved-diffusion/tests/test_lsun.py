@@ -52,16 +52,16 @@ def test_pictures_are_written_in_the_order_of_their_keys_cropped_to_the_centre(d
 
 
 def test_call_that_was_cut_short_is_continued(database, tmp_path, monkeypatch):
-    from comparison.data import images
+    from comparison.data import folders
 
-    fit, decoded = images.fit, count()
+    fit, decoded = folders.fit, count()
 
     def cut(image, size):
         if next(decoded) == 3:
             raise KeyboardInterrupt
         return fit(image, size)
 
-    monkeypatch.setattr(images, "fit", cut)
+    monkeypatch.setattr(folders, "fit", cut)
     with pytest.raises(KeyboardInterrupt):
         call_script(LSUN, database, tmp_path / "out", "--image-size 8")
     assert not (tmp_path / "out").exists()
@@ -89,7 +89,7 @@ def test_damaged_picture_and_wrong_paths_are_named(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         with pytest.raises(UserError, match="good: not readable as an image"):
-            call_script(LSUN, broken, tmp_path / "out", "--image_size 8 --num_images 1")
+            call_script(LSUN, broken, tmp_path / "bomb", "--image_size 8 --num_images 1")
 
 
 def test_package_is_named_where_it_is_missing(database, tmp_path, monkeypatch):
