@@ -8,6 +8,7 @@ command after an interruption to resume. --fresh starts over.
 """
 
 import argparse
+import copy
 import os
 import re
 import time
@@ -66,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_samples", type=cli.non_negative_int, metavar="N", help=samples)
     add("--image_size", type=int, default=32, choices=(16, 32, 64, 128, 256), help="pixels, all models")
     add("--seed", type=cli.non_negative_int, default=0, metavar="N", help="seed of training and sampling")
+    seeds = "trainings of each model, by this seed and the next ones; the report states the range of their scores"
+    add("--seeds", type=cli.positive_int, default=1, metavar="K", help=seeds)
     sweep = "more numbers of steps to sample the diffusion model in, '' for none; quick and cpu 10, else 10,25,100,250"
     add("--sweep", type=read_steps, metavar="N,N", help=sweep)
     history = "sample K earlier checkpoints of each training, equally spaced; 0 for none; cpu 3, gpu 4, else 0"
@@ -109,22 +112,12 @@ def read_steps(text: str) -> list[int]:
 
 def main(args: argparse.Namespace) -> None:
     """Validate everything, then train, sample, score and report."""
-    plan = Plan(args)
-    for model, (unit, limit) in zip(args.models, plan.limits, strict=True):
-        tuning = limit // FEW_STEP_SHARE if args.few_step == "true" and model.distill else 0
-        train_in_parts(plan, model, unit, limit - tuning)
-        folder = plan.run_folder(model)
-        announce(f"{model.name}: sample")
-        sample(plan, model, folder, ["--interpolation"])
-        benchmark(plan, model, folder)
-        for steps in args.sweep if model.any_steps else ():
-            setting, flags = with_steps(plan.flags(model.sample_flags), steps)
-            announce(f"{model.name}: sample in {steps} steps")
-            sample(plan, model, folder / "settings" / setting, flags)
-            benchmark(plan, model, folder / "settings" / setting, flags)
-        if tuning:
-            tune_to_few_steps(plan, model, unit, tuning)
-    folders = [plan.run_folder(model) for model in args.models]
+    plans = Plan(args).of_each_seed()
+    for plan in plans:
+        for model, (unit, limit) in zip(args.models, plan.limits, strict=True):
+            make_run(plan, model, unit, limit)
+    plan = plans[0]
+    folders = [each.run_folder(model) for model in args.models for each in plans]
     anchors = cli.repo_root() / "results" / "reports" / plan.name / "anchors.json"
     announce("evaluate")
     flags = ["--image_size", str(args.image_size), "--num_images", str(args.num_samples)]
@@ -135,6 +128,23 @@ def main(args: argparse.Namespace) -> None:
     announce("report")
     flags = ["--name", plan.name, "--anchors", jobs.relative(anchors), "--budget", args.budget]
     jobs.run(["results/report.py", *flags, f"--data_note={args.data_note}", *map(jobs.relative, folders)])
+
+
+def make_run(plan: "Plan", model: Model, unit: str, limit: int) -> None:
+    """Train a model, and sample it in all ways."""
+    args, folder = plan.args, plan.run_folder(model)
+    tuning = limit // FEW_STEP_SHARE if args.few_step == "true" and model.distill else 0
+    train_in_parts(plan, model, unit, limit - tuning)
+    announce(f"{model.name}: sample")
+    sample(plan, model, folder, ["--interpolation"])
+    benchmark(plan, model, folder)
+    for steps in args.sweep if model.any_steps else ():
+        setting, flags = with_steps(plan.flags(model.sample_flags), steps)
+        announce(f"{model.name}: sample in {steps} steps")
+        sample(plan, model, folder / "settings" / setting, flags)
+        benchmark(plan, model, folder / "settings" / setting, flags)
+    if tuning:
+        tune_to_few_steps(plan, model, unit, tuning)
 
 
 def announce(stage: str) -> None:
@@ -149,6 +159,7 @@ class Plan:
         limits: training budget of each model, (`seconds` or `images`, number); ("", 0) for the model's own recipe.
         data: data source; a path is relative to the repository's root.
         name: name of runs and report.
+        suffix: end of the runs' name, "" for the first seed.
         batch: flags for fewer images than a batch.
         preset: variables of flags.sh.
         common: flags of every script.
@@ -187,7 +198,16 @@ class Plan:
         for steps in args.sweep:
             check_steps(steps, args.preset, self.preset)
         self.data = args.data if is_name(args.data) else jobs.relative(args.data)
+        self.suffix = ""
         self.common = ["--seed", str(args.seed), "--device", args.device]
+
+    def of_each_seed(self) -> list["Plan"]:
+        """Return this plan and those of the further seeds, whose runs end in -s1, -s2, ..."""
+        plans = [copy.copy(self) for _ in range(self.args.seeds)]
+        for number, plan in enumerate(plans[1:], start=1):
+            plan.suffix = f"-s{number}"
+            plan.common = ["--seed", str(self.args.seed + number), "--device", self.args.device]
+        return plans
 
     def flags(self, names: tuple[str, ...]) -> list[str]:
         """Return the words of variables of flags.sh."""
@@ -195,7 +215,7 @@ class Plan:
 
     def run_folder(self, model: Model) -> Path:
         """Return a model's run folder."""
-        return cli.default_run_folder(model.name, self.name)
+        return cli.default_run_folder(model.name, self.name + self.suffix)
 
 
 def check_steps(steps: int, preset: str, flags: dict[str, list[str]]) -> None:

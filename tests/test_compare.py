@@ -335,6 +335,22 @@ def test_fresh_trains_again(finished, compare, jobs_here, monkeypatch):
     assert all(stamp != before.get(path) for path, stamp in weights.items())
 
 
+def test_each_seed_has_its_run_and_one_report_reads_all(compare, calls, tmp_path):
+    options = (
+        "--models gans,denoising-diffusion-gan --budget images=32 --benchmark false --name many --seed 4 --seeds 2"
+    )
+    assert compare(*options.split())[0] == 0
+    runs = ["results/runs/gans/many", "results/runs/denoising-diffusion-gan/many"]
+    trained = [(value["--run_dir"], value["--seed"]) for value in map(values, calls) if "--run_dir" in value]
+    assert trained == [(runs[0], "4"), (runs[1], "4"), (f"{runs[0]}-s1", "5"), (f"{runs[1]}-s1", "5")]
+    assert calls[-1][-4:] == [runs[0], f"{runs[0]}-s1", runs[1], f"{runs[1]}-s1"]
+    assert values(calls[-2])["--seed"] == "4"
+
+
+def values(command):
+    return dict(pairwise(command))
+
+
 def test_weights_of_each_model_give_the_samples_of_its_checkpoint(finished, jobs_here, run_here, monkeypatch):
     checkout = finished[0]
     monkeypatch.setattr(cli, "repo_root", lambda: checkout)
@@ -350,12 +366,10 @@ def test_weights_of_each_model_give_the_samples_of_its_checkpoint(finished, jobs
     assert status == 0, out + err
     assert Image.open(checkout / "all.png").height > 3 * 16
     for run, model in zip(runs, models.MODELS.values(), strict=True):
-        own = (
-            preset["SAMPLE_FLAGS"] if model.any_steps else preset["DDGAN_SAMPLE_FLAGS"] if model.evaluations > 1 else []
-        )
+        own = [word for name in model.sample_flags for word in preset[name]]
         out = run / "settings" / "whole"
         command = [model.sample, "--checkpoint", str(models.newest_checkpoint(model, run)), *own, "--seed", "0"]
         jobs_here([*command, "--out", str(out / model.samples), "--num_samples", "4", "--precision", "float32"])
         found, expected = (load_npz(find_samples(folder))[0].float() for folder in (run / "pretrained", out))
-        assert found.shape == (4, 3, 16, 16)
+        assert len(found) == 4
         assert float((found - expected).abs().mean()) < 1, model.name

@@ -1,6 +1,7 @@
 """Numbers, intervals and tables as text, for the console and Markdown. Standard library only."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ STANDARD = {  # key in the section `standard` of metrics.json -> heading
     "inception_precision": "precision",
     "inception_recall": "recall",
 }
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% quantile at 1 to 9 degrees
 _PERCENT = ("memorised", "modes_matched")
 _THOUSANDTHS = ("kernel_distance", "kid")
 
@@ -60,16 +62,35 @@ def half_width(entry: Mapping[str, Any]) -> float:
     return max(entry["value"] - low, high - entry["value"])
 
 
+def student_half_width(values: Sequence[float]) -> float:
+    """Return the half width of the 95% interval of a mean by Student's t; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    return STUDENT[min(len(values) - 1, len(STUDENT)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def differ_significantly(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Return True if two entries of metrics.json differ by more than the 95% interval of their difference."""
-    return abs(a["value"] - b["value"]) > math.hypot(half_width(a), half_width(b))
+    """Return True if two entries of metrics.json differ by more than the 95% interval of their difference.
+
+    The variation between trainings counts where an entry has the values of several.
+    """
+    between = (student_half_width(entry.get("trainings", ())) for entry in (a, b))
+    return abs(a["value"] - b["value"]) > math.hypot(half_width(a), half_width(b), *between)
 
 
 def metric(name: str, entry: Mapping[str, Any] | None, *, error: bool = True) -> str:
-    """Return an entry of metrics.json as a table cell."""
+    """Return an entry of metrics.json as a table cell, with the range over several trainings in square brackets."""
     if entry is None or entry.get("value") is None:
         return MISSING
-    value, half = entry["value"], half_width(entry) if error else 0.0
+    text = _metric(name, entry, half_width(entry) if error else 0.0)
+    if trainings := entry.get("trainings"):
+        low, high = (_metric(name, {"value": value}, 0.0) for value in (min(trainings), max(trainings)))
+        text += f" [{low} to {high}]"
+    return text
+
+
+def _metric(name: str, entry: Mapping[str, Any], half: float) -> str:
+    value = entry["value"]
     if name == "modes_covered":
         return f"{value:.0f} of {entry['total']}" if "total" in entry else f"{value:.0f}"
     if name in _PERCENT:

@@ -5,9 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import jsonschema
 import pytest
 from comparison.cli import UserError
 from comparison.data import shapes
@@ -15,7 +13,7 @@ from comparison.data.images import fingerprint, save_npz
 from comparison.png import save_grid
 from comparison.report import page, tables
 from comparison.report.pictures import PICTURES
-from comparison.report.rows import read_rows
+from comparison.report.rows import by_training, read_rows
 
 RUNS = [f"runs/{model}/made" for model in ("gans", "improved-diffusion", "denoising-diffusion-gan")]
 
@@ -57,7 +55,7 @@ def copy(made, tmp_path):
 
 @pytest.fixture
 def rows(made):
-    return read_rows(runs_of(made), anchors_of(made))
+    return read_rows(by_training(runs_of(made)), anchors_of(made))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +78,7 @@ def test_distilled_network_costs_its_teacher_too(copy):
     trained = {"step": 5, "images_seen": 60, "wall_seconds": 30.0}
     teacher = {"step": 900, "images_seen": 83072, "wall_seconds": 1200.4}
     change(run / "settings/ddim5/sampling.json", lambda s: s.update(trained={**trained, "teacher": teacher}))
-    rows = {row["label"]: row for row in read_rows(runs_of(copy), anchors_of(copy))}
+    rows = {row["label"]: row for row in read_rows(by_training(runs_of(copy)), anchors_of(copy))}
     names = ("steps", "images_seen", "training_seconds")
     assert [rows["improved DDPM, ddim5"][name] for name in names] == [905, 83132, 1230.4]
     assert [rows["improved DDPM, ddim10"][name] for name in names] == [900, 83072, 1200.4]
@@ -88,7 +86,7 @@ def test_distilled_network_costs_its_teacher_too(copy):
 
 def test_diverged_training_is_named(copy):
     change(copy / RUNS[0] / "config.json", lambda c: c.update(diverged={"steps": 70, "value": "loss_g nan"}))
-    rows = read_rows(runs_of(copy), anchors_of(copy))
+    rows = read_rows(by_training(runs_of(copy)), anchors_of(copy))
     assert rows[0]["finished"] == "divergence (loss_g nan)"
     sentence = "DCGAN diverged; its samples are those of the last checkpoint before."
     assert sentence in page.caveats(rows, anchors_of(copy))
@@ -98,7 +96,7 @@ def test_diverged_training_is_named(copy):
 def test_scores_of_a_setting_or_checkpoint_that_do_not_belong_here_are_refused(copy, part):
     change(copy / RUNS[1] / part / "metrics.json", lambda m: m.update(seed=3))
     with pytest.raises(UserError, match="seed 3, but 0 in the controls"):
-        read_rows(runs_of(copy), anchors_of(copy))
+        read_rows(by_training(runs_of(copy)), anchors_of(copy))
 
 
 def test_cost_comes_from_the_benchmark_and_says_what_is_extrapolated(rows):
@@ -113,7 +111,7 @@ def test_cost_comes_from_the_benchmark_and_says_what_is_extrapolated(rows):
 def test_times_without_a_benchmark_are_marked_and_measured_ones_are_not(copy):
     (copy / RUNS[0] / "timing.json").unlink()
     change(copy / RUNS[1] / "sampling.json", lambda s: s.update(images=50_000, seconds=12.0, sampler="another"))
-    rows = read_rows([copy / run for run in RUNS[:2]], anchors_of(copy))
+    rows = read_rows([[copy / run] for run in RUNS[:2]], anchors_of(copy))
     table, notes = tables.cost_table(rows), tables.cost_notes(rows)
     assert cell(table, "DCGAN", "throughput").endswith("/s, batch 100 *")
     assert cell(table, "DCGAN", "latency, batch 1") == "-"
@@ -167,13 +165,31 @@ def test_pictures_that_the_files_do_not_suffice_for_are_left_out(copy):
     assert "interpolation.png" not in (out / "REPORT.md").read_text()
 
 
-def test_report_json_keeps_to_its_schema(written):
-    schema = json.loads((Path(page.__file__).parent / "report.schema.json").read_text())
-    content = json.loads((written / "report.json").read_text())
-    jsonschema.validate(content, schema)
-    content["models"][0]["nfe"] = "four"
-    with pytest.raises(jsonschema.ValidationError, match="'four' is not of type"):
-        jsonschema.validate(content, schema)
+def test_further_trainings_are_pooled_and_their_range_is_stated(copy, no_pictures):
+    runs = runs_of(copy)
+    for number, factor in ((1, 1.2), (2, 0.5)):
+        further = runs[0].with_name(f"made-s{number}")
+        shutil.copytree(runs[0], further)
+        for path in further.rglob("metrics.json"):
+            change(path, lambda content, factor=factor: scale(content["metrics"]["frechet_distance"], factor))
+        runs.append(further)
+    report = page.make_report("x", runs, copy / "report" / "anchors.json", copy / "report", None, None)
+    assert [row["series"] for row in report["models"]].count("DCGAN") == 1
+    row = report["models"][0]
+    assert row["metrics"]["frechet_distance"]["trainings"] == pytest.approx([37.7, 45.24, 18.85])
+    assert row["metrics"]["frechet_distance"]["value"] == pytest.approx(37.7 * 0.9)
+    assert row["history"][0]["metrics"]["frechet_distance"]["value"] == pytest.approx(50 * 0.9)
+    assert cell(tables.quality_table(report["controls"], report["models"]), "DCGAN", "Frechet") == (
+        "33.9 ± 1.7 [18.9 to 45.2]"
+    )
+    text = (copy / "report" / "REPORT.md").read_text()
+    assert "further trainings `made-s1` (900 steps) and `made-s2` (900 steps)" in text
+    assert "**DCGAN** is best (33.9 ± 1.7 [18.9 to 45.2])" in text
+
+
+def scale(entry, factor):
+    entry["interval"] = [factor * bound for bound in entry["interval"]]
+    entry["value"] *= factor
 
 
 @pytest.mark.figures

@@ -1,6 +1,6 @@
 """The report: REPORT.md, REPORT.html, report.json and pictures, from run folders and the controls' file.
 
-REPORT.md is made from report.json, which report.schema.json describes.
+REPORT.md is made from report.json.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from comparison.files import remove_stale, write_json, write_text
 from comparison.report import html, tables
 from comparison.report.findings import findings
 from comparison.report.pictures import PICTURES, draw_pictures
-from comparison.report.rows import read_rows
+from comparison.report.rows import by_training, read_rows
 from comparison.report.tradeoffs import pareto_front
 
 SCHEMA = 4
@@ -46,7 +46,8 @@ def make_report(
         UserError: files are damaged or not comparable.
     """
     anchors = load_controls(anchors_path)
-    rows = read_rows(folders, anchors)
+    groups = by_training(folders)
+    rows = read_rows(groups, anchors)
     protocol = ("reference", "extractor", "n", "image_size", "seed", "intervals", "versions")
     report = {
         **{"schema": SCHEMA, "name": name, "budget": budget, "data_note": data_note},
@@ -60,7 +61,7 @@ def make_report(
     }
     out.mkdir(parents=True, exist_ok=True)
     remove_stale(out)
-    report["pictures"] = draw_pictures(report, folders, anchors_path, out)
+    report["pictures"] = draw_pictures(report, [group[0] for group in groups], anchors_path, out)
     text = markdown(report)
     write_text(out / "REPORT.md", text)
     write_json(out / "report.json", report)
@@ -157,6 +158,7 @@ def _provenance(report: Report) -> list[str]:
             main and f"run `{row['model']}/{row['run']}`",
             row["checkpoint"] and f"checkpoint `{row['checkpoint']}`",
             row["samples"] and f"samples `{row['samples']['fingerprint']}`",
+            main and row["further"] and f"further trainings {_further(row)}",
             main and row["git_commit"] and f"commit `{row['git_commit']}`",
             main and row["finished"] and f"stopped by {row['finished']} after {row['steps']:,} steps",
             main and row["versions"] and _versions(row["versions"]),
@@ -165,6 +167,10 @@ def _provenance(report: Report) -> list[str]:
         if any(parts):
             lines.append(f"{row['label']}: {', '.join(part for part in parts if part)}")
     return lines
+
+
+def _further(row: tables.Row) -> str:
+    return formatting.join_words([f"`{other['run']}` ({other['steps']:,} steps)" for other in row["further"]])
 
 
 def _versions(versions: dict[str, str] | None) -> str:

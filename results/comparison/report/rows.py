@@ -4,29 +4,55 @@ A run folder has one row for its main samples and one for each folder in `settin
 same training. The folders in `history/`, earlier checkpoints, become points of the main row's `history`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import contract
+from comparison import contract, formatting
 from comparison.cli import UserError
 from comparison.data.images import fingerprint, load_npz
 from comparison.models import label_of
 from comparison.runs import read_progress
 
+FURTHER = re.compile(r"(.+)-s([1-9]\d*)")  # name of the run of another seed
 MANY = 50_000  # images whose sampling time a report states
 _COMPARABLE = ("reference", "extractor", "n", "image_size", "seed")  # must agree between metrics.json and the controls
 
 
-def read_rows(folders: Sequence[Path], anchors: Mapping[str, Any]) -> list[dict[str, Any]]:
+def by_training(folders: Sequence[Path]) -> list[list[Path]]:
+    """Return each run folder with those of its further trainings by other seeds: NAME with NAME-s1, NAME-s2, ...
+
+    Raises:
+        UserError: a folder is given twice.
+    """
+    known = {folder.resolve() for folder in folders}
+    if len(known) < len(folders):
+        raise UserError("two runs have the same model and name; give each once")
+    groups: dict[Path, list[Path]] = {}
+    for folder in sorted(folders, key=lambda folder: bool(FURTHER.fullmatch(folder.resolve().name))):
+        path = folder.resolve()
+        match = FURTHER.fullmatch(path.name)
+        first = path.with_name(match[1]) if match else path
+        groups.setdefault(first if first in known else path, []).append(folder)
+    return list(groups.values())
+
+
+def read_rows(groups: Sequence[Sequence[Path]], anchors: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of all run folders, main samples before settings; values that no file holds are None.
 
-    `series` names the training, `setting` the folder in settings/ (None for the main samples), `label` both.
+    `series` names the training, `setting` the folder in settings/ (None for the main samples), `label` both. A row has
+    the metrics of all trainings of its group, and else the values of the first.
+
+    Args:
+        groups: run folders, those of `by_training` together.
+        anchors: content of the controls' file.
 
     Raises:
         UserError: a metrics.json belongs to other samples, or is not comparable with the controls.
     """
-    runs = [_read_run(folder, anchors) for folder in folders]
+    folders = [group[0] for group in groups]
+    runs = [_pool([_read_run(folder, anchors) for folder in group]) for group in groups]
     presets = [(optional_json(folder / "config.json").get("options") or {}).get("preset") for folder in folders]
     names = [label_of(run[0]["model"], preset) for run, preset in zip(runs, presets, strict=True)]
     series = [
@@ -41,6 +67,32 @@ def read_rows(folders: Sequence[Path], anchors: Mapping[str, Any]) -> list[dict[
     ]
     _check_standard(rows)
     return rows
+
+
+def _pool(runs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rows of the first run with the metrics of all, and what the further ones took."""
+    for row in runs[0]:
+        same = [other for run in runs[1:] for other in run if other["setting"] == row["setting"]]
+        row["further"] = [{name: other[name] for name in ("run", "steps", "images_seen")} for other in same]
+        row["metrics"] = pool_trainings([row["metrics"], *(other["metrics"] for other in same)])
+        for point in row["history"]:
+            others = [p["metrics"] for other in same for p in other["history"] if p["name"] == point["name"]]
+            point["metrics"] = pool_trainings([point["metrics"], *others])
+    return runs[0]
+
+
+def pool_trainings(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metrics that all trainings have: their mean, its interval by resampling, and the values of each."""
+    if len(metrics) == 1:
+        return dict(metrics[0])
+    pooled = {}
+    for name, first in metrics[0].items():
+        entries = [every[name] for every in metrics if name in every]
+        if len(entries) == len(metrics):
+            values = [entry["value"] for entry in entries]
+            mean, half = sum(values) / len(values), sum(map(formatting.half_width, entries)) / len(values)
+            pooled[name] = {**first, "value": mean, "interval": [mean - half, mean + half], "trainings": values}
+    return pooled
 
 
 def _read_run(folder: Path, anchors: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -24,7 +24,6 @@ SHOWN = (
     *("modes_covered", "modes_matched", "memorised", "sharpness"),
 )
 FRACTIONS = ("precision", "recall", "coverage", "memorised", "modes_matched")  # metrics that lie in [0, 1]
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% quantile at 1 to 9 degrees
 NOT_ASKED = "not among --cells"  # why a cell was left out
 EQUAL = 0.1  # relative difference of training times up to which they count as equal
 
@@ -56,11 +55,8 @@ def pool(entries: Sequence[Entry]) -> Entry:
     if len(entries) == 1:
         return dict(entries[0])
     values = [entry["value"] for entry in entries]
-    count = len(values)
-    mean = sum(values) / count
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    half = STUDENT[min(count - 1, len(STUDENT)) - 1] * deviation / math.sqrt(count)
-    return {**entries[0], "value": mean, "interval": [mean - half, mean + half], "trainings": count}
+    mean, half = sum(values) / len(values), formatting.student_half_width(values)
+    return {**entries[0], "value": mean, "interval": [mean - half, mean + half]}
 
 
 def paired(topic: str, pairs: Sequence[tuple[float, float]]) -> list[str]:
