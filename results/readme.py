@@ -15,20 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comparison import formatting
 from comparison.cli import UserError, make_parser, repo_root, run
 from comparison.files import read_json, write_text
 from comparison.formatting import markdown_table
-from comparison.report import tables, tradeoffs
+from comparison.report import tables
 
 BLOCK = re.compile(r"<!-- report (?P<name>\S+) (?P<part>\S+) -->\n(?P<body>.*?)<!-- /report -->", re.DOTALL)
 START = re.compile(r"<!-- report\b.*?-->")
 END = "<!-- /report -->"
-SUMMARY = [  # columns
-    *("model", "Frechet distance (lower is better)", "coverage (higher is better)", "training time", "NFE"),
-    *("latency, batch size 1", "throughput"),
-]
-SCALE = ("floor", "blur", "noise")  # controls beneath the models
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +69,7 @@ def _content(name: str, part: str, reports: Path, link: str) -> str:
 
 def _block(report: Mapping[str, Any], name: str, part: str, link: str) -> str:
     if part == "summary":
-        return _summary(report)
+        return markdown_table(*tables.summary_table(report["controls"], report["models"]))
     if part == "quality":
         return markdown_table(*tables.quality_table(report["controls"], report["models"]))
     if part == "cost":
@@ -88,24 +82,6 @@ def _block(report: Mapping[str, Any], name: str, part: str, link: str) -> str:
     if file not in report["pictures"]:
         raise UserError(f"block '{name} {part}': the report has no such picture, only {', '.join(report['pictures'])}")
     return f"![{name}: {file.removesuffix('.png').replace('_', ' ')}]({link}/{name}/{file})"
-
-
-def _summary(report: Mapping[str, Any]) -> str:
-    """Return the table of the models, one row per training, and of the controls that give the scale."""
-    rows = []
-    for row in tradeoffs.main_rows(report["models"]):
-        epochs = f"{formatting.number(row['images_seen'] / row['data']['images'])} epochs"
-        each = row["seconds_per_image"]
-        cells = [f"{formatting.seconds(row['training_seconds'])} ({epochs})", formatting.number(row["nfe"])]
-        cells += [formatting.seconds(row["latency_seconds"]), formatting.rate(each and 1 / each)]
-        rows.append([row["label"], *_scores(row), *cells])
-    controls = [report["controls"][name] for name in SCALE if name in report["controls"]]
-    rows += [[control["label"], *_scores(control), *[formatting.MISSING] * 4] for control in controls]
-    return markdown_table(SUMMARY, rows)
-
-
-def _scores(entry: Mapping[str, Any]) -> list[str]:
-    return [formatting.metric(name, entry["metrics"].get(name)) for name in ("frechet_distance", "coverage")]
 
 
 def main(args: argparse.Namespace) -> int:

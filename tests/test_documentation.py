@@ -29,7 +29,7 @@ def test_pages_show_the_committed_reports():
         assert script["render"](text, ROOT / "results" / "reports", link) == (text, []), page
         shown += [(page.name, block["part"]) for block in script["BLOCK"].finditer(text)]
     assert ("README.md", "summary") in shown
-    assert ("README.md", "picture:samples.png") in shown
+    assert ("README.md", "picture:answer.png") in shown
     assert {"quality", "cost", "sentences"} <= {part for _, part in shown}
 
 

@@ -116,6 +116,14 @@ def grid(images: Any, columns: int = 8, padding: int = 2) -> np.ndarray:
     return canvas
 
 
+def cut(grid: np.ndarray, columns: int = 8, padding: int = 2) -> np.ndarray:
+    """Return the (N, S, S, 3) uint8 images of a whole `grid` of square images."""
+    step = (grid.shape[1] - padding) // columns
+    rows = (grid.shape[0] - padding) // step
+    tops = ((row * step + padding, column * step + padding) for row in range(rows) for column in range(columns))
+    return np.stack([grid[y : y + step - padding, x : x + step - padding] for y, x in tops])
+
+
 def save_grid(images: Any, path: Path, columns: int = 8, padding: int = 2) -> None:
     """Write the `grid` of (N, 3, S, S) uint8 images as a PNG."""
     with atomic(path) as temporary:

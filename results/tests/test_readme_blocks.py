@@ -27,11 +27,11 @@ an old table
 <!-- report made sentences -->
 <!-- /report -->
 
-<!-- report made picture:speed.png -->
+<!-- report made picture:answer.png -->
 <!-- /report -->
 Prose after.
 """
-BLOCKS = ["made quality", "made cost", "made sentences", "made picture:speed.png"]
+BLOCKS = ["made quality", "made cost", "made sentences", "made picture:answer.png"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_blocks_hold_what_the_report_says_and_the_rest_is_left_alone(reports):
     assert len(rows) > 15
     for line in rows:
         assert line in whole
-    assert "![made: speed](results/reports/made/speed.png)" in text
+    assert "![made: answer](results/reports/made/answer.png)" in text
     assert "- Quality (random-embedding" in text
     assert "an old table" not in text
     assert text.startswith("# A project\n\nProse before.\n\n<!-- report made quality -->\n|")
@@ -68,7 +68,7 @@ def test_script_fills_and_checks(reports, tmp_path, script):
     assert (tmp_path / "README.md").read_text() == TEXT
     assert script(tmp_path, "readme.py", *flags).returncode == 0
     assert script(tmp_path, "readme.py", *flags, "--check").returncode == 0
-    assert f"/{reports.name}/made/speed.png)" in (tmp_path / "README.md").read_text()
+    assert f"/{reports.name}/made/answer.png)" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""Plots of trade-offs: quality against time per image, and against training time."""
+"""The picture that a report opens with: quality against time per image and training time, samples in equal time."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,6 +15,79 @@ from comparison.report.tradeoffs import QUALITY, pareto_front, training_points
 
 Row = Mapping[str, Any]
 MARKERS = "osD^v"
+COLUMNS = 16  # most samples in a strip
+PATIENCE = 4  # images that the slowest model draws in the time of the strips
+TIMES = (1, 3, 10, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200, 18000, 36000, 86400, 259200)  # ticks, seconds
+PLOTS, STRIP, WIDTH = 3.9, 0.95, 10.6  # inches: height of the plots and of a strip with its title, width
+
+
+class Strip(NamedTuple):
+    """Samples of a row: its label and colour, seconds per image, and (N, H, W, 3) uint8 images."""
+
+    label: str
+    colour: str
+    seconds_per_image: float
+    images: np.ndarray
+
+
+def draw_answer(
+    rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, strips: Sequence[Strip], path: Path
+) -> bool:
+    """Draw the Frechet distance against time per image and against training time, and strips of samples.
+
+    Args:
+        rows: rows of the report.
+        controls: controls of the report; floor and blur are dashed lines.
+        frechet: name of the distance.
+        strips: samples of the models, of which each shows as many as it draws in the same time.
+        path: the PNG to write.
+
+    Returns:
+        False if there is nothing to draw.
+    """
+    timed = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]
+    if not timed:
+        return False
+    height = PLOTS + STRIP * len(strips)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(1 + len(strips), 2, height_ratios=[PLOTS, *[STRIP] * len(strips)])
+    speed, training = (figure.add_subplot(grid[0, column]) for column in (0, 1))
+    _draw_speed(speed, timed, rows)
+    _draw_training(training, rows)
+    for axes in (speed, training):
+        _finish(axes, controls)
+    speed.set_ylabel(f"{frechet}\n(log, lower is better)")
+    handles: dict[str, Any] = {}
+    for axes in (speed, training):
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    for number, (title, strip, images) in enumerate(in_equal_time(strips), start=1):
+        axes = figure.add_subplot(grid[number, :])
+        axes.imshow(images, interpolation="nearest")
+        axes.set_title(title, loc="left", fontsize=9.5, color=strip.colour, weight="bold")
+        axes.set_axis_off()
+    save(figure, path)
+    return True
+
+
+def in_equal_time(strips: Sequence[Strip]) -> list[tuple[str, Strip, np.ndarray]]:
+    """Return title, strip and (H, W, 3) picture of what each model draws in the time of `PATIENCE` of the slowest."""
+    if not strips:
+        return []
+    patience = PATIENCE * max(strip.seconds_per_image for strip in strips)
+    drawn = []
+    for strip in strips:
+        count = max(1, math.floor(patience / strip.seconds_per_image + 1e-9))
+        shown = min(count, COLUMNS, len(strip.images))
+        high, wide = strip.images.shape[1:3]
+        canvas = np.full((high, COLUMNS * (wide + 2) - 2, 3), 255, np.uint8)
+        for i, image in enumerate(strip.images[:shown]):
+            canvas[:, i * (wide + 2) : i * (wide + 2) + wide] = image
+        plural, part = "" if count == 1 else "s", "" if shown == count else f", {shown} shown"
+        title = f"{strip.label}: {format_number(count)} image{plural} in {seconds(patience)}{part}"
+        drawn.append((title, strip, canvas))
+    return drawn
 
 
 def _series(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row]]]:
@@ -32,24 +107,61 @@ def _series(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row]]]:
     return list(groups.values())
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Add the legend above the axes."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = len(labels) if sum(map(len, labels)) + 4 * len(labels) <= 56 else 2
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
-
-
-def _draw_quality(axes: Axes, name: str, colour: str, marker: str, x: Sequence[float], entries: Sequence[Any]) -> None:
-    """Draw Frechet distances with their intervals as connected points."""
+def _draw_line(axes: Axes, name: str, colour: str, marker: str, x: Sequence[float], entries: Sequence[Any]) -> None:
+    """Draw Frechet distances with their intervals as connected points, and small points of several trainings."""
     y = [entry["value"] for entry in entries]
     error = [half_width(entry) for entry in entries]
     below = [min(e, 0.9 * value) for e, value in zip(error, y, strict=True)]  # a logarithmic axis ends above 0
     look = {"color": colour, "markersize": 7, "capsize": 3, "linewidth": 1.5}
     axes.errorbar(x, y, [below, error], fmt=f"{marker}-", label=name, **look)  # type: ignore[arg-type]
+    for place, entry in zip(x, entries, strict=True):
+        trainings = entry.get("trainings", ())
+        axes.plot([place] * len(trainings), trainings, "_", color=colour, markersize=9)
 
 
-def _finish_quality(figure: Figure, axes: Axes, controls: Mapping[str, Any], frechet: str) -> None:
-    """Label the logarithmic axis of Frechet distances, add dashed lines for two controls, and the legend."""
+def _draw_speed(axes: Axes, timed: Sequence[Row], rows: Sequence[Row]) -> None:
+    """Draw a line per training and sampler, with the number of evaluations at its points, and the Pareto front."""
+    axes.set_xscale("log")
+    times = [row["seconds_per_image"] for row in timed]
+    axes.set_xlim(min(times) / 4, max(times) * 4)
+    for name, colour, marker, group in _series(rows):
+        points = sorted((row for row in group if row in timed), key=lambda row: row["seconds_per_image"])
+        x, entries = [row["seconds_per_image"] for row in points], [row["metrics"][QUALITY] for row in points]
+        if points:
+            _draw_line(axes, name, colour, marker, x, entries)
+        for row in (row for row in points if row["nfe"]):
+            point = (row["seconds_per_image"], row["metrics"][QUALITY]["value"])
+            look: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": 9}
+            axes.annotate(f"{row['nfe']:g}", point, (6, 5), **look)
+    front = pareto_front(rows)
+    x = [*(row["seconds_per_image"] for row in front), axes.get_xlim()[1]]
+    y = [row["metrics"][QUALITY]["value"] for row in front]
+    axes.step(
+        x, [*y, y[-1]], where="post", color=INK, linestyle=":", linewidth=1.8, label="best up to each time", zorder=1
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+    axes.set_xlabel("time per image (log; numbers: network evaluations)")
+
+
+def _draw_training(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw a line per training: earlier checkpoints and the last."""
+    axes.set_xscale("log")
+    every = []
+    for name, colour, marker, group in _series(rows):
+        if group[0]["setting"] is None and (points := training_points(group[0])):
+            x, entries = zip(*points, strict=True)
+            _draw_line(axes, name, colour, marker, x, entries)
+            every += x
+    low, high = (min(every) / 1.6, max(every) * 1.6) if every else (1.0, 3600.0)
+    axes.set_xlim(low, high)
+    axes.set_xticks([time for time in TIMES if low <= time <= high])
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+    axes.set_xlabel("training time (log)")
+
+
+def _finish(axes: Axes, controls: Mapping[str, Any]) -> None:
+    """Make the axis of Frechet distances logarithmic, and add dashed lines for two controls."""
     for control in (controls[name] for name in ("floor", "blur") if name in controls):
         value = control["metrics"].get(QUALITY, {}).get("value", 0)
         if value > 0:
@@ -59,70 +171,4 @@ def _finish_quality(figure: Figure, axes: Axes, controls: Mapping[str, Any], fre
     axes.set_yscale("log")
     axes.margins(y=0.12)
     axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
-    axes.set_ylabel(f"{frechet}\n(log scale, lower is better)")
     tidy(axes)
-    _legend(figure, axes)
-
-
-def draw_speed(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
-    """Draw Frechet distance against time per image, both logarithmic, a line per training.
-
-    Args:
-        rows: rows of the report, a point each.
-        controls: controls of the report; floor and blur are dashed lines.
-        frechet: name of the distance.
-        path: the PNG to write.
-
-    Returns:
-        False if there is nothing to draw.
-    """
-    shown = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]
-    if not shown:
-        return False
-    figure = Figure(figsize=(5.6, 4.4), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    times = [row["seconds_per_image"] for row in shown]
-    axes.set_xlim(min(times) / 4, max(times) * 4)
-    for name, colour, marker, group in _series(rows):
-        points = sorted((row for row in group if row in shown), key=lambda row: row["seconds_per_image"])
-        x, entries = [row["seconds_per_image"] for row in points], [row["metrics"][QUALITY] for row in points]
-        if points:
-            _draw_quality(axes, name, colour, marker, x, entries)
-        for row in points:
-            if row["nfe"]:
-                point = (row["seconds_per_image"], row["metrics"][QUALITY]["value"])
-                look: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": 9}
-                axes.annotate(f"{row['nfe']:g}", point, (6, 5), **look)
-    front = pareto_front(rows)
-    x = [*(row["seconds_per_image"] for row in front), axes.get_xlim()[1]]
-    y = [row["metrics"][QUALITY]["value"] for row in front]
-    axes.step(x, [*y, y[-1]], where="post", color=INK, linestyle=":", linewidth=1.8, label="Pareto front", zorder=1)
-    axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
-    axes.set_xlabel("time per image (log scale; numbers at points: network evaluations)")
-    _finish_quality(figure, axes, controls, frechet)
-    save(figure, path)
-    return True
-
-
-def draw_training(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
-    """Draw Frechet distance (logarithmic) against training time for main rows; see `draw_speed`.
-
-    Nothing is drawn unless a training has two scored checkpoints.
-    """
-    series = [line for line in _series(rows) if line[3][0]["setting"] is None]
-    points = [(name, colour, marker, training_points(group[0])) for name, colour, marker, group in series]
-    if not any(len(scored) > 1 for *_, scored in points):
-        return False
-    longest = max(time for *_, scored in points for time, _ in scored)
-    unit, size = next((u, s) for u, s, least in (("h", 3600, 7200), ("min", 60, 300), ("s", 1, 0)) if longest >= least)
-    figure = Figure(figsize=(5.6, 3.8), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    for name, colour, marker, scored in points:
-        _draw_quality(axes, name, colour, marker, [time / size for time, _ in scored], [entry for _, entry in scored])
-    axes.set_xlim(0, 1.05 * longest / size)
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel(f"training time ({unit})")
-    _finish_quality(figure, axes, controls, frechet)
-    save(figure, path)
-    return True

@@ -1,15 +1,13 @@
 """The findings of a report: at most six sentences, from its numbers and intervals. Standard library only."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from comparison.formatting import count, differ_significantly, format_number, join_words, metric, seconds
-from comparison.report.tables import DEVICES_DIFFER, devices_differ, frechet_name, memorises
+from comparison.report.tables import frechet_name, memorises
 from comparison.report.tradeoffs import QUALITY, main_rows, pareto_front
 
 Row = Mapping[str, Any]
-SCALE = {"floor": "real images", "blur": "blurred images", "noise": "noise"}  # control -> name in the text
 UNITS = {  # unit of a budget -> name, key of a row, formatter, the most that one long update may add
     "images": ("Images seen", "images_seen", count, 512),
     "seconds": ("Training time", "training_seconds", seconds, 10),
@@ -17,23 +15,23 @@ UNITS = {  # unit of a budget -> name, key of a row, formatter, the most that on
 
 
 def findings(rows: Sequence[Row], anchors: Mapping[str, Any], budget: str | None) -> list[str]:
-    """Return one Markdown list item each on quality, diversity, speed, Pareto front, budget and memorised samples.
+    """Return one sentence each on quality, diversity, speed, the choice, the budget and memorised samples.
 
     Args:
         rows: rows from `read_rows`.
         anchors: content of the controls' file.
         budget: training budget: `seconds=N`, `images=N`, `recipe`, `MODEL:seconds=N,...`, or None.
     """
-    mains, controls = main_rows(rows), anchors["anchors"]
+    mains = main_rows(rows)
     topic = "Diversity (coverage, the fraction of real images with a sample nearby)"
-    texts = [rank(mains, QUALITY, f"Quality ({frechet_name(anchors['extractor'])}, lower is better)", lowest=True)]
-    if texts[0]:
-        scale = [f"{label} {metric(QUALITY, controls[name]['metrics'][QUALITY])}" for name, label in SCALE.items()]
-        texts[0] += f" For scale: {join_words(scale)}."
-    counted = [row for row in mains if "modes_covered" in row["metrics"]]
-    modes = f" Modes covered: {_cells(counted, 'modes_covered')}." if counted else ""
-    texts += [f"{rank(mains, 'coverage', topic, lowest=False) or ''}{modes}".strip(), _speed(mains), _front(rows)]
-    texts += [_budget(rows, budget), _memorised(rows, controls["floor"]["metrics"])]
+    texts = [
+        rank(mains, QUALITY, f"Quality ({frechet_name(anchors['extractor'])}, lower is better)", lowest=True),
+        rank(mains, "coverage", topic, lowest=False),
+        _speed(mains),
+        _choice(rows),
+        _budget(rows, budget),
+        _memorised(rows, anchors["anchors"]["floor"]["metrics"]),
+    ]
     return [text for text in texts if text]
 
 
@@ -65,26 +63,25 @@ def _speed(rows: Sequence[Row]) -> str | None:
     timed = sorted((row for row in rows if row["seconds_per_image"]), key=lambda row: row["seconds_per_image"])
     if len(timed) < 2:
         return None
-    cells = []
-    for row in timed:
-        steps = "" if row["nfe"] is None else f", {row['nfe']:g} network evaluation{'' if row['nfe'] == 1 else 's'}"
-        cells.append(f"{seconds(row['seconds_per_image'])}{steps}")
     ratios = [f"{format_number(row['seconds_per_image'] / timed[0]['seconds_per_image'], 2)}x" for row in timed]
-    slower = [f"{row['label']} takes {x} as long ({c})" for row, x, c in zip(timed, ratios, cells, strict=True)][1:]
-    text = f"Speed (time per image at full throughput): **{timed[0]['label']}** is fastest ({cells[0]})."
-    return f"{text} {join_words(slower)}.{f' {DEVICES_DIFFER}' if devices_differ(timed) else ''}"
+    slower = [f"{row['label']} takes {x} as long" for row, x in zip(timed, ratios, strict=True)][1:]
+    text = f"Speed (time per image at full throughput): **{timed[0]['label']}** is fastest"
+    return f"{text} ({seconds(timed[0]['seconds_per_image'])}); {join_words(slower)}."
 
 
-def _front(rows: Sequence[Row]) -> str | None:
-    scored, front = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]], pareto_front(rows)
-    if len(scored) < 2:
+def _choice(rows: Sequence[Row]) -> str | None:
+    """Return what to take for a given time per image: the Pareto front, without steps that are not significant."""
+    front = pareto_front(rows)
+    if len([row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]) < 2:
         return None
-    cells = [f"{_name(r)} ({seconds(r['seconds_per_image'])}, {metric(QUALITY, r['metrics'][QUALITY])})" for r in front]
-    text = f"Pareto-optimal (time per image, Frechet distance): {join_words(cells)}."
-    for fast, slow in pairwise(front):
-        if not differ_significantly(fast["metrics"][QUALITY], slow["metrics"][QUALITY]):
-            text += f" {_name(slow)} is not significantly better than the faster {_name(fast)}."
-    return text
+    chosen = front[:1]
+    for row in front[1:]:
+        if differ_significantly(chosen[-1]["metrics"][QUALITY], row["metrics"][QUALITY]):
+            chosen.append(row)
+    cells = [
+        f"from {seconds(r['seconds_per_image'])} {_name(r)} ({metric(QUALITY, r['metrics'][QUALITY])})" for r in chosen
+    ]
+    return f"Best for a given time per image (Frechet distance): {join_words(cells)}."
 
 
 def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
@@ -96,7 +93,7 @@ def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
         tuned = {row["label"]: whole - row[key] for row, whole in spent[unit] if whole > row[key]}
         of = {label: f" ({write(part)} by distillation)" for label, part in tuned.items()}
         used = [f"{row['label']} {write(whole)}{of.get(row['label'], '')}" for row, whole in spent[unit]]
-        sentences[unit] = f"{name}: {join_words(used)}."
+        sentences[unit] = f"{name.lower()}: {join_words(used)}"
     unit, _, amount = (budget or "").partition("=")
     text = {"": "not given", "recipe": "each model's own recipe"}.get(unit, "different for each model")
     if unit in UNITS:
@@ -105,7 +102,7 @@ def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
         if all(float(amount) <= whole <= 1.05 * float(amount) + update for _, whole in spent[unit]):
             sentences.pop(unit)
             text = f"{write(float(amount))}{' images' if unit == 'images' else ''} per model"
-    return f"Training budget: {text}. {' '.join(sentences.values())}"
+    return f"Training budget: {'; '.join([text, *sentences.values()])}."
 
 
 def _whole(rows: Sequence[Row], main: Row, key: str) -> float:

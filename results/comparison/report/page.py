@@ -79,6 +79,8 @@ def caveats(rows: Sequence[tables.Row], anchors: dict[str, Any]) -> list[str]:
         if not check["ok"]:
             sentence = formatting.check_sentence(check, anchors["anchors"])
             texts.append(f"{sentence[0].upper()}{sentence[1:]}.")
+    if tables.devices_differ(rows):
+        texts.append(tables.DEVICES_DIFFER)
     for row in rows:
         data = row["data"] if row["setting"] is None and isinstance(row["data"], dict) else {}
         if data.get("fingerprint") not in (None, anchors["reference"]["training_fingerprint"]):
@@ -93,7 +95,7 @@ def caveats(rows: Sequence[tables.Row], anchors: dict[str, Any]) -> list[str]:
 
 
 def markdown(report: Report) -> str:
-    """Return REPORT.md: findings, samples, tables with their pictures, protocol, provenance."""
+    """Return REPORT.md: the picture, table and sentences that answer, then all metrics, costs, pictures, provenance."""
     controls, rows = report["controls"], report["models"]
 
     def picture(name: str) -> list[str]:
@@ -106,13 +108,13 @@ def markdown(report: Report) -> str:
     table = formatting.markdown_table
     quality = table(*tables.quality_table(controls, rows))
     notes = tables.quality_notes(controls, rows, report["extractor"])
-    parts = [f"# Comparison: {report['name']}", _data(report), _items(report["findings"])]
+    summary = table(*tables.summary_table(controls, rows))
+    parts = [f"# Comparison: {report['name']}", _data(report), *picture("answer.png"), summary]
+    parts.append(_items(report["findings"]))
     parts += ["**Caveats:**", _items(report["caveats"])] if report["caveats"] else []
     parts += section("Samples", *picture("samples.png"))
-    parts += section("Quality and diversity", tables.numbers_sentence(report), quality, notes, *picture("bars.png"))
+    parts += section("All metrics", tables.numbers_sentence(report), quality, notes)
     parts += section("Cost", table(*tables.cost_table(rows)), tables.cost_notes(rows), tables.timing_protocol(rows))
-    parts += section("Trade-offs", *picture("speed.png"))
-    parts += section("Training", *picture("training.png"))
     parts += section("Nearest training images", *picture("neighbours.png"))
     parts += section("Interpolation", *picture("interpolation.png"))
     parts += ["## Controls", *picture("controls.png")]
@@ -179,8 +181,7 @@ def _versions(versions: dict[str, str] | None) -> str:
 
 def console(report: Report) -> str:
     """Return tables, findings and caveats for the console."""
-    parts = [formatting.console_table(*tables.quality_table(report["controls"], report["models"]))]
-    parts.append(formatting.console_table(*tables.cost_table(report["models"])))
+    parts = [formatting.console_table(*tables.summary_table(report["controls"], report["models"]))]
     parts.append("\n".join(f"* {text.replace('**', '')}" for text in report["findings"]))
     parts.append("\n".join(f"! {text}" for text in report["caveats"]))
     return "\n\n".join(filter(None, parts))

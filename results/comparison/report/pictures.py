@@ -14,16 +14,16 @@ from comparison.data.images import load_npz
 from comparison.report import charts, plots
 from comparison.report.rows import optional_json
 from comparison.report.tables import frechet_name
-from comparison.report.tradeoffs import main_rows
+from comparison.report.tradeoffs import main_rows, summary_rows
 
 PICTURES = {  # file -> title, caption
-    "samples.png": ("Samples", "Real images and the first 64 samples of each model, uncurated."),
-    "bars.png": ("Models and controls", "Models in colour, controls in grey, with 95% intervals."),
-    "speed.png": (
-        "Quality against time per image",
-        "Lower left is better. A line connects the numbers of steps of one sampler. Dotted: the Pareto front.",
+    "answer.png": (
+        "What each model gives, and what it costs",
+        "Lower left is better. Left: a line connects the numbers of evaluations of one sampler; dotted: the best up to "
+        "each time per image. Right: default sampler on earlier checkpoints. Bars: 95% intervals; dashes: single "
+        "trainings. Below: what each model draws in the same time, uncurated.",
     ),
-    "training.png": ("Quality against training time", "Default sampler on earlier checkpoints, with 95% intervals."),
+    "samples.png": ("Samples", "Real images and the first 64 samples of each model, uncurated."),
     "neighbours.png": (
         "Nearest training images",
         "The samples closest to a training image, relative to its distance from the nearest other one, closest first.",
@@ -31,6 +31,7 @@ PICTURES = {  # file -> title, caption
     "interpolation.png": ("Interpolation", "Each row is a spherical interpolation between two latents."),
     "controls.png": ("Controls", "The first images of each control."),
 }
+OLD = ("bars.png", "speed.png", "training.png")  # of reports before answer.png
 WIDTH = 620  # approximate pixels of a sheet, which is scaled by a whole factor
 TITLE, GAP, LETTER = 24, 14, 7  # pixels: height of a title, space between panels, width of a letter
 
@@ -63,16 +64,15 @@ def draw_pictures(report: Mapping[str, Any], folders: Sequence[Path], anchors_pa
 
     real = _read(anchors_path.with_name(f"{anchors_path.stem}-real.png"))
     samples = [*([] if real is None else [Sheet("real images", plots.INK, real)]), *sheets("samples.png")]
+    strips = _strips(report["models"], folders)
     drawn = {
+        "answer.png": charts.draw_answer(rows, controls, frechet, strips, out / "answer.png"),
         "samples.png": draw_sheets(samples, out / "samples.png", math.ceil(len(samples) ** 0.5)),
-        "bars.png": plots.draw_bars(mains, controls, frechet, out / "bars.png"),
-        "speed.png": charts.draw_speed(rows, controls, frechet, out / "speed.png"),
-        "training.png": charts.draw_training(mains, controls, frechet, out / "training.png"),
         "neighbours.png": draw_sheets(sheets("neighbours.png", ("samples", "training")), out / "neighbours.png"),
         "interpolation.png": draw_sheets(sheets("interpolation.png"), out / "interpolation.png"),
         "controls.png": draw_sheets(_controls(report, anchors_path), out / "controls.png"),
     }
-    for name in (name for name in drawn if not drawn[name]):
+    for name in (*OLD, *(name for name in drawn if not drawn[name])):
         (out / name).unlink(missing_ok=True)
     return [name for name in PICTURES if drawn[name]]
 
@@ -86,6 +86,20 @@ def _samples(folder: Path) -> np.ndarray | None:
     named = optional_json(folder / "sampling.json").get("file")
     files = sorted(folder.glob("samples*.npz"), key=lambda p: (p.name == named, p.stat().st_mtime_ns, p.name))
     return png.grid(load_npz(files[-1])[0][:64]) if files else _read(folder / "samples.png")
+
+
+def _strips(rows: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[charts.Strip]:
+    """Return the samples of the rows of the summary that have a time per image."""
+    mains = main_rows(rows)
+    places = {row["series"]: folder for row, folder in zip(mains, folders, strict=True)}
+    strips = []
+    shown = summary_rows(rows)
+    for row, colour in zip(shown, plots.colours(shown), strict=True):
+        folder = places[row["series"]]
+        image = _samples(folder if row["setting"] is None else folder / "settings" / row["setting"])
+        if image is not None and row["seconds_per_image"]:
+            strips.append(charts.Strip(row["label"], colour, row["seconds_per_image"], png.cut(image)))
+    return strips
 
 
 def _controls(report: Mapping[str, Any], anchors_path: Path) -> list[Sheet]:

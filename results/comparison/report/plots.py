@@ -1,16 +1,14 @@
-"""Colours and helpers of the plots of a report, and the bars of models and controls."""
+"""Colours and helpers of the plots of a report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comparison.files import atomic
-from comparison.formatting import format_number, half_width
 from comparison.models import MODELS
 
 # Okabe and Ito 2008: safe for colour-blind readers, and distinct in grey
@@ -41,60 +39,3 @@ def tidy(axes: Axes, grid: str = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis=grid, alpha=0.25, linewidth=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
-
-
-def draw_bars(rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, path: Path) -> bool:
-    """Draw Frechet distance (logarithmic), coverage and recall of models and controls, with intervals.
-
-    Args:
-        rows: main rows of the report.
-        controls: controls of the report.
-        frechet: name of the distance.
-        path: the PNG to write.
-
-    Returns:
-        False if there is nothing to draw.
-    """
-    scored = [(row, colour) for row, colour in zip(rows, colours(rows), strict=True) if row["metrics"]]
-    bars = [(row["label"], row["metrics"], colour) for row, colour in scored]
-    bars += [(control["label"], control["metrics"], CONTROL) for control in controls.values()]
-    titles = {
-        "frechet_distance": f"{frechet.replace(' Frechet', chr(10) + 'Frechet')}\n(log, lower is better)",
-        "coverage": "coverage\n(higher is better)",
-        "recall": "recall\n(higher is better)",
-    }
-    titles = {name: title for name, title in titles.items() if any(name in metrics for _, metrics, _ in bars)}
-    if not titles:
-        return False
-    figure = Figure(figsize=(6.6, 0.3 * len(bars) + 1.2), dpi=DPI, layout="constrained")
-    positions = np.arange(len(bars))
-    for i, (name, title) in enumerate(titles.items()):
-        axes = figure.add_subplot(1, len(titles), i + 1)
-        entries = [metrics.get(name) or {"value": float("nan")} for _, metrics, _ in bars]
-        values = np.array([entry["value"] for entry in entries], float)
-        errors = np.array([half_width(entry) for entry in entries])
-        if name == "frechet_distance":
-            # copies are at 0 but for rounding, so the axis starts just below the floor
-            low = max(np.nanmin(values[values > 0]), controls["floor"]["metrics"][name]["value"]) / 5
-            axes.set_xscale("log")
-            axes.set_xlim(low, np.nanmax(values) * 3)
-            axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
-            axes.locator_params(axis="x", numticks=4)
-        else:
-            low = 0.0
-            axes.set_xlim(0, 1.05)
-            axes.set_xticks([0, 0.5, 1])
-        ends = np.maximum(values, low)
-        axes.barh(positions, ends - low, left=low, color=[c for _, _, c in bars], height=0.68)
-        axes.errorbar(
-            ends, positions, xerr=[np.minimum(errors, ends - low), errors], fmt="none", ecolor=INK, elinewidth=1.2
-        )
-        axes.set_yticks(positions, [label for label, _, _ in bars] if i == 0 else [""] * len(bars), fontsize=9.5)
-        for tick, (_, _, colour) in zip(axes.get_yticklabels(), bars, strict=True):
-            tick.set_color("#555555" if colour == CONTROL else colour)
-        axes.invert_yaxis()
-        axes.tick_params(axis="x", labelsize=9)
-        axes.set_title(title, fontsize=9.5)
-        tidy(axes, "x")
-    save(figure, path)
-    return True

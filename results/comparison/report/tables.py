@@ -5,6 +5,7 @@ from typing import Any
 
 from comparison import formatting
 from comparison.formatting import METRICS, MISSING, STANDARD, count, join_words, number
+from comparison.report.tradeoffs import summary_rows
 
 Row = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]  # heading, rows of cells
@@ -14,6 +15,7 @@ EXTRAPOLATED = "~ "
 WHILE_SAMPLING = " *"
 DEVICES_DIFFER = "Times are not directly comparable: devices or precisions differ."
 
+SUMMARY_METRICS = ("frechet_distance", "coverage", "modes_covered", "modes_matched")
 ARROWS = {"lower": "\N{DOWNWARDS ARROW}", "higher": "\N{UPWARDS ARROW}"}  # which is better
 
 _NOTES = {
@@ -49,6 +51,28 @@ def devices_differ(rows: Sequence[Row]) -> bool:
     """Return True if the rows were timed on different devices or in different precisions."""
     timed = [row for row in rows if row["seconds_per_image"]]
     return len({(row["device"], row["precision"], row["training_device"]) for row in timed}) > 1
+
+
+SUMMARY: dict[str, Callable[[Row], str]] = {
+    "NFE": lambda row: MISSING if row["nfe"] is None else f"{row['nfe']:g}",
+    "time per image": lambda row: formatting.seconds(row["seconds_per_image"]),
+    "training time": lambda row: formatting.seconds(row["training_seconds"]),
+    "images seen": lambda row: count(row["images_seen"]),
+}
+
+
+def summary_table(controls: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+    """Return the table of the first page: quality and cost of each model, and the floor."""
+    shown, floor = summary_rows(rows), controls["floor"]
+    names = [name for name in SUMMARY_METRICS if any(name in row["metrics"] for row in shown)]
+    cells = [
+        [row["label"], *(formatting.metric(name, row["metrics"].get(name)) for name in names)]
+        + [cell(row) for cell in SUMMARY.values()]
+        for row in shown
+    ]
+    real = [formatting.metric(name, floor["metrics"].get(name)) for name in names]
+    cells.append([floor["label"], *real, *[MISSING] * len(SUMMARY)])
+    return ["", *(f"{METRICS[name][0]} {ARROWS[METRICS[name][1]]}" for name in names), *SUMMARY], cells
 
 
 def quality_table(controls: Mapping[str, Any], rows: Sequence[Row]) -> Table:
@@ -147,8 +171,6 @@ def cost_notes(rows: Sequence[Row]) -> str:
         text += f" `{EXTRAPOLATED.strip()}`: extrapolated from the throughput."
     if any(row["seconds_per_image"] and not row["benchmarked"] for row in rows):
         text += " `*`: measured while sampling at one batch size, because no benchmark was run."
-    if devices_differ(rows):
-        text += f" {DEVICES_DIFFER}"
     items = []
     for row in rows:
         parts = [row["sampler"]]

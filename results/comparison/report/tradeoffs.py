@@ -12,6 +12,11 @@ def main_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["setting"] is None]
 
 
+def summary_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the main rows, each followed by its network distilled for two evaluations, where there is one."""
+    return [row for row in rows if row["setting"] in (None, "few-step-2")]
+
+
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that no other row beats in both time per image and Frechet distance, the fastest first."""
     scored = [row for row in rows if row["seconds_per_image"] and QUALITY in row["metrics"]]
