@@ -33,6 +33,12 @@ def test_pages_show_the_committed_reports():
     assert {"quality", "cost", "sentences"} <= {part for _, part in shown}
 
 
+def test_reports_to_explore_are_small():
+    reports = [*(ROOT / "results" / "reports").glob("*/REPORT.html")]
+    assert reports
+    assert all(path.stat().st_size < 3_000_000 for path in reports)
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 

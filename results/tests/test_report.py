@@ -5,13 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import pytest
 from comparison.cli import UserError
 from comparison.data import shapes
 from comparison.data.images import fingerprint, save_npz
 from comparison.png import save_grid
-from comparison.report import page, tables
+from comparison.report import explore, page, tables
 from comparison.report.pictures import PICTURES
 from comparison.report.rows import by_training, read_rows
 
@@ -200,7 +201,8 @@ def test_all_pictures_are_drawn_and_small_and_the_page_holds_them(written):
         assert f"]({name})" in text
         assert f'src="{name}"' not in html
         assert (written / name).stat().st_size < 400_000
-    assert html.count("data:image/png;base64,") == len(PICTURES)
+    assert html.partition("<section")[0].count("data:image/webp;base64,") == 1
+    assert html.partition("</section>")[2].count("data:image/webp;base64,") == len(PICTURES) - 1
     assert "<td" in html
     assert not re.search("https?:", html.split("<body>")[0])
 
@@ -237,18 +239,68 @@ def attacked(copy, report, no_pictures):
 def test_hostile_texts_are_shown_and_not_run(attacked):
     page = attacked.read_text()
     assert "attacked" in page
-    assert not re.search(r"<script|<img src=\"?x|<[^>]* on\w+=", page)
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert scripts == [explore.SCRIPT]
+    assert f"script-src 'sha256-{explore.HASH}'" in page
+    tags = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(page)
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    sources = [attributes["src"] for tag, attributes in tags if tag == "img"]
+    assert all(source.startswith("data:image/webp") or not source for source in sources)
     assert re.findall(r'href="([^"]*)"', page).count("https://example.org") == 1
     assert not re.search(r'(href|src)="(javascript|data:text|[^"]*secret)', page)
     assert "Content-Security-Policy" in page
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
-def test_browser_runs_nothing_of_a_hostile_report(attacked, tmp_path):
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    done = subprocess.run(["chromium", *flags, attacked.as_uri()], capture_output=True, text=True, timeout=60)
-    assert "<title>Comparison: " in done.stdout
-    assert "<title>attacked" not in done.stdout
+@pytest.fixture
+def browse(tmp_path):
+    """Return a function that gives the document of a page as Chromium has it after its script."""
+    if not shutil.which("chromium"):
+        pytest.skip("Chromium is not installed")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser", "--dump-dom"]
+
+    def dump(address):
+        return subprocess.run(["chromium", *flags, address], capture_output=True, text=True, timeout=60).stdout
+
+    return dump
+
+
+def test_browser_runs_nothing_of_a_hostile_report(attacked, browse):
+    page = browse(attacked.as_uri())
+    assert "<title>Comparison: " in page
+    assert "<title>attacked" not in page
+
+
+def shown(page):
+    """Return the captions of the samples that are not hidden."""
+    figures = re.findall(r"<figure ([^>]*)>.*?<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    return [caption.partition(", Frechet")[0] for attributes, caption in figures if "hidden" not in attributes]
+
+
+@pytest.fixture
+def page_to_explore(copy, no_pictures):
+    for run in runs_of(copy):
+        for folder in (*run.glob("settings/*"), *run.glob("history/*")):
+            shutil.copy(run / "samples.png", folder)
+    make(copy, copy / "report")
+    return copy / "report" / "REPORT.html"
+
+
+def test_page_holds_every_sample_without_scripts(page_to_explore):
+    labels = shown(page_to_explore.read_text())
+    assert len(labels) == 6 + 3 * 3  # rows, and three checkpoints of each model
+    assert {"DCGAN", "improved DDPM, ddim5", "DDGAN after 10 min of training"} <= set(labels)
+
+
+def test_sliders_and_links_choose_the_samples(page_to_explore, browse):
+    address = page_to_explore.as_uri()
+    assert shown(browse(address)) == ["DCGAN", "improved DDPM", "DDGAN"]
+    assert shown(browse(f"{address}#nfe=5")) == ["improved DDPM, ddim5"]
+    page = browse(f"{address}#part=25&metric=coverage")
+    assert shown(page) == [f"{name} after 5 min of training" for name in ("DCGAN", "improved DDPM", "DDGAN")]
+    assert re.findall(r'data-metric="(\w+)" visibility="visible"', page) == ["coverage"]
 
 
 def test_the_same_files_give_the_same_bytes(written, made, tmp_path):

@@ -1,16 +1,21 @@
 """REPORT.html: the report as one self-contained file.
 
 Runs are exchanged between people, so no value in a report is trusted: HTML in it is shown as text, links are relative
-or http(s), pictures come from the report's own folder, and the page's policy forbids scripts and requests.
+or http(s), pictures come from the report's own folder, and the page's policy forbids requests and all scripts but the
+one of `explore`, by its hash.
 """
 
-import base64
 import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from PIL import Image
+
 from comparison.files import write_text
+from comparison.report import explore
+from comparison.report.explore import Row
 
 STYLE = """\
 :root { color-scheme: light dark; --line: #8885; }
@@ -28,21 +33,33 @@ PAGE = """\
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+script-src 'sha256-{{ hash }}'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
 {{ style|safe }}</style>
 </head>
 <body>
-{{ body|safe }}
+{{ first|safe }}
+{{ explore|safe }}
+{{ rest|safe }}
+{%- if explore %}
+<script>{{ script|safe }}</script>
+{%- endif %}
 </body>
 </html>
 """
 
 
-def write_html(text: str, title: str, path: Path) -> bool:
-    """Write Markdown as a page with the PNGs of its folder embedded.
+def write_html(text: str, title: str, path: Path, rows: Sequence[Row] = (), folders: Sequence[Path] = ()) -> bool:
+    """Write Markdown as a page with the PNGs of its folder embedded, and a part to explore before the second heading.
+
+    Args:
+        text: Markdown.
+        title: title of the page.
+        path: file to write.
+        rows, folders: see `explore.render`.
 
     Returns:
         False without the packages jinja2 and markdown-it-py.
@@ -62,11 +79,16 @@ def write_html(text: str, title: str, path: Path) -> bool:
         inside = picture.resolve().parent == path.parent.resolve()
         if not inside or picture.suffix != ".png" or not picture.is_file():
             return 'src=""'
-        return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"'
+        with Image.open(picture) as image:
+            return f'src="{explore.data_url(image.convert("RGB"))}"'
 
     body = re.sub(r'src="([^"]*)"', embed, body)  # a quote in text is written &quot;
-    page = Environment(autoescape=True).from_string(PAGE, {"style": STYLE})
-    write_text(path, page.render(title=title, body=body))
+    environment = Environment(autoescape=True)
+    part = explore.render(environment, rows, folders)
+    fixed = {"style": STYLE + explore.STYLE, "script": explore.SCRIPT, "hash": explore.HASH}
+    page = environment.from_string(PAGE, fixed)
+    first, heading, rest = body.partition("<h2>")
+    write_text(path, page.render(title=title, first=first, explore=part, rest=heading + rest))
     return True
 
 

@@ -65,7 +65,8 @@ def make_report(
     text = markdown(report)
     write_text(out / "REPORT.md", text)
     write_json(out / "report.json", report)
-    if not html.write_html(text, f"Comparison: {name}", out / "REPORT.html"):
+    firsts = [group[0] for group in groups]
+    if not html.write_html(text, f"Comparison: {name}", out / "REPORT.html", rows, firsts):
         print("No REPORT.html: it needs the package markdown-it-py (pip install markdown-it-py); see REPORT.md.")
     return report
 
