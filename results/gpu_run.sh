@@ -17,8 +17,8 @@ usage: bash results/gpu_run.sh [options]
                      file with a folder `train` of images, unpacked below data/
   --name NAME        of the runs and the report                                 (<data>-gpu)
   --seconds S        of training, for each of the two denoising models          (600)
-  --gan_budget B     of training for DCGAN, images=N or seconds=N; 2,500,000    (images=2500000)
-                     images are 50 epochs
+  --gan P            the GAN: dcgan, dcgan-plus or r3gan-tiny                   (r3gan-tiny)
+  --gan_budget B     of training for the GAN, images=N or seconds=N             (seconds=S of --seconds)
   --num_samples N    images drawn from each model, of which all, or half as     (50000)
                      many as there are training images, are scored
   --sweep N,N        numbers of steps at which improved DDPM is sampled besides (10)
@@ -45,11 +45,11 @@ die() {
 
 UNFINISHED=75
 asked=("$@")
-data=cifar10 name="" seconds=600 gan_budget=images=2500000 num_samples=50000 sweep=10 benchmark=true benchmark_seconds=1
+data=cifar10 name="" seconds=600 gan=r3gan-tiny gan_budget="" num_samples=50000 sweep=10 benchmark=true benchmark_seconds=1
 compile=false preset=gpu device=auto data_note="" wait=0 out="" job=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    --data | --name | --seconds | --gan_budget | --num_samples | --sweep | --benchmark | --benchmark_seconds | \
+    --data | --name | --seconds | --gan | --gan_budget | --num_samples | --sweep | --benchmark | --benchmark_seconds | \
       --compile | --preset | --device | --data_note | --wait | --out)
       [ $# -ge 2 ] || die "$1: a value is missing"
       printf -v "${1#--}" %s "$2"
@@ -64,6 +64,8 @@ done
 # ---- judge everything that compare.sh does not
 whole() { [[ "$2" =~ ^[0-9]+$ ]] || die "$1 $2: must be a whole number"; }
 for option in seconds num_samples wait; do whole "--$option" "${!option}"; done
+: "${gan_budget:=seconds=$seconds}"
+case "$gan" in dcgan | dcgan-plus | r3gan-tiny) ;; *) die "--gan $gan: must be dcgan, dcgan-plus or r3gan-tiny" ;; esac
 [[ "$gan_budget" =~ ^(images|seconds)=[0-9]+$ ]] || die "--gan_budget $gan_budget: must be images=N or seconds=N"
 case "$benchmark" in true | false) ;; *) die "--benchmark $benchmark: must be true or false" ;; esac
 case "$compile" in true | false) ;; *) die "--compile $compile: must be true or false" ;; esac
@@ -207,7 +209,7 @@ fi
 
 say "compare"
 bash results/compare.sh --data "$data" --preset "$preset" --name "$name" --num_samples "$num_samples" \
-  --models "$(IFS=, && echo "${models[*]}")" --device "$device" --compile "$compile" --history 0 --sweep "$sweep" \
+  --models "$(IFS=, && echo "${models[*]}")" --gan "$gan" --device "$device" --compile "$compile" --history 0 --sweep "$sweep" \
   --benchmark_seconds "$benchmark_seconds" --data_note "$data_note" \
   --budget "gans:$gan_budget,denoising-diffusion-gan:seconds=$seconds,improved-diffusion:seconds=$seconds"
 

@@ -86,6 +86,7 @@ def test_run_that_failed_continues_ends_with_a_small_archive_and_is_done_once(pl
     bounds = "gans:images=9,denoising-diffusion-gan:seconds=7,improved-diffusion:seconds=7"
     assert f"--budget {bounds}" in line
     assert "--preset gpu" in line
+    assert "--gan r3gan-tiny" in line
     assert "--compile false" in line
     files = packed(place / "small" / "mine.tar.gz")
     for model in MODELS:
@@ -136,6 +137,7 @@ def test_archive_of_images_is_unpacked_once(place, tmp_path):
     [
         ("--seconds many", "--seconds many: must be a whole number"),
         ("--gan_budget hours=1", "must be images=N or seconds=N"),
+        ("--gan biggan", "must be dcgan, dcgan-plus or r3gan-tiny"),
         ("--benchmark maybe", "must be true or false"),
         ("--compile maybe", "must be true or false"),
         ("--preset cpu", "must be gpu, or quick"),
