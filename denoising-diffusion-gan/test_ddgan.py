@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_run_folder(group)
     which = group.add_mutually_exclusive_group()
     which.add_argument("--epoch_id", type=cli.non_negative_int, help="epoch of netG_<epoch>.pth; default: newest")
-    help_text = "path of a generator's checkpoint, or pretrained:RUN for the committed weights of a run"
+    help_text = "path of a generator's checkpoint, or pretrained:RUN for weights.safetensors of a run"
     which.add_argument("--checkpoint", type=weights.checkpoint_path(MODEL), help=help_text)
     data_help = "data set of the training; must agree with the checkpoint"
     group.add_argument("--dataset", "--data", default=None, help=data_help)

@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     checkpoint_help = "checkpoint_<step>.pt, a run folder for its best_<step>.pt or, without one, its newest, or "
-    checkpoint_help += "pretrained:RUN for the committed weights of a run"
+    checkpoint_help += "pretrained:RUN for weights.safetensors of a run"
     add("--checkpoint", type=checkpoint_path(MODEL), required=True, help=checkpoint_help)
     add("--num_samples", type=cli.positive_int, default=50_000, help="number of images")
     add("--batch_size", type=cli.positive_int, default=128, help="images per batch")

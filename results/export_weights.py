@@ -9,7 +9,7 @@ on from it.
 import argparse
 
 from comparison import cli
-from comparison.checkpoints import load_torch, trained_facts
+from comparison.checkpoints import load_checkpoint, load_torch, newest, trained_facts
 from comparison.cli import UserError
 from comparison.models import DDGAN, DDPM, GAN, MODELS, newest_checkpoint
 from comparison.runs import read_config
@@ -35,12 +35,15 @@ def main(args: argparse.Namespace) -> None:
         if name not in MODELS:
             raise UserError(f"{run}: a run of {name}, not of {', '.join(MODELS)}")
     for run, name in zip(args.runs, names, strict=True):
-        checkpoint = newest_checkpoint(MODELS[name], run)
-        content = load_torch(checkpoint)
+        model = MODELS[name]
+        checkpoint = (newest(run, model.best) if model.best else None) or newest_checkpoint(model, run)
         if name == DDPM:  # a plain state dict
             step = int(checkpoint.stem.rpartition("_")[2])
-            payload = {"model": name, **trained_facts(run, step), "ema": content}
+            payload = {"model": name, **trained_facts(run, step), "ema": load_torch(checkpoint)}
         else:
+            content = load_checkpoint(checkpoint, model=name)
+            if missing := [part for part in KEPT[name] if part not in content]:
+                raise UserError(f"{checkpoint}: damaged; it has no {missing[0]}")
             payload = {part: content[part] for part in KEPT[name]}
             if payload.get("ema"):
                 payload["generator"] = None  # the average is sampled

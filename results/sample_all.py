@@ -1,13 +1,14 @@
-"""Sample every model from its committed weights, and draw one picture: a row for each model, with its time per image.
+"""Sample every model from the weights of export_weights.py into one picture, with the time per image of each.
 
     python results/sample_all.py --name cifar10-jpeg-cpu
 
-Needs no training: results/runs/<model>/<name>/weights.safetensors is part of the repository. Runs whose names begin
+Reads results/runs/<model>/<name>/weights.safetensors. Runs whose names begin
 with --name and a hyphen, as that of another GAN, get a row too. Writes the picture to --out, and the samples of each
 run into its folder pretrained/.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from comparison import cli, formatting, jobs
@@ -55,12 +56,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def find_weights(name: str) -> list[tuple[Model, Path]]:
-    """Return the models and weights of the runs called `name` or `name`-..., in the order of the table of models."""
+    """Return the models and weights of the runs called `name` or `name`-..., except further seeds, by model."""
     runs = cli.repo_root() / "results" / "runs"
     found = []
     for model in MODELS.values():
         paths = [*runs.glob(f"{model.name}/{name}/{NAME}"), *sorted(runs.glob(f"{model.name}/{name}-*/{NAME}"))]
-        found += [(model, path) for path in paths]
+        found += [(model, path) for path in paths if not re.fullmatch(r".+-s\d+", path.parent.name)]
     return found
 
 
@@ -78,7 +79,7 @@ def draw(rows: list[tuple[Model, Path, Path]], count: int, out: Path) -> None:
         facts = read_json(folder / "sampling.json")
         plural = "" if facts["nfe"] == 1 else "s"
         each = formatting.seconds(facts["seconds_per_image"])
-        title = f"{label}: {facts['nfe']:g} evaluation{plural}, {each} per image"
+        title = f"{label} ({run.name}): {facts['nfe']:g} evaluation{plural}, {each} per image"
         images = load_npz(find_samples(folder))[0][:count]
         sheets.append(Sheet(title, model.colour, grid(images, columns=count)))
     draw_sheets(sheets, out)

@@ -64,6 +64,8 @@ def open_study(folder: Path, name: str = SEARCH) -> optuna.Study:
             pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_FROM)
             return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner)
     except (DatabaseError, RuntimeError, optuna.exceptions.StorageInternalError) as error:
+        if isinstance(error, RuntimeError) and "version" not in str(error):
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder / 'study.db'}: not readable as a study ({reason})") from None
 

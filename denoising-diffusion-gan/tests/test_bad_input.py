@@ -6,6 +6,7 @@ import pytest
 import test_ddgan
 import torch
 import train_ddgan
+from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
 from ddgan.options import ARCHITECTURE, defaults, is_value
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
@@ -46,6 +47,23 @@ def test_a_state_with_a_part_of_another_kind_is_refused_and_kept(name, value, tr
     with pytest.raises(UserError, match=r"content\.pth: (damaged|does not fit)"):
         train(run_folder, trained[1], 2)
     assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "shape"])
+def test_damaged_state_is_refused_and_nothing_overwritten(trained, run_folder, damage):
+    content = run_folder / "content.pth"
+    if damage == "truncated":
+        content.write_bytes(content.read_bytes()[:2000])
+    elif damage == "foreign":
+        save_checkpoint(content, {"step": 1}, model="gans")
+    else:
+        payload = load_torch(content)
+        payload["generator"]["conv_in.weight"] = torch.zeros(3)
+        save_checkpoint(content, payload, model=payload["model"])
+    before = {path: path.read_bytes() for path in run_folder.iterdir()}
+    with pytest.raises(UserError, match=r"content\.pth"):
+        train(run_folder, trained[1], 2)
+    assert {path: path.read_bytes() for path in run_folder.iterdir()} == before
 
 
 def test_a_generator_is_no_state_to_resume_from(trained, run_folder):

@@ -63,6 +63,8 @@ def load_generator(path: Path, use_ema: bool | None = None) -> tuple[Network, bo
         if use_ema and ema is None:
             raise UserError(f"--use_ema true: {path} has no EMA weights; it was trained with --ema_decay 0")
         use_ema = ema is not None if use_ema is None else use_ema
+        if not use_ema and raw is None:
+            raise UserError(f"--use_ema false: {path} holds only the EMA weights")
         generator = build_generator(metadata["config"])
         generator.load_state_dict(ema if use_ema else raw)
     except UserError:

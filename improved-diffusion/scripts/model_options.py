@@ -60,7 +60,7 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def path_or_url(text: str) -> Path | str:
-    """Parse a flag: a local path, pretrained:RUN for the committed weights of a run, or the text of a remote path."""
+    """Parse a flag: a local path, pretrained:RUN for weights.safetensors of a run, or the text of a remote path."""
     return text if is_remote(text) else weights.checkpoint_path(MODEL)(text)
 
 
@@ -134,7 +134,8 @@ def flags_of_run(args: argparse.Namespace, defaults: dict[str, Any], model: str)
 def training_of(path: Path) -> dict[str, Any]:
     """Return the step, images_seen and wall_seconds of a network's file, from its name and its run; None if unknown."""
     if weights.is_weights(path):
-        return trained_facts(path.parent, read_config(path.with_name("config.json")).get("finished", {}).get("steps"))
+        facts = weights.read_facts(path)
+        return {name: facts.get(name) for name in ("step", "images_seen", "wall_seconds")}
     match = re.fullmatch(r"(?:model|ema_[\d.]+_)(\d+)\.pt", path.name)
     return trained_facts(path.parent, int(match[1]) if match else None)
 

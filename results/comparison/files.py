@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 from comparison.cli import UserError
 
+HOST = re.sub(r"\W", "", platform.node())[:32] or "host"
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # errors of a full disk, a file-size limit and a quota
 
 
@@ -27,7 +29,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full; an earlier file stays.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{HOST}-{os.getpid()}{path.suffix}")
     try:
         with named_when_full(path):
             yield temporary
@@ -37,9 +39,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Delete the temporary files of `atomic` in a folder whose processes have ended."""
+    """Delete the temporary files of `atomic` in a folder that processes of this machine left when they were killed."""
     for path in folder.glob(".*"):
-        match = re.fullmatch(r"\..*\.(\d{1,9})(\.[a-z]+)?", path.name)
+        match = re.fullmatch(rf"\..*\.{HOST}-(\d{{1,9}})(\.[a-z]+)?", path.name)
         if match and path.is_file() and not _is_running(int(match[1])):
             path.unlink(missing_ok=True)
 

@@ -72,10 +72,10 @@ def student_half_width(values: Sequence[float]) -> float:
 def differ_significantly(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Return True if two entries of metrics.json differ by more than the 95% interval of their difference.
 
-    The variation between trainings counts where an entry has the values of several.
+    An entry with the values of several trainings has the larger of the intervals by resampling and by Student's t.
     """
-    between = (student_half_width(entry.get("trainings", ())) for entry in (a, b))
-    return abs(a["value"] - b["value"]) > math.hypot(half_width(a), half_width(b), *between)
+    sides = [max(half_width(entry), student_half_width(entry.get("trainings", ()))) for entry in (a, b)]
+    return abs(a["value"] - b["value"]) > math.hypot(*sides)
 
 
 def metric(name: str, entry: Mapping[str, Any] | None, *, error: bool = True) -> str:

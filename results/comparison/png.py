@@ -116,12 +116,20 @@ def grid(images: Any, columns: int = 8, padding: int = 2) -> np.ndarray:
     return canvas
 
 
-def cut(grid: np.ndarray, columns: int = 8, padding: int = 2) -> np.ndarray:
-    """Return the (N, S, S, 3) uint8 images of a whole `grid` of square images."""
-    step = (grid.shape[1] - padding) // columns
-    rows = (grid.shape[0] - padding) // step
-    tops = ((row * step + padding, column * step + padding) for row in range(rows) for column in range(columns))
-    return np.stack([grid[y : y + step - padding, x : x + step - padding] for y, x in tops])
+def cut(picture: np.ndarray, columns: int = 8, padding: int = 2) -> np.ndarray:
+    """Return the (N, S, S, 3) uint8 images of a `grid` of square images; none for a picture of another layout."""
+    high, wide = picture.shape[0] - padding, picture.shape[1] - padding
+    step = wide // columns
+    size = step - padding
+    if size < 1 or wide % columns or high % step:
+        return np.empty((0, 1, 1, 3), np.uint8)
+    places = [
+        (row * step + padding, column * step + padding) for row in range(high // step) for column in range(columns)
+    ]
+    images = [picture[y : y + size, x : x + size] for y, x in places]
+    while len(images) > 1 and (images[-1] == 255).all():  # the last row need not be full
+        images.pop()
+    return np.stack(images)
 
 
 def save_grid(images: Any, path: Path, columns: int = 8, padding: int = 2) -> None:

@@ -239,21 +239,41 @@ _SAMPLE_FILES = (
     *("comparison.png", "nll.json", "nll.png", "nll-*.part-*.npz", "*_terms.npz"),
 )
 _RUN_FILES = (
-    *("*.pt", "*.pth", "*.damaged", "config.json", "progress.*", "log.txt", "loss.png", "grid*.png"),
+    *(
+        "*.pt",
+        "*.pth",
+        "*.damaged",
+        "weights.safetensors",
+        "config.json",
+        "progress.*",
+        "log.txt",
+        "loss.png",
+        "grid*.png",
+    ),
     *_SAMPLE_FILES,
     *(f"{folder}/*/{name}" for folder in _SET_FOLDERS for name in _SAMPLE_FILES),
+    *(f"pretrained/{name}" for name in _SAMPLE_FILES),
 )
+
+
+REMOVED = {  # options that no longer exist -> their value in all runs now
+    **{"label_smoothing": "none", "nc": 3, "minibatch_stddev": 0},
+    **{"gan_loss": "softplus", "penalty": "r1", "reconstruction_norm": "l2", "denoiser_warmup": 0.1, "levels": None},
+}
 
 
 def _check_options(folder: Path, saved: Mapping[str, Any], options: Mapping[str, Any], may_change: Set[str]) -> None:
     """Raise UserError if options differ.
 
-    An option that is off and newer than the run may be missing there; one that no longer exists is ignored.
+    An option that is off and newer than the run may be missing there; one that no longer exists must have the value
+    that all runs now have.
     """
     newer_and_off = {name for name, value in options.items() if name not in saved and not value}
     names = sorted(options.keys() - may_change - newer_and_off)
     differing = [name for name in names if saved.get(name) != options.get(name)]
     differences = [f"{name} {saved.get(name)} there, {options.get(name)} here" for name in differing]
+    gone = [name for name in REMOVED if name in saved and name not in options and saved[name] != REMOVED[name]]
+    differences += [f"{name} {saved[name]} there, {REMOVED[name]} always here" for name in gone]
     if differences:
         raise UserError(
             f"{folder} holds another run: {'; '.join(differences)}; use the same options, another folder or --fresh"

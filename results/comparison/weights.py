@@ -34,12 +34,14 @@ def save_weights(path: Path, payload: Mapping[str, Any]) -> None:
         tensors[name] = value.to(torch.float16).contiguous() if value.is_floating_point() else value.contiguous()
         if value.is_floating_point() and not tensors[name].isfinite().all():
             raise UserError(f"{path}: {name} has values that float16 cannot hold")
+    content = json.dumps(plain)
     with atomic(path) as temporary:
-        save_file(tensors, temporary, {CONTENT: json.dumps(plain), CHECK_SUM: _check_sum(tensors)})
+        save_file(tensors, temporary, {CONTENT: content, CHECK_SUM: _check_sum(content, tensors)})
 
 
-def _check_sum(tensors: Mapping[str, Any]) -> str:
-    return digest(*(part for name in sorted(tensors) for part in (name, tensors[name].numpy())))
+def _check_sum(content: str, tensors: Mapping[str, Any]) -> str:
+    kinds = [f"{name} {value.dtype} {tuple(value.shape)}" for name, value in sorted(tensors.items())]
+    return digest(content, *kinds, *(tensors[name].numpy() for name in sorted(tensors)))
 
 
 def _tensors(payload: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -71,7 +73,7 @@ def load_weights(path: Path) -> dict[str, Any]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         payload = json.loads(header[CONTENT])
-        if _check_sum(tensors) != header[CHECK_SUM]:
+        if _check_sum(header[CONTENT], tensors) != header[CHECK_SUM]:
             raise UserError(f"{path}: damaged; the check sum of its weights is wrong")
         for key, value in tensors.items():
             *parents, name = key.split("/")
@@ -85,6 +87,19 @@ def load_weights(path: Path) -> dict[str, Any]:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: not readable as weights of this project ({reason})") from None
     return payload
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the entries of `save_weights` that hold no tensors, without reading these; raises as `load_weights`."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        content = json.loads(header["__metadata__"][CONTENT])
+    except (OSError, KeyError, TypeError, ValueError, MemoryError, OverflowError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not readable as weights of this project")
+    return content
 
 
 def checkpoint_path(model: str) -> Callable[[str], Path]:

@@ -25,7 +25,7 @@ def said(rows, budget=None, floor=None):
     controls = {"floor": row("floor", 2.0)}
     controls["floor"]["metrics"] |= floor or {}
     texts = findings(rows, {"anchors": controls, "extractor": {"key": "cifar"}}, budget)
-    return {text.split()[0]: text for text in texts}
+    return {text.split()[0].rstrip(":"): text for text in texts}
 
 
 def test_ranking_says_no_significant_difference_when_there_is_none():
@@ -38,6 +38,9 @@ def test_ranking_says_no_significant_difference_when_there_is_none():
 def test_speed_is_relative_to_the_fastest():
     rows = [row("A", 1.0, 0.1, nfe=1), row("B", 1.0, 0.2, nfe=4)]
     assert said(rows)["Speed"].endswith("**A** is fastest (100 ms); B takes 2x as long.")
+    assert "different" not in said(rows)["Speed"]
+    rows[1]["device"] = "a GPU"
+    assert "measured on different devices" in said(rows)["Speed"]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +68,8 @@ def test_distillation_counts_in_the_budget_of_its_model():
 def test_copies_are_called_memorised():
     share = {name: {"memorised": entry(value, 0.01)} for name, value in {"A": 0.5, "B": 0.02, "floor": 0.02}.items()}
     rows = [row(name, metrics=share[name]) for name in "AB"]
-    assert "A (50.0%), significantly more than held-out images (2.0%)." in said(rows, floor=share["floor"])["Memorised"]
-    assert "no sign of copies (at most 2.0%; held-out" in said(rows[1:], floor=share["floor"])["Memorised"]
+    assert "A (50.0%), significantly more than of real images (2.0%)." in said(rows, floor=share["floor"])["Memorised"]
+    assert "no sign of copies (at most 2.0%; of other" in said(rows[1:], floor=share["floor"])["Memorised"]
 
 
 def test_pareto_front_holds_what_no_row_beats_in_both():
@@ -75,8 +78,14 @@ def test_pareto_front_holds_what_no_row_beats_in_both():
     rows[1] |= {"series": "A", "setting": "ddim5"}
     assert [r["label"] for r in tradeoffs.pareto_front(rows)] == ["A", "B", "D"]
     # D is not significantly better than the faster B
-    choice = said(rows)["Best"].partition(": ")[2]
-    assert choice == "from 1 s A (9.0 ± 1.0) and from 3 s A with ddim5 (5.0 ± 1.0)."
+    assert said(rows)["Choice"] == (
+        "Choice: the best Frechet distance has, with at least 1 s per image A (9.0 ± 1.0) and "
+        "with at least 3 s per image A with ddim5 (5.0 ± 1.0)."
+    )
+    assert (
+        "no slower model has a significantly better Frechet distance than A"
+        in said([rows[0], row("G", 8.5, 3)])["Choice"]
+    )
 
 
 @pytest.mark.parametrize(

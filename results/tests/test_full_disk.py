@@ -88,12 +88,13 @@ def test_leftovers_of_killed_processes_go_and_those_of_running_ones_stay(tmp_pat
     draw(tmp_path, 4)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    names = ["samples.npz.part", "samples.npz.part.json", ".samples.npz.lock", f".samples.{ended.pid}.npz"]
-    for name in (*names, ".samples.1.npz", ".other"):
+    mine = f".samples.{files.HOST}-{os.getppid()}.npz"
+    names = ["samples.npz.part", "samples.npz.part.json", ".samples.npz.lock", f".samples.{files.HOST}-{ended.pid}.npz"]
+    for name in (*names, mine, ".samples.elsewhere-1.npz", ".other"):
         (tmp_path / name).touch()
     draw(tmp_path, 4)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("samples.npz", "samples.png", "sampling.json", ".samples.1.npz", ".other")
+        *("samples.npz", "samples.png", "sampling.json", ".samples.elsewhere-1.npz", ".other", mine)
     }
 
 

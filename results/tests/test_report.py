@@ -181,11 +181,29 @@ def test_further_trainings_are_pooled_and_their_range_is_stated(copy, no_picture
     assert row["metrics"]["frechet_distance"]["value"] == pytest.approx(37.7 * 0.9)
     assert row["history"][0]["metrics"]["frechet_distance"]["value"] == pytest.approx(50 * 0.9)
     assert cell(tables.quality_table(report["controls"], report["models"]), "DCGAN", "Frechet") == (
-        "33.9 ± 1.7 [18.9 to 45.2]"
+        "33.9 ± 1.1 [18.9 to 45.2]"
     )
     text = (copy / "report" / "REPORT.md").read_text()
-    assert "further trainings `made-s1` (900 steps) and `made-s2` (900 steps)" in text
-    assert "**DCGAN** is best (33.9 ± 1.7 [18.9 to 45.2])" in text
+    assert "further trainings `made-s1` (900 steps, samples `ba`) and `made-s2` (900 steps, samples `ba`)" in text
+    assert "**DCGAN** is best (33.9 ± 1.1 [18.9 to 45.2])" in text
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            lambda run: change(run / "config.json", lambda c: c.update(options={"lr": 2})),
+            "made-s1: no further training",
+        ),
+        (lambda run: change(run / "config.json", lambda c: c["data"].update(fingerprint="f2")), "data.fingerprint f2"),
+        (lambda run: (run / "metrics.json").unlink(), "made-s1: not scored, but made is"),
+    ],
+)
+def test_other_and_unscored_trainings_are_not_pooled(copy, report, edit, says):
+    further = copy / "runs/gans/made-s1"
+    shutil.copytree(copy / RUNS[0], further)
+    edit(further)
+    assert says in refused(report(*RUNS, further), says)
 
 
 def scale(entry, factor):

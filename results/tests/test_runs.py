@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from comparison import cli, rng
+from comparison import cli, files, rng
 from comparison.checkpoints import load_checkpoint, newest, save_checkpoint
 from comparison.cli import UserError
 from comparison.device import autocast_dtype, pick_device
@@ -49,6 +49,11 @@ class TestRun:
         assert run.resumed
         assert run.config["options"]["old_flag"] == 3
 
+    def test_option_that_no_longer_exists_and_was_on_is_refused(self, tmp_path):
+        open_run(tmp_path, label_smoothing="one_sided", nc=3)
+        with pytest.raises(UserError, match="label_smoothing one_sided there, none always here"):
+            Run.open(tmp_path, {"lr": 0.1, "batch_size": 4}, model="gans")
+
     @pytest.mark.parametrize("fresh", [False, True])
     def test_another_model_is_refused(self, tmp_path, fresh):
         open_run(tmp_path)
@@ -74,7 +79,7 @@ class TestRun:
 
     def test_temporary_files_of_a_killed_process_are_cleared(self, tmp_path):
         run = open_run(tmp_path)
-        (tmp_path / ".checkpoint_000001.999999999.pt").write_bytes(b"half")
+        (tmp_path / f".checkpoint_000001.{files.HOST}-999999999.pt").write_bytes(b"half")
         run.start()
         assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 

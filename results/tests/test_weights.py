@@ -41,6 +41,21 @@ def test_damaged_file_is_refused_by_name(path, where):
         load_torch(path)
 
 
+def test_changed_option_in_the_header_is_noticed(path):
+    content = path.read_bytes()
+    assert content.count(b'\\"step\\": 7') == 1
+    path.write_bytes(content.replace(b'\\"step\\": 7', b'\\"step\\": 8'))
+    with pytest.raises(UserError, match="the check sum of its weights is wrong"):
+        load_torch(path)
+
+
+def test_facts_are_read_without_the_tensors(path, tmp_path):
+    assert weights.read_facts(path) == {name: value for name, value in PAYLOAD.items() if name != "ema"} | {"ema": {}}
+    (tmp_path / "x.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"x\.safetensors: not readable as weights"):
+        weights.read_facts(tmp_path / "x.safetensors")
+
+
 def test_foreign_file_is_refused(tmp_path):
     from safetensors.torch import save_file
 

@@ -33,7 +33,7 @@ class Strip(NamedTuple):
 def draw_answer(
     rows: Sequence[Row], controls: Mapping[str, Any], frechet: str, strips: Sequence[Strip], path: Path
 ) -> bool:
-    """Draw the Frechet distance against time per image and against training time, and strips of samples.
+    """Draw the Frechet distance against time per image, with earlier checkpoints against training time too, and strips.
 
     Args:
         rows: rows of the report.
@@ -51,14 +51,18 @@ def draw_answer(
     height = PLOTS + STRIP * len(strips)
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(1 + len(strips), 2, height_ratios=[PLOTS, *[STRIP] * len(strips)])
-    speed, training = (figure.add_subplot(grid[0, column]) for column in (0, 1))
+    with_history = any(row["history"] for row in rows)
+    speed = figure.add_subplot(grid[0, 0] if with_history else grid[0, :])
     _draw_speed(speed, timed, rows)
-    _draw_training(training, rows)
-    for axes in (speed, training):
+    plots = [speed]
+    if with_history:
+        plots.append(figure.add_subplot(grid[0, 1]))
+        _draw_training(plots[1], rows)
+    for axes in plots:
         _finish(axes, controls)
     speed.set_ylabel(f"{frechet}\n(log, lower is better)")
     handles: dict[str, Any] = {}
-    for axes in (speed, training):
+    for axes in plots:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=5, frameon=False, fontsize=9)

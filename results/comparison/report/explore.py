@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from comparison import formatting, png
+from comparison.cli import UserError
 from comparison.report import plots
 from comparison.report.tradeoffs import QUALITY, main_rows
 
@@ -23,6 +24,7 @@ Row = Mapping[str, Any]
 METRICS = (QUALITY, "coverage", "recall", "precision", "modes_matched")  # of the switch
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 330, 60, 40  # of the plot, in its own units
 SHOWN = 16  # samples in a strip
+LEAST = 1e-3  # Frechet distance that is still shown; copies have none
 ALL = 100  # percent of the training
 
 SCRIPT = """\
@@ -58,17 +60,21 @@ for (const radio of root.querySelectorAll("input[type=radio]")) {
 }
 root.classList.add("scripted");
 show((d) => d.main === "yes", "each model as trained");
-for (const [kind, value] of new URLSearchParams(location.hash.slice(1))) {  // as #nfe=4, #part=50, #metric=coverage
-  for (const input of root.querySelectorAll("input")) {
-    if (input.type === "range" && input.dataset.kind === kind && input.dataset.values.split(" ").includes(value)) {
-      input.value = input.dataset.values.split(" ").indexOf(value);
-      input.dispatchEvent(new Event("input"));
-    } else if (input.name === kind && input.value === value) {
-      input.checked = true;
-      input.dispatchEvent(new Event("change"));
+function follow() {  // links as #nfe=4, #part=50, #metric=coverage
+  for (const [kind, value] of new URLSearchParams(location.hash.slice(1))) {
+    for (const input of root.querySelectorAll("input")) {
+      if (input.type === "range" && input.dataset.kind === kind && input.dataset.values.split(" ").includes(value)) {
+        input.value = input.dataset.values.split(" ").indexOf(value);
+        input.dispatchEvent(new Event("input"));
+      } else if (input.name === kind && input.value === value) {
+        input.checked = true;
+        input.dispatchEvent(new Event("change"));
+      }
     }
   }
 }
+follow();
+addEventListener("hashchange", follow);
 """
 HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
@@ -91,7 +97,7 @@ TEMPLATE = """\
 <section id="explore">
 <h2>Explore</h2>
 <div class="controls">
-<p>Point at a model, or move a slider, to see samples. All are drawn from the same noise.</p>
+<p>Point at a model, or move a slider, to see samples. Those of one model start from the same noise.</p>
 <fieldset><legend>Metric</legend>
 {%- for metric in metrics %}
 <label><input type="radio" name="metric" value="{{ metric.name }}"{% if loop.first %} checked{% endif %}> \
@@ -166,7 +172,7 @@ class _Log:
         self.low, self.high, self.start, self.end = low, high, start, end
 
     def __call__(self, value: float) -> float:
-        share = math.log(value / self.low) / math.log(self.high / self.low)
+        share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
@@ -188,7 +194,7 @@ def _metric(name: str, rows: Sequence[Row], times: _Log) -> dict[str, Any] | Non
     top, floor = 10, HEIGHT - BOTTOM
     place: Callable[[float], float]
     if name == QUALITY:
-        place = scale = _Log(min(values) / 1.5, max(values) * 1.5, floor, top)
+        place = scale = _Log(max(min(values), LEAST) / 1.5, max(*values, LEAST) * 1.5, floor, top)
         ticks = scale.ticks()
     else:
         place, ticks = (lambda value: round(floor - value * (floor - top - 10), 1)), [0, 0.25, 0.5, 0.75, 1]
@@ -238,9 +244,14 @@ def _caption(row: Row, metrics: Mapping[str, Any]) -> str:
 
 def _figure(folder: Path, caption: str, data: dict[str, Any]) -> dict[str, Any] | None:
     path = folder / "samples.png"
-    if not path.is_file():
+    if not path.is_file() or path.resolve().parent != folder.resolve():  # a link could show a private picture
         return None
-    images = png.cut(np.asarray(Image.open(path).convert("RGB")))[:SHOWN]
+    try:
+        images = png.cut(np.asarray(Image.open(path).convert("RGB")))[:SHOWN]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not readable as a picture ({error})") from None
+    if not len(images):
+        return None
     strip = np.concatenate(list(images), axis=1)
     return {**data, "caption": caption, "image": data_url(Image.fromarray(strip), lossless=True)}
 

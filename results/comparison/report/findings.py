@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparison.formatting import count, differ_significantly, format_number, join_words, metric, seconds
-from comparison.report.tables import frechet_name, memorises
+from comparison.report.tables import devices_differ, frechet_name, memorises
 from comparison.report.tradeoffs import QUALITY, main_rows, pareto_front
 
 Row = Mapping[str, Any]
@@ -65,7 +65,8 @@ def _speed(rows: Sequence[Row]) -> str | None:
         return None
     ratios = [f"{format_number(row['seconds_per_image'] / timed[0]['seconds_per_image'], 2)}x" for row in timed]
     slower = [f"{row['label']} takes {x} as long" for row, x in zip(timed, ratios, strict=True)][1:]
-    text = f"Speed (time per image at full throughput): **{timed[0]['label']}** is fastest"
+    where = ", measured on different devices or in different precisions" if devices_differ(timed) else ""
+    text = f"Speed (time per image at full throughput{where}): **{timed[0]['label']}** is fastest"
     return f"{text} ({seconds(timed[0]['seconds_per_image'])}); {join_words(slower)}."
 
 
@@ -78,10 +79,12 @@ def _choice(rows: Sequence[Row]) -> str | None:
     for row in front[1:]:
         if differ_significantly(chosen[-1]["metrics"][QUALITY], row["metrics"][QUALITY]):
             chosen.append(row)
-    cells = [
-        f"from {seconds(r['seconds_per_image'])} {_name(r)} ({metric(QUALITY, r['metrics'][QUALITY])})" for r in chosen
-    ]
-    return f"Best for a given time per image (Frechet distance): {join_words(cells)}."
+    best = [f"{_name(r)} ({metric(QUALITY, r['metrics'][QUALITY])})" for r in chosen]
+    if len(chosen) == 1:
+        return f"Choice: no slower model has a significantly better Frechet distance than {best[0]}."
+    times = [seconds(row["seconds_per_image"]) for row in chosen]
+    cells = [f"with at least {time} per image {text}" for time, text in zip(times, best, strict=True)]
+    return f"Choice: the best Frechet distance has, {join_words(cells)}."
 
 
 def _budget(rows: Sequence[Row], budget: str | None) -> str | None:
@@ -116,6 +119,6 @@ def _memorised(rows: Sequence[Row], floor: Mapping[str, Any]) -> str | None:
         return None
     flagged, real = [row for row in scored if memorises(row["metrics"], floor)], metric("memorised", floor["memorised"])
     if flagged:
-        return f"Memorised samples: {_cells(flagged, 'memorised')}, significantly more than held-out images ({real})."
+        return f"Memorised samples: {_cells(flagged, 'memorised')}, significantly more than of real images ({real})."
     most = max((row["metrics"]["memorised"] for row in scored), key=lambda entry: entry["value"])
-    return f"Memorised samples: no sign of copies (at most {metric('memorised', most)}; held-out images {real})."
+    return f"Memorised samples: no sign of copies (at most {metric('memorised', most)}; of other real images {real})."

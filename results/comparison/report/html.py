@@ -1,8 +1,8 @@
 """REPORT.html: the report as one self-contained file.
 
 Runs are exchanged between people, so no value in a report is trusted: HTML in it is shown as text, links are relative
-or http(s), pictures come from the report's own folder, and the page's policy forbids requests and all scripts but the
-one of `explore`, by its hash.
+or http(s), pictures come from the folders of the report and its runs, and the page's policy forbids requests and all
+scripts but the one of `explore`, by its hash.
 """
 
 import html
@@ -34,7 +34,7 @@ PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
-script-src 'sha256-{{ hash }}'">
+script-src 'sha256-{{ hash }}'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>

@@ -77,7 +77,7 @@ def caveats(rows: Sequence[tables.Row], anchors: dict[str, Any]) -> list[str]:
     if anchors["n"] < FEW_IMAGES:
         texts.append(f"Only {anchors['n']} images per row: intervals are wide.")
     for check in anchors["checks"]:
-        if not check["ok"]:
+        if not check["ok"] and check["metric"] in formatting.METRICS:
             sentence = formatting.check_sentence(check, anchors["anchors"])
             texts.append(f"{sentence[0].upper()}{sentence[1:]}.")
     if tables.devices_differ(rows):
@@ -88,6 +88,13 @@ def caveats(rows: Sequence[tables.Row], anchors: dict[str, Any]) -> list[str]:
             texts.append(f"{row['label']} was trained on other images than the reference.")
         if row["setting"] is None and str(row["finished"]).startswith("divergence"):
             texts.append(f"{row['label']} diverged; its samples are those of the last checkpoint before.")
+        for other in row["further"] if row["setting"] is None else ():
+            if str(other["finished"]).startswith("divergence"):
+                texts.append(
+                    f"{row['label']}: the further training {other['run']} diverged; its last checkpoint is scored."
+                )
+        if row["further"] and row["standard"]:
+            texts.append(f"{row['label']}: the standard metrics are those of the first training.")
         if not row["metrics"]:
             texts.append(f"{row['label']} has no metrics.json: its samples were not scored.")
         if row["timed_otherwise"]:
@@ -143,7 +150,8 @@ def _protocol(report: Report) -> list[str]:
         f"training images. {report['n']:,} samples of each model are scored.",
         f"{frechet[0].upper()}{frechet[1:]}, relative within this report: {report['extractor']['architecture']}.",
         f"Intervals: {report['intervals']}. Two numbers differ significantly if their difference exceeds the root of "
-        "the sum of their squared half widths.",
+        "the sum of their squared half widths. In square brackets: the range over several trainings, whose interval by "
+        "Student's t counts where it is wider.",
     ]
 
 
@@ -173,7 +181,12 @@ def _provenance(report: Report) -> list[str]:
 
 
 def _further(row: tables.Row) -> str:
-    return formatting.join_words([f"`{other['run']}` ({other['steps']:,} steps)" for other in row["further"]])
+    return formatting.join_words([_of_further(other) for other in row["further"]])
+
+
+def _of_further(other: dict[str, Any]) -> str:
+    samples = (other["samples"] or {}).get("fingerprint")
+    return f"`{other['run']}` ({other['steps']:,} steps{f', samples `{samples}`' if samples else ''})"
 
 
 def _versions(versions: dict[str, str] | None) -> str:

@@ -19,9 +19,10 @@ from comparison.report.tradeoffs import main_rows, summary_rows
 PICTURES = {  # file -> title, caption
     "answer.png": (
         "What each model gives, and what it costs",
-        "Lower left is better. Left: a line connects the numbers of evaluations of one sampler; dotted: the best up to "
-        "each time per image. Right: default sampler on earlier checkpoints. Bars: 95% intervals; dashes: single "
-        "trainings. Below: what each model draws in the same time, uncurated.",
+        "Lower left is better. Quality against time per image: lines connect numbers of evaluations of one sampler, "
+        "the dotted line is the best up to each time. With scores of earlier checkpoints, also against training time. "
+        "Dashed: controls. Bars: 95% intervals; short marks: single trainings. Below: what each model generates in the "
+        "same time, not selected.",
     ),
     "samples.png": ("Samples", "Real images and the first 64 samples of each model, uncurated."),
     "neighbours.png": (
@@ -97,8 +98,10 @@ def _strips(rows: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[
     for row, colour in zip(shown, plots.colours(shown), strict=True):
         folder = places[row["series"]]
         image = _samples(folder if row["setting"] is None else folder / "settings" / row["setting"])
-        if image is not None and row["seconds_per_image"]:
-            strips.append(charts.Strip(row["label"], colour, row["seconds_per_image"], png.cut(image)))
+        if image is None or not row["seconds_per_image"]:
+            continue
+        if len(images := png.cut(image)):
+            strips.append(charts.Strip(row["label"], colour, row["seconds_per_image"], images))
     return strips
 
 

@@ -22,10 +22,16 @@ Row = Mapping[str, Any]
 
 
 def colours(rows: Sequence[Row]) -> list[str]:
-    """Return a colour per row: the models' own, spare ones for others."""
-    others = list(dict.fromkeys(row["model"] for row in rows if row["model"] not in COLOURS))
-    table = COLOURS | {model: SPARE[i % len(SPARE)] for i, model in enumerate(others)}
-    return [table[row["model"]] for row in rows]
+    """Return a colour per row: the model's own for its first series, spare ones for others."""
+    table: dict[str, str] = {}
+    spare = 0
+    for row in rows:
+        if row["series"] not in table:
+            own = COLOURS.get(row["model"])
+            if own is None or own in table.values():
+                own, spare = SPARE[spare % len(SPARE)], spare + 1
+            table[row["series"]] = own
+    return [table[row["series"]] for row in rows]
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -4,6 +4,7 @@ A run folder has one row for its main samples and one for each folder in `settin
 same training. The folders in `history/`, earlier checkpoints, become points of the main row's `history`.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,11 @@ from comparison.models import label_of
 from comparison.runs import read_progress
 
 FURTHER = re.compile(r"(.+)-s([1-9]\d*)")  # name of the run of another seed
+FACTS = ("run", "steps", "images_seen", "finished", "checkpoint", "samples", "git_commit")  # of further trainings
+MAY_DIFFER = {  # options of further trainings: the seed, paths and bounds
+    *("seed", "run_dir", "exp", "data", "data_dir", "dataset", "fresh", "resume", "resume_checkpoint", "model_path"),
+    *("teacher", "max_steps", "max_images", "max_seconds", "stop_after", "save_minutes", "keep", "device", "threads"),
+}
 MANY = 50_000  # images whose sampling time a report states
 _COMPARABLE = ("reference", "extractor", "n", "image_size", "seed")  # must agree between metrics.json and the controls
 
@@ -28,7 +34,8 @@ def by_training(folders: Sequence[Path]) -> list[list[Path]]:
     """
     known = {folder.resolve() for folder in folders}
     if len(known) < len(folders):
-        raise UserError("two runs have the same model and name; give each once")
+        twice = next(folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1)
+        raise UserError(f"{twice}: two runs have the same model and name; give each once")
     groups: dict[Path, list[Path]] = {}
     for folder in sorted(folders, key=lambda folder: bool(FURTHER.fullmatch(folder.resolve().name))):
         path = folder.resolve()
@@ -52,6 +59,9 @@ def read_rows(groups: Sequence[Sequence[Path]], anchors: Mapping[str, Any]) -> l
         UserError: a metrics.json belongs to other samples, or is not comparable with the controls.
     """
     folders = [group[0] for group in groups]
+    for group in groups:
+        for folder in group[1:]:
+            _check_further(group[0], folder)
     runs = [_pool([_read_run(folder, anchors) for folder in group]) for group in groups]
     presets = [(optional_json(folder / "config.json").get("options") or {}).get("preset") for folder in folders]
     names = [label_of(run[0]["model"], preset) for run, preset in zip(runs, presets, strict=True)]
@@ -69,11 +79,24 @@ def read_rows(groups: Sequence[Sequence[Path]], anchors: Mapping[str, Any]) -> l
     return rows
 
 
+def _check_further(first: Path, folder: Path) -> None:
+    """Raise UserError unless a run differs from another only in its seed and bounds, and is scored as that one is."""
+    one, other = (optional_json(path / "config.json") for path in (first, folder))
+    pairs = {f"data.{name}": [(c.get("data") or {}).get(name) for c in (one, other)] for name in ("fingerprint",)}
+    options = [c.get("options") or {} for c in (one, other)]
+    pairs |= {name: [o.get(name) for o in options] for name in {**options[0], **options[1]} if name not in MAY_DIFFER}
+    if different := next((name for name, (a, b) in sorted(pairs.items()) if a != b), None):
+        a, b = pairs[different]
+        raise UserError(f"{folder}: no further training of {first.name}: {different} {b} instead of {a}; rename it")
+    if (first / "metrics.json").is_file() and not (folder / "metrics.json").is_file():
+        raise UserError(f"{folder}: not scored, but {first.name} is; run evaluate.py")
+
+
 def _pool(runs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the rows of the first run with the metrics of all, and what the further ones took."""
     for row in runs[0]:
         same = [other for run in runs[1:] for other in run if other["setting"] == row["setting"]]
-        row["further"] = [{name: other[name] for name in ("run", "steps", "images_seen")} for other in same]
+        row["further"] = [{name: other[name] for name in FACTS} for other in same]
         row["metrics"] = pool_trainings([row["metrics"], *(other["metrics"] for other in same)])
         for point in row["history"]:
             others = [p["metrics"] for other in same for p in other["history"] if p["name"] == point["name"]]
@@ -90,7 +113,8 @@ def pool_trainings(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         entries = [every[name] for every in metrics if name in every]
         if len(entries) == len(metrics):
             values = [entry["value"] for entry in entries]
-            mean, half = sum(values) / len(values), sum(map(formatting.half_width, entries)) / len(values)
+            mean = sum(values) / len(values)
+            half = math.hypot(*map(formatting.half_width, entries)) / len(values)  # of a mean of independent samples
             pooled[name] = {**first, "value": mean, "interval": [mean - half, mean + half], "trainings": values}
     return pooled
 
