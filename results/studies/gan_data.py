@@ -158,6 +158,7 @@ def page(study: Row) -> str:
         [
             f"`{formatting.METRICS[RATIO][0]}`: median over samples of the distance to the nearest training image, "
             "divided by that image's distance to its nearest other one. `memorised`: fraction of samples below 1/2.",
+            study.get("note"),
         ],
     )
 
