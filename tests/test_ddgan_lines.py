@@ -59,6 +59,8 @@ def machine(checkout, tmp_path_factory):
         patch.setattr(cli, "repo_root", lambda: checkout)
         patch.setattr(torchvision_cifar, "check_integrity", lambda path, md5=None: True)
         patch.syspath_prepend(checkout / "denoising-diffusion-gan")
+        # the package may have been imported from the repository itself by another test
+        patch.setattr("ddgan.training_setup.DATA_LINK", checkout / "denoising-diffusion-gan" / "data")
         for name, stand_in in STAND_IN.items():
             patch.setattr(f"ddgan.fid.{name}", stand_in)
         yield folder
