@@ -11,6 +11,7 @@ import pytest
 import test_ddgan as sampling
 import torch
 import train_ddgan
+from comparison import files
 from comparison.checkpoints import save_checkpoint
 from comparison.cli import UserError
 from comparison.data import shapes
@@ -185,6 +186,13 @@ def test_weights_are_exported_under_the_names_of_nvlabs_and_sample_the_same(run_
         assert sampling.main(sampling.parse_args([*words, *common, str(tmp_path / f"{name}.npz")])) == 0
     ours, theirs = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("ours", "theirs"))
     assert np.array_equal(ours, theirs)
+
+
+def test_export_that_does_not_fit_on_the_disk_names_the_file(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    with pytest.raises(UserError, match=r"netG_2\.pth: needs .* on the disk"):
+        sampling.main(sampling.parse_args(["--exp", f"{run_folder}/", "--export_nvlabs", str(tmp_path / "netG_2.pth")]))
+    assert list(tmp_path.glob("netG*")) == []
 
 
 @pytest.fixture

@@ -189,10 +189,8 @@ def _add_enhancements(parser: argparse.ArgumentParser) -> None:
     add("--ema_decay", type=cli.below_one, help=ema_help)
     augment_help = f"DiffAugment (Zhao et al. 2020): none, or a list of {', '.join(AUGMENTATIONS)}"
     add("--diffaugment", type=policy, help=augment_help)
-    penalty_help = (
-        "gradient penalty at real images, or at generated ones too (Mescheder et al. 2018); auto: r1 if it has a "
-    )
-    penalty_help += "weight"
+    penalty_help = "gradient penalty at real images, or at generated ones too (Mescheder et al. 2018); "
+    penalty_help += "auto: r1 if --r1_gamma is above 0"
     add("--penalty", choices=["auto", "none", "r1", "r1r2"], help=penalty_help)
     add("--penalty_estimate", choices=["exact", "finite"], help="by a second backward pass, or by finite differences")
     add("--penalty_fraction", type=cli.fraction, help="fraction of the batch at which the penalty is computed")

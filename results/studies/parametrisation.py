@@ -5,9 +5,9 @@
 
 Trains improved DDPM on each prediction with the cosine and the linear schedule, with the same weights of the errors of
 x_0 (min-SNR), and samples each network by DDIM and by DPM-Solver++. Besides the usual scores, it compares the variance
-of the samples' mean brightness with that of the data: an error of a predicted noise grows by 1 / sqrt(alpha_bar) in
-x_0, most in the mean of an image, which the noise hides last. Repeat the command to resume. Takes about an hour and a
-quarter on two CPU cores. Writes README.md, study.json and parametrisation.png into results/studies/parametrisation/.
+of the samples' mean brightness with that of the data. The hypothesis: an error of a predicted noise becomes
+sqrt(1 / alpha_bar - 1) times as large in x_0, which shows as a wrong brightness of whole images. Repeat the command to
+resume. Writes README.md, study.json and parametrisation.png into results/studies/parametrisation/.
 
 Salimans & Ho 2022 (velocity); Hang et al. 2023 (min-SNR).
 """
@@ -71,6 +71,7 @@ def run_cell(study: Study, name: str, seed: int) -> list[Row]:
     prediction, schedule = name.split("-")
     run = study.folder(MODEL, f"{name}-s{seed}")
     flags = ["--image_size", str(IMAGE_SIZE), "--prediction", prediction, "--noise_schedule", schedule]
+    flags += ["--loss_weighting", "min-snr", "--snr_gamma", "1"]
     training = training_facts(study.train(MODEL, run, seed, flags))
     entries = []
     for sampler, label in SAMPLERS.items():

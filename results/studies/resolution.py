@@ -5,8 +5,8 @@
 
 Trains each model on `shapes`, which are drawn sharp at any size, at 32, 64 and 128 pixels for the same time. Improved
 DDPM is trained on patches of 2 x 2 pixels as channels at every size, and on patches that keep a grid of 16 x 16
-(--patch_size 0); DDGAN works on 2 x 2 patches. The largest size has one seed. Repeat the command to resume. Takes about
-two hours on two CPU cores. Writes README.md, study.json and resolution.png into results/studies/resolution/.
+(--patch_size 0); DDGAN works on 2 x 2 patches. The largest size has one seed. Repeat the command to resume. Writes
+README.md, study.json and resolution.png into results/studies/resolution/.
 
 Hoogeboom et al. 2023 (patches as channels).
 """
@@ -24,7 +24,7 @@ from comparison.studies import START_SECONDS, Job, Study, add_options, sampling_
 
 SIZES = (32, 64, 128)
 KINDS = {  # kind of cell -> model, label, further flags
-    "gan": (GAN, "R3GAN tiny", ()),
+    "gan": (GAN, "GAN", ()),
     "pixels": (DDPM, "improved DDPM, 2 x 2 patches", ("--patch_size", "2")),
     "patches": (DDPM, "improved DDPM, 16 x 16 grid", ("--patch_size", "0")),
     "ddgan": (DDGAN, "DDGAN, 2 x 2 patches", ()),
@@ -74,6 +74,7 @@ def run_cell(study: Study, name: str, seed: int) -> Row:
     kind, size = name.split("-")
     model, label, flags = KINDS[kind]
     cell = study.train_and_sample(MODELS[model], name, seed, ["--image_size", size, *flags])
+    label = cell["label"] if kind == "gan" else label  # that of the preset's GAN
     return {**cell, "kind": kind, "size": int(size), "label": f"{label}, {size} pixels"}
 
 

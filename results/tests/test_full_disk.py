@@ -7,12 +7,14 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from comparison import files
 from comparison.checkpoints import load_checkpoint, save_checkpoint
 from comparison.cli import UserError
 from comparison.files import check_space, write_text
+from comparison.png import write_pngs
 from comparison.sampling.draw import draw_samples
 
 FACTS = {"sampler": "made up", "seed": 0}
@@ -75,6 +77,14 @@ def test_text_that_does_not_fit_names_the_file_and_leaves_the_older_one(tmp_path
     with largest_file(100), pytest.raises(UserError, match=r"a\.json: could not be written \(File too large; "):
         write_text(tmp_path / "a.json", "x" * 1000)
     assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_pictures_that_do_not_fit_name_the_folder_and_leave_no_part(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", arr_0=pixels)
+    with largest_file(500), pytest.raises(UserError, match=r"png: could not be written \(File too large; "):
+        write_pngs(tmp_path / "samples.npz", tmp_path / "png", digits=2)
+    assert list((tmp_path / "png").iterdir()) == []
 
 
 def test_sampling_goes_on_after_a_full_disk(tmp_path):

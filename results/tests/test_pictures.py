@@ -29,7 +29,7 @@ def test_strips_show_what_each_model_draws_in_the_same_time():
     images = np.arange(20 * 4 * 4 * 3, dtype=np.uint8).reshape(20, 4, 4, 3)
     strips = [charts.Strip(name, "#000000", seconds, images) for name, seconds in (("A", 0.01), ("B", 1.0), ("C", 1.5))]
     (a, _, fast), (b, _, slow), (c, _, _) = charts.in_equal_time(strips)
-    assert (a, b, c) == ("A: 600 images in 6 s, 16 shown", "B: 6 images in 6 s", "C: 4 images in 6 s")
+    assert (a, b, c) == ("A: 600 images per 6 s, 16 shown", "B: 6 images per 6 s", "C: 4 images per 6 s")
     assert np.array_equal(fast[:, -4:], images[15])
     assert np.array_equal(slow[:, 30:34], images[5])
     assert (slow[:, 34:] == 255).all()

@@ -94,6 +94,12 @@ def test_damaged_report_is_one_sentence(tmp_path):
         render("<!-- report made cost -->\n<!-- /report -->", tmp_path, LINK)
 
 
+def test_page_that_is_no_text_is_one_sentence(reports, tmp_path, script):
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe")
+    done = script(tmp_path, "readme.py", "--readme", "README.md", "--reports", reports)
+    assert (done.returncode, done.stderr) == (2, "readme.py: error: README.md: not UTF-8 text\n")
+
+
 def test_model_of_the_documentation_is_a_run_folder(tmp_path, monkeypatch):
     text = (RESULTS.parent / "docs" / "files.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]

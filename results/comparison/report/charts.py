@@ -39,7 +39,7 @@ def draw_answer(
         rows: rows of the report.
         controls: controls of the report; floor and blur are dashed lines.
         frechet: name of the distance.
-        strips: samples of the models, of which each shows as many as it draws in the same time.
+        strips: samples of the models, of which each shows as many as it makes in the same time at full throughput.
         path: the PNG to write.
 
     Returns:
@@ -76,7 +76,10 @@ def draw_answer(
 
 
 def in_equal_time(strips: Sequence[Strip]) -> list[tuple[str, Strip, np.ndarray]]:
-    """Return title, strip and (H, W, 3) picture of what each model draws in the time of `PATIENCE` of the slowest."""
+    """Return title, strip and (H, W, 3) picture of what each model makes in the time of `PATIENCE` of the slowest.
+
+    The times are those of full throughput, so of large batches; few images alone take longer.
+    """
     if not strips:
         return []
     patience = PATIENCE * max(strip.seconds_per_image for strip in strips)
@@ -89,7 +92,7 @@ def in_equal_time(strips: Sequence[Strip]) -> list[tuple[str, Strip, np.ndarray]
         for i, image in enumerate(strip.images[:shown]):
             canvas[:, i * (wide + 2) : i * (wide + 2) + wide] = image
         plural, part = "" if count == 1 else "s", "" if shown == count else f", {shown} shown"
-        title = f"{strip.label}: {format_number(count)} image{plural} in {seconds(patience)}{part}"
+        title = f"{strip.label}: {format_number(count)} image{plural} per {seconds(patience)}{part}"
         drawn.append((title, strip, canvas))
     return drawn
 

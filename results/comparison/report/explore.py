@@ -205,14 +205,10 @@ def _metric(name: str, rows: Sequence[Row], times: _Log) -> dict[str, Any] | Non
         text = row["series"] if row["setting"] is None else f"{row['nfe']:g}" if row["nfe"] else ""
         position = {"x": times(row["seconds_per_image"]), "y": place(row["metrics"][name]["value"])}
         position["below"] = -12 if row["setting"] is None else 20
-        points.append({**position, "colour": colour, "key": _key(row), "title": title, "text": text})
+        points.append({**position, "colour": colour, "key": row["label"], "title": title, "text": text})
     marks = [(place(tick), formatting.format_number(tick)) for tick in ticks]
     axis = f"{heading}{' (log)' if name == QUALITY else ''}, {better} is better"
     return {"name": name, "heading": heading, "axis": axis, "ticks": marks, "points": points}
-
-
-def _key(row: Row) -> str:
-    return row["label"]
 
 
 def _figures(rows: Sequence[Row], folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -223,7 +219,7 @@ def _figures(rows: Sequence[Row], folders: Sequence[Path]) -> list[dict[str, Any
         run, main = places[row["series"]], row["setting"] is None
         folder = run if main else run / "settings" / row["setting"]
         nfe = "" if row["nfe"] is None else f"{row['nfe']:g}"
-        common = {"key": _key(row), "nfe": nfe, "part": ALL if main else "", "main": "yes" if main else "no"}
+        common = {"key": row["label"], "nfe": nfe, "part": ALL if main else "", "main": "yes" if main else "no"}
         figures.append(_figure(folder, _caption(row, row["metrics"]), common))
         for point in row["history"]:
             text = f"{row['label']} after {formatting.seconds(point['wall_seconds'])} of training"

@@ -22,7 +22,7 @@ PICTURES = {  # file -> title, caption
         "Lower left is better. Quality against time per image: lines connect numbers of evaluations of one sampler, "
         "the dotted line is the best up to each time. With scores of earlier checkpoints, also against training time. "
         "Dashed: controls. Bars: 95% intervals; short marks: single trainings. Below: what each model generates in the "
-        "same time, not selected.",
+        "same time at full throughput, not selected.",
     ),
     "samples.png": ("Samples", "Real images and the first 64 samples of each model, uncurated."),
     "neighbours.png": (

@@ -14,13 +14,12 @@ from comparison import contract, formatting
 from comparison.cli import UserError
 from comparison.data.images import fingerprint, load_npz
 from comparison.models import label_of
-from comparison.runs import read_progress
+from comparison.runs import MAY_CHANGE, read_progress
 
 FURTHER = re.compile(r"(.+)-s([1-9]\d*)")  # name of the run of another seed
 FACTS = ("run", "steps", "images_seen", "finished", "checkpoint", "samples", "git_commit")  # of further trainings
-MAY_DIFFER = {  # options of further trainings: the seed, paths and bounds
-    *("seed", "run_dir", "exp", "data", "data_dir", "dataset", "fresh", "resume", "resume_checkpoint", "model_path"),
-    *("teacher", "max_steps", "max_images", "max_seconds", "stop_after", "save_minutes", "keep", "device", "threads"),
+MAY_DIFFER = MAY_CHANGE | {  # options of further trainings: what a resumed run may change, the seed and paths
+    *("seed", "exp", "data", "data_dir", "dataset", "resume", "resume_checkpoint", "model_path", "teacher"),
 }
 MANY = 50_000  # images whose sampling time a report states
 _COMPARABLE = ("reference", "extractor", "n", "image_size", "seed")  # must agree between metrics.json and the controls
@@ -82,7 +81,7 @@ def read_rows(groups: Sequence[Sequence[Path]], anchors: Mapping[str, Any]) -> l
 def _check_further(first: Path, folder: Path) -> None:
     """Raise UserError unless a run differs from another only in its seed and bounds, and is scored as that one is."""
     one, other = (optional_json(path / "config.json") for path in (first, folder))
-    pairs = {f"data.{name}": [(c.get("data") or {}).get(name) for c in (one, other)] for name in ("fingerprint",)}
+    pairs = {"data.fingerprint": [(content.get("data") or {}).get("fingerprint") for content in (one, other)]}
     options = [c.get("options") or {} for c in (one, other)]
     pairs |= {name: [o.get(name) for o in options] for name in {**options[0], **options[1]} if name not in MAY_DIFFER}
     if different := next((name for name, (a, b) in sorted(pairs.items()) if a != b), None):
