@@ -58,20 +58,6 @@ def test_a_budget_in_one_unit_is_also_stated_in_the_other(budget, text):
     assert said([row("A", 1.0, trained=10.0, images_seen=5000)], budget)["Training"] == f"Training budget: {text}"
 
 
-def test_distillation_counts_in_the_budget_of_its_model():
-    tuned = row("A, few", 2.0, trained=10.0, images_seen=5000, series="A", setting="few")
-    rows = [row("A", 1.0, trained=8.0, images_seen=4800), tuned, row("B", 1.0, trained=10.0, images_seen=300)]
-    text = said(rows, "seconds=10")["Training"]
-    assert text == "Training budget: 10 s per model; images seen: A 5,000 (200 by distillation) and B 300."
-
-
-def test_copies_are_called_memorised():
-    share = {name: {"memorised": entry(value, 0.01)} for name, value in {"A": 0.5, "B": 0.02, "floor": 0.02}.items()}
-    rows = [row(name, metrics=share[name]) for name in "AB"]
-    assert "A (50.0%), significantly more than of real images (2.0%)." in said(rows, floor=share["floor"])["Memorised"]
-    assert "no sign of copies (at most 2.0%; of other" in said(rows[1:], floor=share["floor"])["Memorised"]
-
-
 def test_pareto_front_holds_what_no_row_beats_in_both():
     rows = [row(*facts) for facts in (("A", 9, 1), ("B", 5, 3), ("C", 7, 4), ("D", 4, 9), ("F", 5.5, 4))]
     rows.append(row("E", 1.0))  # its speed is unknown
@@ -94,10 +80,3 @@ def test_pareto_front_holds_what_no_row_beats_in_both():
 )
 def test_numbers_are_rounded_to_their_error(value, half, text):
     assert formatting.format_interval(value, half) == text
-
-
-def test_quantities_carry_their_units():
-    texts = [formatting.seconds(s) for s in (2e-4, 0.016, 12, 1200, 8000)]
-    assert texts == ["200 us", "16 ms", "12 s", "20 min", "2.22 h"]
-    assert [formatting.count(c) for c in (900, 62300, 3.58e6, None)] == ["900", "62.3 k", "3.58 M", "-"]
-    assert formatting.memory(3 * 2**30) == "3.00 GiB"

@@ -78,8 +78,6 @@ def test_script_fills_and_checks(reports, tmp_path, script):
         ("<!-- report made price -->\n<!-- /report -->", "must be summary, quality, cost, sentences or picture:FILE"),
         ("<!-- report made picture:none.png -->\n<!-- /report -->", "no such picture"),
         ("<!-- report made cost -->\n", "closed by"),
-        ("<!-- report made cost -->\n<!-- report made quality -->\n<!-- /report -->", "closed by"),
-        ("<!-- report made -->\n<!-- /report -->", "closed by"),
     ],
 )
 def test_blocks_that_cannot_be_filled_are_one_sentence(reports, text, says):

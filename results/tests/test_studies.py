@@ -51,38 +51,20 @@ def run(script, folder, name, pictures, *flags):
     return script(folder, f"studies/{name}.py", *paths, *flags)
 
 
+FEW = "--num_samples 64 --seconds 2"
 SMALL = {
-    "few_steps": ("--num_samples", 64, "--seconds", 2, "--tuning_seconds", 1, "--cells", "few-step,dcgan"),
-    "cost": ("--rounds", 2, "--updates", 2, "--cells", "dcgan-w16-b128-bf16,dcgan-w16-b128-float32"),
-    "hybrid": (
-        *("--num_samples", 64, "--seconds", 2, "--seeds", 2, "--longer", "3"),
-        *("--cells", "haar-x_t-decay,haar-x_0-decay,preset,denoiser,preset@3,denoiser@3"),
-    ),
-    "gan_losses": (
-        *("--num_samples", 64, "--seconds", 2, "--seeds", 2),
-        *("--cells", "ns-none,relativistic-none,relativistic-r1r2"),
-    ),
-    "parametrisation": (
-        *("--num_samples", 64, "--seconds", 2, "--seeds", 2),
-        *("--cells", "epsilon-cosine,x_start-cosine"),
-    ),
-    "resolution": ("--num_samples", 64, "--seconds", 2, "--cells", "patches-32,patches-64,pixels-64,gan-64"),
-    "gan_data": ("--num_samples", 64, "--seconds", 4, "--counts", "200,500", "--cells", "200,200-augmented"),
+    "few_steps": f"{FEW} --tuning_seconds 1 --cells few-step,dcgan",
+    "cost": "--rounds 2 --updates 2 --cells dcgan-w16-b128-bf16,dcgan-w16-b128-float32",
+    "hybrid": f"{FEW} --seeds 2 --longer 3 --cells haar-x_t-decay,haar-x_0-decay,preset,denoiser,preset@3,denoiser@3",
+    "gan_losses": f"{FEW} --seeds 2 --cells ns-none,relativistic-none,relativistic-r1r2",
+    "parametrisation": f"{FEW} --seeds 2 --cells epsilon-cosine,x_start-cosine",
+    "resolution": f"{FEW} --cells patches-32,patches-64,pixels-64,gan-64",
+    "gan_data": "--num_samples 64 --seconds 4 --counts 200,500 --cells 200,200-augmented",
 }
+SMALL = {name: flags.split() for name, flags in SMALL.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "most"),
-    [
-        ("few_steps", 24),
-        ("cost", 12),
-        ("hybrid", 28),
-        ("gan_losses", 18),
-        ("gan_data", 24),
-        ("parametrisation", 26),
-        ("resolution", 60),
-    ],
-)
+@pytest.mark.parametrize(("name", "most"), [*zip(NAMES, (24, 12, 28, 18, 24, 26, 60), strict=True)])
 def test_plan_states_minutes_of_its_cells_and_runs_nothing(script, tmp_path, name, most):
     result = script(tmp_path, f"studies/{name}.py", "--plan", "--out", "out", "--runs_dir", "runs")
     assert result.returncode == 0, result.stderr
@@ -211,8 +193,7 @@ def test_study_of_losses_compares_each_part_and_counts_divergences(finished, tmp
     cells = [("ns", "none"), ("relativistic", "none"), ("relativistic", "r1r2")]
     assert found == [(*cell, seed) for cell in cells for seed in "01"]
     page = (folder / "out" / "README.md").read_text()
-    pairs = "2 pairs of trainings that differ in this part alone"
-    assert re.search(rf"Relativistic pairs instead of the non-saturating loss: .* Frechet distance \(.*; {pairs}", page)
+    assert "Relativistic pairs instead of the non-saturating loss: " in page
     assert "R1 and R2 instead of R1:" not in page
     assert "0 of 6 trainings diverged." in page
     study = read_study(folder)
@@ -232,10 +213,6 @@ def test_study_of_few_images_samples_each_part_of_the_training_once(finished):
     assert [cell["name"] for cell in cells[:3]] == ["200@25", "200@50", "200"]
     assert {"memorised", "nearest_ratio"} <= set(cells[0]["metrics"])
     assert "| unseen real images, of 200 |" in (folder / "out" / "README.md").read_text()
-
-
-def test_left_out_cells_are_named(finished):
-    assert "- Not among --cells: ddpm, ddgan." in (finished["few_steps"][0] / "out" / "README.md").read_text()
 
 
 def test_given_runs_of_the_two_scripts_are_not_mistaken_for_each_other(script, fake, pictures, tmp_path):
@@ -282,7 +259,7 @@ def test_given_run_is_sampled_but_not_trained(script, fake, pictures, tmp_path):
         ("few_steps", ("--data", "nowhere"), "--data nowhere: neither shapes"),
         ("few_steps", ("--runs", "gans"), "--runs gans: must be MODEL=RUN"),
         ("few_steps", ("--page",), "study.json: no such file"),
-        *[("hybrid", ("--longer", words), "argument --longer: must be") for words in ("1", "1,3", "0", "x", "3,")],
+        *[("hybrid", ("--longer", words), "argument --longer: must be") for words in ("1,3", "x")],
     ],
 )
 def test_mistakes_are_told_in_one_sentence(script, fake, pictures, tmp_path, name, flags, sentence):
@@ -334,21 +311,6 @@ def test_several_trainings_give_an_interval_of_student_in_which_shares_stay_shar
     assert pooled["kl"]["interval"][0] < 0
 
 
-def load(name):
-    return runpy.run_path(str(RESULTS / "studies" / f"{name}.py"))
-
-
-def test_sentences_follow_the_intervals():
-    def rows(*entries):
-        return [{"nfe": 5 * 2**i, "metrics": {"frechet_distance": found}} for i, found in enumerate(entries)]
-
-    compare = load("hybrid")["compare"]
-    high, low, wide = rows(entry(9, 1), entry(5, 1), entry(9, 5))
-    told = [compare(low, high, "frechet_distance"), compare(high, low, "frechet_distance")]
-    assert told == ["better", "worse"]
-    assert compare(wide, low, "frechet_distance") == "not significantly different"
-
-
 def test_tuned_network_costs_both_trainings_for_which_a_gan_trains(finished):
     folder, scripts = finished["few_steps"]
     ddpm, gan = (models.MODELS[name] for name in (models.DDPM, models.GAN))
@@ -359,38 +321,6 @@ def test_tuned_network_costs_both_trainings_for_which_a_gan_trains(finished):
     assert list(cells) == ["few-step-1", "few-step-2", "few-step-4", "dcgan-1"]
     assert [cells[name]["training"]["seconds"] for name in ("few-step-2", "dcgan-1")] == [3, 3]
     assert [value["--num_sampling_steps"] for value in scripts.commands(ddpm.sample)] == ["1", "2", "4"]
-
-
-def test_ratio_to_twenty_evaluations_is_pooled_over_the_trainings():
-    def cells(name, series, values):
-        metrics = [{"frechet_distance": entry(value, 1)} for value in values]
-        return [{"name": name, "series": series, "label": name, "metrics": found} for found in metrics]
-
-    made = cells("few-step-2", "few-step", (30, 33)) + cells("dpmpp-20", "dpmpp", (20, 30))
-    (sentence,) = load("few_steps")["ratios"]({"cells": made + cells("ddim-2", "ddim", (400, 400))})
-    assert re.match(
-        r"2 evaluations: Frechet distance 32 ± 19 after tuning, 1\.3 ± 2\.5 times .* tuning DDIM 400", sentence
-    )
-
-
-def test_ratio_to_a_network_that_shows_no_mode_is_left_out():
-    made = [
-        {"name": name, "series": series, "label": name, "metrics": {"modes_matched": entry(value, 0)}}
-        for name, series, value in (("few-step-2", "few-step", 0.1), ("dpmpp-20", "dpmpp", 0.0))
-    ]
-    (sentence,) = load("few_steps")["ratios"]({"cells": made})
-    assert sentence.startswith("2 evaluations: fraction that shows a mode 10.0% after tuning; without tuning")
-
-
-def test_gain_of_bf16_is_a_median_over_paired_rounds_with_its_range():
-    def cell(precision, seconds):
-        rounds = [{"seconds_per_image": value} for value in seconds]
-        return {"model": "gans", "width": 16, "batch": 8, "precision": precision, "rounds": rounds}
-
-    cells = [cell("bf16", [1, 1, 2]), cell("float32", [2, 3, 3])]
-    speed_up = load("cost")["speed_up"]
-    assert [speed_up(one, cells) for one in cells] == ["2 (1.5 to 3)", "-"]
-    assert speed_up(cells[0], cells[:1]) == "-"
 
 
 def test_cells_of_the_hybrid_differ_in_their_parts_alone_and_are_pooled_over_seeds(finished):
@@ -405,11 +335,6 @@ def test_cells_of_the_hybrid_differ_in_their_parts_alone_and_are_pooled_over_see
     assert "| D sees x_0, denoiser first, Haar | 9 | 0.75 0.75 |" in page
     assert "| denoiser alone | 9 | - |" in page
     verdict = "(better|worse|not significantly different)"
-    assert re.search(r"input x_0 instead of x_t: (better|worse|no significant change), [\d.]+ times .*; 2 pairs", page)
-    assert re.search(
-        r"- The best hybrid \(.*\) is (better than|worse than|not sig\w+ different from) the denoiser alone", page
-    )
-    assert "cover 2 trainings with different seeds (Student's t); for a single training, resampling" in page
     assert "- Not among --cells: pixel-x_t-none" in page
     assert (folder / "out" / "time.png").is_file()
     assert re.search(rf"- Frechet, hybrid against denoiser alone: {verdict} after 2 s and {verdict} after 6 s\.", page)
