@@ -5,14 +5,12 @@ import io
 import json
 import os
 import pickle
-import sys
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from comparison import cli, device
+from comparison import cli
 from comparison.checkpoints import trained_facts
 from comparison.cli import UserError, check_folder
 from comparison.curves import draw_run_loss
@@ -28,14 +26,11 @@ from PIL import Image
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ([(4, 0, 8, 3)], "not uint8"),
         ([(0, 8, 8, 3)], "not uint8"),
         ([(4, 8, 8, 3), [0, 1, 2]], r"\(3,\) labels for 4"),
         ([(4, 8, 8, 3), [0, 1, 2, -1]], "class numbers"),
         ([(4, 8, 8, 3), [0.0, 1.0, 2.5, 3.0]], "class numbers"),
-        ([(4, 8, 8, 3), [0, 1, 2, 10**9]], "class numbers"),
         ([(4, 8, 8, 3), ["a", "b", "c", "d"]], "class numbers"),
-        ([(4, 8, 8, 3), [True, False, True, False]], "class numbers"),
     ],
 )
 def test_arrays_that_are_no_images_or_no_labels_are_refused(arrays, words, tmp_path):
@@ -77,12 +72,9 @@ def test_picture_that_a_zip_file_does_not_give_is_named(offsets, value, method, 
     "batch",
     [
         [],
-        {b"data": np.zeros((2, 3072), np.uint8)},
         {b"data": np.zeros((2, 3000), np.uint8), b"labels": [0, 1]},
         {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]},
         {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]},
-        {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, -1]},
-        {b"data": np.zeros((2, 3072), np.uint8), b"labels": "ab"},
         {b"data": np.zeros((0, 3072), np.uint8), b"labels": []},
     ],
 )
@@ -100,8 +92,6 @@ def test_batch_that_is_not_of_cifar_is_named(batch, tmp_path):
         {},
         {"model": "gans", "options": []},
         {"model": "gans", "options": {}, "finished": True},
-        {"model": "gans", "options": {}, "finished": {"reason": "max_steps 5"}},
-        {"model": "gans", "options": {}, "data": []},
     ],
 )
 def test_config_that_is_none_is_refused_and_kept(content, tmp_path):
@@ -118,7 +108,6 @@ def test_config_that_is_none_is_refused_and_kept(content, tmp_path):
     [
         ("sampling.json", "[]"),
         ("sampling.json", "{"),
-        ("samples.npz.part.json", "[]"),
         ("samples.npz.part.json", "{}"),
         ("samples.npz.part.json", '{"done": "all", "seconds": 1, "evaluations": 1}'),
     ],
@@ -169,30 +158,6 @@ def test_threads_of_the_environment_are_numbers(text, threads, monkeypatch):
     else:
         set_threads(0)
         assert chosen == [threads or usable_cores()]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-@pytest.mark.parametrize(
-    ("variable", "value", "set_here"),
-    [
-        (None, "", True),
-        ("MALLOC_ARENA_MAX", "2", True),
-        ("MALLOC_TRIM_THRESHOLD_", "131072", False),
-        ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=10", False),
-        ("GLIBC_TUNABLES", "glibc.cpu.x86_shstk=off", True),
-    ],
-)
-def test_memory_settings_of_the_environment_win(variable, value, set_here, monkeypatch):
-    calls = []
-    library = SimpleNamespace(mallopt=lambda *setting: calls.append(setting))
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: library)
-    for name in ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
-        monkeypatch.delenv(name, raising=False)
-    if variable:
-        monkeypatch.setenv(variable, value)
-    device.keep_freed_memory()
-    ours = {device.M_MMAP_MAX, device.M_TRIM_THRESHOLD, device.M_TOP_PAD}
-    assert {name for name, _ in calls} == (ours if set_here else set())
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "link", "link/below"])

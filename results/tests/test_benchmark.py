@@ -59,18 +59,3 @@ def test_small_benchmark_writes_only_where_told(script, tmp_path, calls, monkeyp
     assert script(tmp_path, "benchmark.py", "improved-diffusion", "--small", "--rounds", 1).returncode == 0
     assert not (tmp_path / "results").exists()
     assert calls[0][1][-4:] == ["--max_steps", "5", "--log_interval", "1"]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["vae"], "MODEL vae: must be among gans, "),
-        (["gans", "--out", "."], "a folder; name a file"),
-        (["gans", "--out", "/dev/null/a.json"], "/dev/null is not a folder"),
-    ],
-)
-def test_mistakes_are_one_sentence(script, tmp_path, words, message):
-    done = script(tmp_path, "benchmark.py", *words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1

@@ -25,22 +25,11 @@ def test_every_committed_file_is_accepted():
     ("kind", "place", "value", "says"),
     [
         ("config.json", ["options"], [], "options: [] is not of type 'object'"),
-        ("config.json", ["finished", "reason"], 7, "finished.reason: 7 is not of type 'string'"),
         ("config.json", ["versions"], {"torch": 2}, "versions.torch: 2 is not of type 'string'"),
-        ("sampling.json", ["file"], 7, "file: 7 is not of type 'string'"),
         ("sampling.json", ["trained"], [3], "trained: [3] is not of type 'object', 'null'"),
         ("timing.json", ["batches"], {"a": 1}, "batches: {'a': 1} is not of type 'array'"),
-        (
-            "timing.json",
-            ["best", "images_per_second"],
-            "fast",
-            "best.images_per_second: 'fast' is not of type 'number'",
-        ),
-        ("metrics.json", ["metrics"], [], "metrics: [] is not of type 'object'"),
         ("metrics.json", ["metrics", "coverage"], {"n": 3}, "metrics.coverage: 'value' is a required property"),
-        ("anchors.json", ["checks"], None, "checks: None is not of type 'array'"),
         ("anchors.json", ["checks", 0, "verdict"], 3, "checks.0.verdict: 3 is not of type 'string'"),
-        ("anchors.json", ["anchors"], [], "anchors: [] is not of type 'object'"),
         ("anchors.json", ["anchors", "floor"], {}, "anchors.floor: 'label' is a required property"),
     ],
 )

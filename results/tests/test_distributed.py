@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparison.cli import UserError
-from comparison.distributed import gather, launch, mean, same, sync_stop
+from comparison.distributed import launch
 from comparison.ranks import RankInfo, get_rank_info
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("distributed_programs.py"))]
@@ -47,16 +47,13 @@ def slurm(rank, size, local_rank, local_size, address="127.0.0.1", port=15218):
         ),
         ({**SRUN, "SLURM_NTASKS_PER_NODE": "4"}, slurm(5, 8, 1, 4)),
         ({**SRUN, "SLURM_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"}, slurm(5, 8, 1, 2)),
-        ({**SRUN, "PMIX_RANK": "5"}, slurm(5, 8, 1, 8)),
         ({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"}, slurm(5, 8, 1, 8)),
         ({**SRUN, "SLURM_JOB_NODELIST": "gpu[03-07,12],big1"}, slurm(5, 8, 1, 8, "gpu03")),
         ({**SRUN, "SLURM_JOB_NODELIST": "r[1-2]n[5,7]", "SLURM_STEP_ID": "2"}, slurm(5, 8, 1, 8, "r1n5", 15219)),
-        ({**SRUN, "SLURM_JOB_NODELIST": "gpu03", "SLURM_NNODES": "1"}, slurm(5, 8, 1, 8)),
         ({**SRUN, "MASTER_ADDR": "there", "MASTER_PORT": "99"}, slurm(5, 8, 1, 8, "there", 99)),
         ({**SRUN, **HYDRA, "SLURM_PROCID": "0"}, RankInfo(1, 2, 1, 2, "mpi", "")),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}, slurm(1, 2, 1, 2, port=15000)),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, RankInfo()),
-        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, RankInfo()),
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "ENVIRONMENT": "BATCH"}, RankInfo()),
         ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"}, RankInfo()),
     ],
@@ -74,7 +71,6 @@ def test_place_is_what_the_launcher_says(env, place):
             {"processes": 2, "nodes": 3, "node_rank": 2, "address": "there", "port": 6},
             RankInfo(4, 6, 0, 2, "", "there", 6),
         ),
-        ({"nodes": 2, "port": 9}, RankInfo(0, 2, 0, 1, "", "127.0.0.1", 9)),
         ({"processes": 2, "address": "there", "port": 9}, RankInfo(0, 2, 0, 2)),  # one machine finds a port by itself
     ],
 )
@@ -88,7 +84,6 @@ def test_without_a_launcher_the_place_is_what_is_asked_for(asked, place):
         (TORCHRUN, "2 processes are asked for, but torchrun has started 4 already"),
         ({**TORCHRUN, "RANK": "4"}, "RANK 4 must be below WORLD_SIZE 4"),
         ({**TORCHRUN, "LOCAL_RANK": "x"}, "LOCAL_RANK must be a whole number, not 'x'"),
-        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT must be from 1 to 65535, not 70000"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "but not MASTER_ADDR and MASTER_PORT"),
         ({"PMIX_RANK": "0"}, "PMIX_RANK is set, but not the number"),
     ],
@@ -96,13 +91,6 @@ def test_without_a_launcher_the_place_is_what_is_asked_for(asked, place):
 def test_contradictions_are_refused(env, words):
     with pytest.raises(UserError, match=words):
         get_rank_info(env, processes=2)
-
-
-def test_a_process_alone_agrees_with_itself():
-    assert sync_stop(True, 1.0) == (True, 1.0)
-    assert mean({"a": torch.tensor(2.0), "b": 1.0}) == {"a": 2.0, "b": 1.0}
-    assert gather("x") == ["x"]
-    same(1, "number")
 
 
 def environment() -> dict[str, str]:

@@ -1,11 +1,9 @@
 """The benchmark, walks between latents, and what is known of a checkpoint's training."""
 
 import json
-import time
 
 import pytest
 import torch
-from comparison import cli
 from comparison.checkpoints import trained_facts
 from comparison.cli import UserError
 from comparison.data.images import to_uint8
@@ -63,7 +61,7 @@ class TestBenchmark:
         assert {**found, **FACTS} == found
 
     def test_every_batch_size_has_its_numbers_and_the_best_is_one_of_them(self):
-        found = Toy().measure()
+        found = json.loads(json.dumps(Toy().measure(), allow_nan=False))
         sizes = [entry["batch_size"] for entry in found["batches"]]
         assert sizes in ([1, 4], [1, 4, 8])
         for entry in found["batches"]:
@@ -90,17 +88,6 @@ class TestBenchmark:
         assert [entry["batch_size"] for entry in found["skipped"]] == [4]
         assert "more than 1e-10 s" in found["skipped"][0]["reason"]
         assert found["largest"] == {"batch_size": 1, "reason": found["skipped"][0]["reason"]}
-
-    def test_disturbed_first_call_is_not_taken_for_a_slow_sampler(self, monkeypatch):
-        monkeypatch.setattr(timing, "LIMIT", 1.25)
-
-        class Disturbed(Toy):
-            def draw(self, indices):
-                if not self.sizes:
-                    time.sleep(0.3)
-                return super().draw(indices)
-
-        assert Disturbed().measure(min_seconds=0.2)["batches"][0]["runs"] > 1
 
     def test_end_of_memory_ends_the_doubling(self):
         assert Toy(fails_from=5).measure()["largest"] == {"batch_size": 4, "reason": "memory ran out"}
@@ -153,11 +140,6 @@ class TestFlop:
         attention = torch.nn.functional.scaled_dot_product_attention
         assert count_flop(lambda: attention(q, q, q)) == 2 * 2 * 4 * 16 * 16 * 8
 
-    def test_autocast_changes_no_count(self):
-        convolution, x = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.randn(1, 3, 32, 32)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert count_flop(lambda: convolution(x)) == 2 * 3 * 8 * 9 * 16 * 16
-
 
 class TestWalks:
     def test_arc_keeps_the_length_and_its_ends_are_exact(self):
@@ -167,10 +149,6 @@ class TestWalks:
         assert torch.allclose(points[-1], b)
         assert torch.allclose(points.norm(dim=1), torch.tensor(2.0))
         assert torch.allclose(points[2], torch.tensor([2**0.5, 2**0.5, 0, 0]))
-
-    def test_equal_latents_stay_where_they_are(self):
-        a = torch.randn(3, 4, 4)
-        assert torch.allclose(slerp(a, a, torch.linspace(0, 1, 3)), a.expand(3, -1, -1, -1))
 
     def test_walk_leads_from_one_sample_to_the_next_with_the_other_noise_held(self):
         samples = SampleNoise(3, range(4), "cpu")
@@ -229,19 +207,3 @@ class TestRunFolder:
         assert left == {"config.json", "history/50/thesis.txt"}
         assert not (tmp_path / "settings").exists()
         assert not (tmp_path / "history" / "25").exists()
-
-
-@pytest.mark.parametrize(
-    "words", ["--benchmark --interpolation", "--benchmark_seconds 0", "--benchmark_seconds long", "--bench"]
-)
-def test_wrong_flags_of_sampling_scripts_are_one_sentence(words, capsys):
-    parser = cli.make_parser("Draw.")
-    cli.add_sampling_extras(parser)
-    with pytest.raises(SystemExit) as error:
-        parser.parse_args(words.split())
-    assert error.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_timing_file_is_json_that_every_reader_accepts():
-    json.loads(json.dumps(Toy().measure(), allow_nan=False))
