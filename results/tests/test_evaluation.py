@@ -103,14 +103,17 @@ def test_npz_zip_and_folder_are_scored_without_writing_into_them(place, evaluate
     assert not (place / "metrics.json").exists()
 
 
-def test_more_images_than_half_the_set_are_reduced_for_all_rows_and_said(place, evaluate):
-    save_npz(place / "many.npz", pictures(120, "test"))
-    args = ("many.npz", *STANDARD[:-1], 110, "--anchors", "a.json", "--json", "all.json")
-    done = evaluate(*args)
+@pytest.mark.parametrize(("controls", "asked", "most"), [(("--anchors", "a.json"), 110, 100), ((), 240, 200)])
+def test_more_images_than_the_reference_has_beside_controls_are_reduced_and_said(
+    place, evaluate, controls, asked, most
+):
+    save_npz(place / "many.npz", pictures(250, "test"))
+    done = evaluate("many.npz", *STANDARD[:-1], asked, *controls, "--json", "all.json")
     assert done.returncode == 0, done.stderr
-    assert "100 images per row instead of 110" in done.stdout
+    assert f"{most} images per row instead of {asked}" in done.stdout
     content = json.loads((place / "all.json").read_text())
-    assert content["anchors"]["n"] == content["samples"]["many.npz"]["n"] == 100
+    assert content["samples"]["many.npz"]["n"] == most
+    assert not controls or content["anchors"]["n"] == most
 
 
 def test_settings_and_history_of_a_run_are_scored_with_it(place, evaluate):
@@ -125,14 +128,6 @@ def test_settings_and_history_of_a_run_are_scored_with_it(place, evaluate):
     for name in ("settings/ddim10", "history/50"):
         assert json.loads((run / name / "metrics.json").read_text())["metrics"] == main["metrics"]
     assert "settings/ddim10" in done.stdout
-
-
-def test_without_controls_the_reference_may_be_the_whole_set(place, evaluate):
-    save_npz(place / "many.npz", pictures(250, "test"))
-    done = evaluate("many.npz", *STANDARD[:-1], 240, "--json", "all.json")
-    assert done.returncode == 0, done.stderr
-    assert "200 images per row instead of 240: all images" in done.stdout
-    assert json.loads((place / "all.json").read_text())["samples"]["many.npz"]["n"] == 200
 
 
 def test_classes_are_counted_for_images_of_the_ten_classes_only(place, evaluate):
@@ -201,14 +196,6 @@ def test_standard_scores_join_the_others_and_are_taken_once(place, evaluate, mon
     assert calls[1][1].name == "stats"
 
 
-def test_other_weights_are_refused_before_anything_is_scored(place, evaluate):
-    (place / "weights.pth").write_bytes(b"another network")
-    done = evaluate("runs/model/first", *STANDARD, "--inception_weights", "weights.pth")
-    assert done.returncode == 2
-    assert "not the standard Inception weights" in done.stderr
-    assert not (run_folder(place) / "metrics.json").exists()
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -217,12 +204,8 @@ def test_other_weights_are_refused_before_anything_is_scored(place, evaluate):
         (("empty.zip", *STANDARD), "no image found in this .zip"),
         (("broken.zip", *STANDARD), "not readable as a .zip file"),
         (("runs/model/first", "--reference", "nowhere"), "--reference nowhere"),
-        (("runs/model/first", *STANDARD, "--num_image", 3), "--num_image"),
-        (("runs/model/first", *STANDARD[:4], "--num_images", 0), "--num_images"),
-        (
-            ("runs/model/first", *STANDARD[:4], "--num_images", 7),
-            "--num_images 7: five nearest",
-        ),
+        (("runs/model/first", *STANDARD, "--inception_weights", "real.txt"), "not the standard Inception weights"),
+        (("runs/model/first", *STANDARD[:4], "--num_images", 7), "--num_images 7: five nearest"),
         (("runs/model/empty", *STANDARD), "generate samples first"),
         (STANDARD, "name at least one RUN"),
         (("real.txt", *STANDARD), "real.txt"),
@@ -239,30 +222,24 @@ def test_wrong_paths_and_flags_are_one_sentence(place, evaluate, args, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not (run_folder(place) / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("samples", "says"),
+    ("write", "says"),
     [
-        (lambda: pictures(30), "30 images, fewer than --num_images 60"),
-        (lambda: np.zeros((80, 8, 8, 3), np.uint8), "images of 8 x 8 pixels, --image_size 16"),
+        (lambda path: save_npz(path, pictures(30)), "30 images, fewer than --num_images 60"),
+        (lambda path: save_npz(path, np.zeros((80, 8, 8, 3), np.uint8)), "images of 8 x 8 pixels, --image_size 16"),
+        (lambda path: path.write_bytes(path.read_bytes()[:500]), "not readable as an .npz file"),
     ],
 )
-def test_unfit_samples_are_one_sentence_and_nothing_is_written(place, evaluate, samples, says):
-    save_npz(place / "runs/model/first/samples.npz", samples())
+def test_unfit_samples_are_one_sentence_and_nothing_is_written(place, evaluate, write, says):
+    write(place / "runs/model/first/samples.npz")
     done = evaluate("runs/model/first", *STANDARD)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (place / "runs/model/first/metrics.json").exists()
-
-
-def test_truncated_samples_are_one_sentence(place, evaluate):
-    file = place / "runs/model/first/samples.npz"
-    file.write_bytes(file.read_bytes()[:500])
-    done = evaluate("runs/model/first", *STANDARD)
-    assert done.returncode == 2
-    assert "not readable as an .npz file" in done.stderr
 
 
 def test_samples_in_class_order_are_drawn_from_at_random():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from comparison import cli, files, rng
-from comparison.checkpoints import load_checkpoint, newest, save_checkpoint
+from comparison.checkpoints import load_checkpoint, save_checkpoint
 from comparison.cli import UserError
-from comparison.device import autocast_dtype, pick_device
+from comparison.device import pick_device
 from comparison.files import read_json
 from comparison.runs import Run, read_progress
 from comparison.sampling.draw import draw_samples
@@ -26,10 +26,6 @@ def open_run(folder, **options):
 
 
 class TestRun:
-    def test_opening_writes_nothing(self, tmp_path):
-        Run.open(tmp_path / "run", {"lr": 1}, model="gans")
-        assert not (tmp_path / "run").exists()
-
     def test_other_options_are_refused_and_named(self, tmp_path):
         open_run(tmp_path)
         with pytest.raises(UserError, match=r"holds another run: batch_size 4 there, 8 here; lr 0\.1 there, 0\.2 here"):
@@ -43,16 +39,12 @@ class TestRun:
         with pytest.raises(UserError, match="batch_size 4 there, 0 here"):
             Run.open(tmp_path, {"lr": 0.1, "batch_size": 0}, model="gans")
 
-    def test_option_that_no_longer_exists_is_ignored(self, tmp_path):
-        open_run(tmp_path, old_flag=3)
-        run = Run.open(tmp_path, {"lr": 0.1, "batch_size": 4}, model="gans")
-        assert run.resumed
-        assert run.config["options"]["old_flag"] == 3
-
-    def test_option_that_no_longer_exists_and_was_on_is_refused(self, tmp_path):
-        open_run(tmp_path, label_smoothing="one_sided", nc=3)
+    def test_option_that_no_longer_exists_is_ignored_unless_it_was_on(self, tmp_path):
+        open_run(tmp_path / "a", old_flag=3)
+        assert Run.open(tmp_path / "a", {"lr": 0.1, "batch_size": 4}, model="gans").resumed
+        open_run(tmp_path / "b", label_smoothing="one_sided", nc=3)
         with pytest.raises(UserError, match="label_smoothing one_sided there, none always here"):
-            Run.open(tmp_path, {"lr": 0.1, "batch_size": 4}, model="gans")
+            Run.open(tmp_path / "b", {"lr": 0.1, "batch_size": 4}, model="gans")
 
     @pytest.mark.parametrize("fresh", [False, True])
     def test_another_model_is_refused(self, tmp_path, fresh):
@@ -155,18 +147,6 @@ class TestCheckpoints:
         path.write_bytes(path.read_bytes()[:900])
         with pytest.raises(UserError, match="perhaps truncated"):
             load_checkpoint(path, model="gans")
-
-    def test_failed_write_leaves_the_old_checkpoint(self, tmp_path):
-        path = tmp_path / "c.pt"
-        save_checkpoint(path, {"step": 1}, model="gans")
-        with pytest.raises(Exception, match="pickle"):
-            save_checkpoint(path, {"step": lambda: 2}, model="gans")
-        assert load_checkpoint(path, model="gans")["step"] == 1
-
-    def test_newest_goes_by_number_not_by_name(self, tmp_path):
-        for step in (9, 10, 100, 20):
-            (tmp_path / f"model{step}.pt").touch()
-        assert newest(tmp_path, "model*.pt").name == "model100.pt"
 
 
 class TestRandomness:
@@ -271,17 +251,7 @@ class TestCommandLine:
         assert subprocess.run(command, shell=True, cwd=tmp_path).returncode == 0
         assert (tmp_path / "data").read_text() == "x"
 
-    def test_shared_modules_that_judge_flags_do_not_import_torch(self):
-        modules = "comparison.cli, comparison.data.sources, comparison.runs, comparison.training"
-        code = f"import sys, {modules}\nassert 'torch' not in sys.modules"
-        subprocess.run([sys.executable, "-c", code], check=True)
-
 
 def test_unknown_device_is_refused():
     with pytest.raises(UserError, match="--device quantum"):
         pick_device("quantum")
-
-
-def test_float32_can_be_asked_for():
-    assert autocast_dtype("float32", torch.device("cpu")) is None
-    assert autocast_dtype("bf16", torch.device("cpu")) is torch.bfloat16
