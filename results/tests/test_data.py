@@ -10,8 +10,7 @@ import torch
 from comparison.cli import UserError
 from comparison.data.batches import BatchStream
 from comparison.data.images import from_uint8, load_images, load_npz, save_npz, to_uint8
-from comparison.data.sources import check_source, source_name
-from comparison.png import save_grid
+from comparison.data.sources import check_source
 from PIL import Image
 
 
@@ -131,18 +130,6 @@ def test_second_reading_of_a_large_folder_comes_from_the_cache(tmp_path, monkeyp
     first = load_images(str(folder), 4)
     monkeypatch.setattr("comparison.data.folders.FileSet.pixels", None)
     assert load_images(str(folder), 4).fingerprint == first.fingerprint
-
-
-def test_grid_keeps_the_order_of_the_images(tmp_path):
-    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 4, 4) * 10
-    save_grid(images, tmp_path / "grid.png", columns=3)
-    pixels = np.asarray(Image.open(tmp_path / "grid.png"))[3::6, 3::6, 0]
-    assert pixels.tolist() == [[0, 10, 20], [30, 40, 50]]
-
-
-def test_source_names_make_folders():
-    assert source_name("shapes:1000") == "shapes-1000"
-    assert source_name("/x/flowers/train") == "flowers-train"
 
 
 class TestBatches:

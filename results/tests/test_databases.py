@@ -95,21 +95,6 @@ def test_workers_that_do_not_inherit_the_process_read_it_too(root):
     assert np.array_equal(found, files.pixels(5))
 
 
-def test_decoded_pictures_are_kept_for_the_next_call(root, monkeypatch):
-    monkeypatch.setattr("comparison.data.images.CACHE_FROM", COUNT)
-    first = load_images("lsun", SIZE)
-    monkeypatch.setattr(DatabaseSet, "pixels", None)
-    assert torch.equal(load_images("lsun", SIZE).images, first.images)
-
-
-def test_set_tells_its_entries_as_files_are_told_and_no_pixels(root):
-    files = DatabaseSet(root / CHURCH, SIZE, name="lsun")
-    told = files.describe()
-    assert (told["name"], told["images"], told["image_size"]) == ("lsun", COUNT, SIZE)
-    assert files.fingerprint == f"files-{told['names_and_sizes']}"
-    assert DatabaseSet(root / CHURCH, SIZE, name="lsun", first=3).fingerprint != files.fingerprint
-
-
 @pytest.mark.parametrize("place", ["celeba-lmdb", "celeba_256"])
 @pytest.mark.parametrize("kind", ["raw", "PNG", "JPEG"])
 def test_celeba_is_read_from_nvaes_databases_of_any_length(tmp_path, monkeypatch, place, kind):
@@ -135,12 +120,6 @@ def test_celeba_is_read_from_a_folder_of_pictures(tmp_path, monkeypatch):
     assert (len(data), data.name) == (3, "celeba_256")
     monkeypatch.setenv("DATA_MEMORY", "0")
     assert isinstance(open_images("celeba_256", 16), FileSet)
-
-
-def test_folder_of_a_database_is_a_source_by_its_path(root):
-    check_source(str(root / CHURCH))
-    data = load_images(str(root / CHURCH), SIZE)
-    assert (len(data), data.name) == (COUNT, "church_outdoor_train_lmdb")
 
 
 @pytest.mark.parametrize(

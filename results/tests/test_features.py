@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from comparison.data import shapes
 from comparison.data.images import CIFAR10_CLASSES, ImageSet
 from comparison.scores import classifier, features
 
@@ -14,13 +13,6 @@ def noise(n, size=32):
 
 def test_weights_are_those_that_published_reports_used():
     assert features.fingerprint() == "a6d65407fb919d96"  # a change here makes older reports incomparable
-
-
-def test_weights_do_not_depend_on_torch_seeds():
-    torch.manual_seed(1)
-    before = features.weights.__wrapped__()[0][0]
-    torch.manual_seed(2)
-    assert torch.equal(before, features.weights.__wrapped__()[0][0])
 
 
 def test_embedding_does_not_depend_on_the_batch():
@@ -36,13 +28,6 @@ def test_any_image_size_gives_the_same_number_of_features():
     for size in (8, 16, 33, 64):
         for extractor in (features.RandomEmbedding(), features.ClassifierFeatures()):
             assert extractor(noise(2, size)).shape == (2, extractor.dimensions)
-
-
-def test_scale_makes_the_reference_standard():
-    x = features.embed(shapes.dataset(10, 32, limit=300)[0], features.RandomEmbedding())
-    z = features.Scale.of(x)(x)
-    assert z.mean(0).abs().max() < 1e-3
-    assert (z.std(0) - 1).abs().max() < 1e-2
 
 
 def test_cache_gives_the_same_features_and_survives_damage(tmp_path, monkeypatch):
@@ -64,15 +49,6 @@ def test_cache_gives_the_same_features_and_survives_damage(tmp_path, monkeypatch
     assert len(calls) == 2
     features.cached("abc", 5, features.ClassifierFeatures(), lambda: features.ClassifierFeatures()(images))
     assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
-def test_embedding_knows_where_things_are():
-    images, labels = shapes.dataset(200, 32, limit=400)
-    x = features.embed(images, features.RandomEmbedding())
-    x = features.Scale.of(x)(x)
-    table = shapes.modes(200)
-    left = torch.tensor([table[label].position.endswith("left") for label in labels.tolist()])
-    assert (x[left].mean(0) - x[~left].mean(0)).abs().max() > 0.5
 
 
 def test_auto_takes_the_classifier_for_its_ten_classes_only():

@@ -25,11 +25,6 @@ def test_frechet_distance_of_two_diagonal_gaussians():
     assert metrics.frechet(mean, one, torch.zeros(2).double(), other) == pytest.approx(5 + (2 - 1) ** 2 + (3 - 1) ** 2)
 
 
-def test_frechet_distance_of_equal_gaussians_is_zero():
-    c = covariance(20, 40, 0)
-    assert metrics.frechet(torch.ones(20).double(), c, torch.ones(20).double(), c) == pytest.approx(0, abs=1e-8)
-
-
 @pytest.mark.parametrize(("rank", "tolerance"), [(60, 1e-9), (10, 1e-4)])
 def test_frechet_distance_equals_the_matrix_square_root(rank, tolerance):
     from scipy.linalg import sqrtm
@@ -57,11 +52,6 @@ def test_sliced_distance_of_shifted_sets_is_the_mean_length_of_the_projected_shi
     shift = torch.tensor([3.0, -1, 0, 0, 2, 0, 0, 0])
     expected = float((shift @ distances.directions(8)).square().mean().sqrt())
     assert distances.SlicedWasserstein(x)(x + shift).value == pytest.approx(expected, rel=1e-4)
-
-
-def test_sliced_distance_of_one_set_in_another_order_is_zero():
-    x = normal(300, 5, 2)
-    assert distances.SlicedWasserstein(x)(x.flip(0)).value == pytest.approx(0, abs=1e-6)
 
 
 def test_sliced_distance_takes_sets_of_different_sizes():
@@ -101,14 +91,6 @@ def test_kernel_distance_equals_the_plain_formula():
     expected -= 2 * across.mean()
     found = distances.kernel_estimate(a, distances.kernel_self(a), b)
     assert found.value == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_kernel_distance_of_equal_distributions_is_zero_on_average():
-    values = []
-    for seed in range(20):
-        a, b = normal(200, 4, 2 * seed), normal(200, 4, 2 * seed + 1)
-        values.append(distances.kernel_estimate(a, distances.kernel_self(a), b).value)
-    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(20)
 
 
 def test_coverage_and_density_have_their_expectation_for_equal_distributions():
@@ -152,20 +134,6 @@ def test_prdc_left_out_values_are_those_of_the_rest(monkeypatch):
         found = {name: parts[i] for name, parts in zip(("recall", "density", "coverage"), left.values(), strict=True)}
         for name, value in found.items():
             assert value == pytest.approx(float(rest[name])), name
-
-
-def test_identical_sets_have_full_precision_recall_and_coverage():
-    x = normal(100, 4, 11)
-    found = neighbours.prdc(x, neighbours.radii(x), x)
-    assert found["precision"].value == found["recall"].value == found["coverage"].value == 1
-
-
-def test_collapsed_samples_lose_recall_and_coverage_but_not_precision():
-    x = normal(400, 4, 12)
-    found = neighbours.prdc(x, neighbours.radii(x), normal(400, 4, 13, scale=0.05))
-    assert found["precision"].value == 1
-    assert found["recall"].value < 0.05
-    assert found["coverage"].value < 0.7
 
 
 def test_copies_are_memorised_and_fresh_draws_are_not():

@@ -5,13 +5,11 @@ import math
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from comparison.data import digits
 from comparison.data.images import load_images, save_npz
-from comparison.data.stacked_mnist import load_digits
-from comparison.scores.modes import divergence, mode_counter, modes_estimates
+from comparison.scores.modes import mode_counter, modes_estimates
 
 mnist_files = runpy.run_path(str(Path(__file__).with_name("mnist_files.py")))
 
@@ -54,12 +52,6 @@ def test_sharpness_is_the_median_residual():
     assert "sharpness" not in modes_estimates(torch.zeros(41).long(), 4)
 
 
-def test_divergence_is_the_sum_over_the_modes():
-    count = torch.tensor([3, 0, 1, 4])
-    part = np.array([3, 1, 4]) / 8
-    assert divergence(count) == pytest.approx(float((part * np.log(4 * part)).sum()))
-
-
 def test_data_without_known_modes_have_no_counter(tmp_path):
     assert mode_counter("cifar10") is None
     assert mode_counter(str(tmp_path)) is None
@@ -92,14 +84,6 @@ def test_noise_and_surfaces_show_no_mode(counter, kind):
     assert (counter.modes(images.clamp(0, 255).to(torch.uint8)) == -1).all()
 
 
-def test_one_channel_without_a_digit_makes_a_picture_show_none(counter):
-    images = load_images("stackmnist", 32, limit=50).images
-    images[:, 1] = 0
-    assert (counter.digits(images)[:, 1] == -1).all()
-    assert (counter.digits(images)[:, 0] >= 0).any()
-    assert (counter.modes(images) == -1).all()
-
-
 def test_classifier_is_trained_once_and_a_damaged_file_anew(root, counter, monkeypatch):
     (kept,) = (root / "cache").glob("digits-*.pt")
     with monkeypatch.context() as patch:
@@ -113,17 +97,6 @@ def test_classifier_is_trained_once_and_a_damaged_file_anew(root, counter, monke
     monkeypatch.setattr(digits, "train", lambda *args: None)
     assert digits.load_counter().facts["fingerprint"] != counter.facts["fingerprint"]
     kept.write_bytes(whole)
-
-
-def test_training_gives_the_same_weights_again(root, monkeypatch):
-    monkeypatch.setattr(digits, "EPOCHS", 1)
-    pictures, labels = (values[:300] for values in load_digits("stackmnist", "train"))
-    found = []
-    for _ in range(2):
-        network = digits.DigitClassifier()
-        digits.train(network, pictures, labels)
-        found.append(network.state_dict())
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_evaluation_counts_the_modes_and_says_by_which_classifier(root, counter, script, tmp_path):

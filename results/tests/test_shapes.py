@@ -49,29 +49,6 @@ def test_every_test_image_is_below_the_acceptance_and_soft_spots_are_above_it():
     assert len(matched(smears)) < 0.01 * len(smears)
 
 
-def test_noise_covers_no_mode():
-    rng = np.random.default_rng(0)
-    noise = torch.from_numpy(rng.integers(0, 256, (500, 3, 32, 32), dtype=np.uint8))
-    assert not len(matched(noise))
-
-
-def test_noisy_and_blurred_pictures_lose_modes_gradually():
-    images, _ = shapes.dataset(200, 32, limit=800)
-    rng = np.random.default_rng(0)
-    counts = []
-    for deviation in (0, 5, 10):
-        noisy = images.double() + torch.from_numpy(rng.normal(0, deviation + 1e-9, images.shape))
-        counts.append(covered(noisy.clamp(0, 255).round().to(torch.uint8)))
-    assert counts[0] > 190
-    assert counts[0] > counts[1] > counts[2]
-    assert covered(gaussian_blur(images, [9, 9], [2.5, 2.5])) < counts[0]
-
-
-def test_dropped_modes_are_missed():
-    images, labels = shapes.dataset(200, 32, limit=2000)
-    assert covered(images[labels < 100]) == 100
-
-
 def test_whole_set_holds_each_mode_equally_often():
     _, labels = shapes.dataset(200, 8)
     assert torch.bincount(labels).tolist() == [100] * 200
@@ -83,13 +60,3 @@ def test_a_limit_takes_the_first_pictures_and_splits_differ():
     other, _ = shapes.dataset(10, 16, limit=20, split="test")
     assert torch.equal(whole[:20], part)
     assert not torch.equal(part, other)
-
-
-def test_modes_have_readable_names():
-    assert shapes.mode_names(200)[0] == "red disc, upper left, size 0"
-    assert len(set(shapes.mode_names(1000))) == 1000
-
-
-def test_unknown_number_of_modes_is_refused():
-    with pytest.raises(ValueError, match="count must be one of"):
-        shapes.modes(7)

@@ -51,20 +51,6 @@ def test_pictures_are_the_same_in_every_call_and_a_limit_takes_the_first(root):
     assert torch.equal(load_images("stackmnist", 32, limit=7).images, whole.images[:7])
 
 
-def test_other_sizes_are_resized_channel_by_channel(root):
-    large, small = load_images("stackmnist", 32), load_images("stackmnist", 16)
-    assert small.images.shape == (120, 3, 16, 16)
-    assert torch.equal(small.labels, large.labels)
-    area = torch.nn.functional.avg_pool2d(large.images.float(), 2)
-    assert (small.images.float() - area).abs().max() <= 1
-
-
-def test_size_beyond_memory_is_refused_before_it_is_taken(root, monkeypatch):
-    monkeypatch.setenv("DATA_MEMORY", "0.001")
-    with pytest.raises(UserError, match="120 images of 64 pixels need"):
-        load_images("stackmnist", 64)
-
-
 def test_damaged_file_is_named(root):
     path = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])

@@ -131,13 +131,6 @@ def test_libraries_differ_by_no_more_than_their_ways_to_enlarge_and_scale(scored
     assert values[0] > 0.05
 
 
-def test_a_set_is_at_no_distance_from_itself(scored, sets):
-    features = scored[1]["torch-fidelity", fingerprint(sets[0])][0]
-    found = standard.frechet_estimate(*moments(features), features)
-    assert found.value < 1e-5 < scored[0]["metrics"]["fid"]["value"]
-    assert [estimate.value for estimate in standard.precision_recall(features, features)] == [1, 1]
-
-
 @pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated")
 @pytest.mark.parametrize("n", [40, 64, 65, 300])
 def test_frechet_distance_is_the_libraries_own(n):
@@ -191,19 +184,6 @@ def test_inception_score_is_the_mean_over_ten_splits():
     half = 2.262 * theirs["inception_score_std"] / 3  # Student's t of nine degrees of freedom
     assert found.high - found.value == pytest.approx(half, rel=1e-2)
     assert standard.inception_score(torch.zeros(50, 1008)).value == pytest.approx(1)
-
-
-def test_precision_and_recall_say_how_many_images_they_saw(monkeypatch):
-    x, real = normal(80, 8, 5), normal(80, 8, seed=1)
-    assert [estimate.value for estimate in standard.precision_recall(x, real)] == [0, 0]
-    inside = normal(80, 8, seed=2)
-    precision, recall = standard.precision_recall(inside, real)
-    assert precision.n == recall.n == 80
-    assert 0.5 < precision.value <= 1
-    narrow = standard.precision_recall(inside * 0.1, real)
-    assert narrow[1].value < recall.value
-    monkeypatch.setattr(standard, "PAIRWISE_IMAGES", 30)
-    assert standard.precision_recall(inside, real)[0].n == 30
 
 
 def test_statistics_in_place_of_images_allow_fid_and_inception_score_only(scored, sets, weights, expected, replayed):
@@ -281,12 +261,6 @@ def test_weights_are_found_under_either_librarys_name(tmp_path, monkeypatch, nam
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
     assert inception.find_weights(None) == path
-    assert Path(torch.hub.get_dir()) == tmp_path / "hub"
-    monkeypatch.delenv("TORCH_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "cache" / "torch").mkdir(parents=True)
-    (tmp_path / "hub").rename(tmp_path / "cache" / "torch" / "hub")
-    assert inception.find_weights(None).parents[2] == tmp_path / "cache" / "torch"
     with pytest.raises(UserError, match=r"--inception_weights .*x\.pth: no such file"):
         inception.find_weights(tmp_path / "x.pth")
 
@@ -349,7 +323,6 @@ def test_statistics_of_images_are_made_and_kept_from_overwriting(place, script, 
         (("images.npz", "--out", "a.txt"), "--out a.txt: must end in .npz"),
         (("images.npz", "--out", "images.npz"), "--out images.npz: exists"),
         (("images.npz", "--out", "a.npz", "--num_images", 1), "--num_images 1: a covariance needs at least 2"),
-        (("images.npz", "--out", "a.npz", "--inception_weights", "b.pth"), "--inception_weights b.pth: no such file"),
         (("images.npz", "--out", "a.npz", "--inception_weights", "images.npz"), "not the standard Inception weights"),
         (("stats.npz", "--out", "a.npz"), "stats.npz: holds statistics, not images"),
     ],
@@ -362,15 +335,6 @@ def test_wrong_paths_and_flags_of_make_stats_are_one_sentence(tmp_path, script, 
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "a.npz").exists()
-
-
-def test_more_images_than_there_are_is_said(place, script, weights):
-    done = script(
-        place, "make_stats.py", "images.npz", "--out", "a.npz", "--inception_weights", weights, "--num_images", 99
-    )
-    assert done.returncode == 2
-    assert f"images.npz: holds {N} images, fewer than 99" in done.stderr
-    assert not (place / "a.npz").exists()
 
 
 # python -m pytorch_fid

@@ -12,7 +12,7 @@ from comparison.cli import UserError
 from comparison.data.batches import BatchStream
 from comparison.data.folders import FileSet
 from comparison.data.images import ImageSet, load_images, open_images
-from comparison.data.streaming import FileStream, default_workers
+from comparison.data.streaming import FileStream
 from PIL import Image
 
 SIZE = 8
@@ -42,11 +42,6 @@ def packed(folder, tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def no_memory(monkeypatch):
-    monkeypatch.setenv("DATA_MEMORY", "0.000001")
-
-
 def same(found, expected):
     return torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
@@ -73,14 +68,6 @@ def test_ranks_share_the_batch_from_memory(folder):
     for step in (2, 3):  # the end of an epoch
         found = [part.batch(step) for part in parts]
         assert same([torch.cat(tensors) for tensors in zip(*found, strict=True)], whole.batch(step))
-
-
-def test_unflipped_images_without_classes_come_as_they_are(folder):
-    with FileStream(FileSet(folder / "cat", SIZE), 12, 0, flip=False, num_workers=1) as stream:
-        x, labels = stream.batch(0)
-    expected = BatchStream(load_images(str(folder / "cat"), SIZE), 12, seed=0, flip=False).batch(0)
-    assert torch.equal(x, expected[0])
-    assert labels is expected[1] is None
 
 
 def test_reading_leaves_the_default_generator_alone(folder):
@@ -176,8 +163,3 @@ def test_signals_to_all_processes_leave_the_workers_to_the_training_process(fold
             stream.batch(step)
         assert len(workers()) == 2
     assert not workers()
-
-
-def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
-    monkeypatch.setattr("comparison.data.streaming.usable_cores", lambda: 16)
-    assert [default_workers(n) for n in (1, 2, 8, 16, 32)] == [15, 7, 1, 1, 1]
