@@ -13,7 +13,7 @@ import torch
 from comparison import files
 from comparison.checkpoints import load_checkpoint, save_checkpoint
 from comparison.cli import UserError
-from comparison.files import check_space, write_text
+from comparison.files import write_text
 from comparison.png import write_pngs
 from comparison.sampling.draw import draw_samples
 
@@ -51,13 +51,6 @@ def test_samples_that_cannot_fit_are_refused_before_the_first_one(tmp_path):
     ):
         draw(tmp_path, 10**12)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_space_is_that_of_the_folder_to_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "free_bytes", lambda path: 5 * 2**20)
-    check_space(tmp_path / "a" / "b", 5 * 2**20)
-    with pytest.raises(UserError, match=r"a/b: needs 5\.0 MiB on the disk, of which 5\.0 MiB are free"):
-        check_space(tmp_path / "a" / "b", 5 * 2**20 + 1)
 
 
 def test_checkpoint_that_does_not_fit_leaves_the_older_one(tmp_path, monkeypatch):

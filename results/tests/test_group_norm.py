@@ -64,10 +64,6 @@ def test_kernels_are_exact_in_the_interpreter():
     assert ran.stdout == "exact\n", ran.stderr
 
 
-def test_cpu_images_are_left_to_pytorch():
-    assert not is_fused(torch.zeros(1, 8, 2, 2).to(memory_format=torch.channels_last))
-
-
 def test_kernels_that_do_not_run_cost_a_warning_only():
     pytest.importorskip("triton")
     with pytest.warns(UserWarning, match=r"^group normalisation is not fused \(slower, same results\): \S"):

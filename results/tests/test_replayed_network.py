@@ -103,16 +103,6 @@ def test_what_needs_gradients_or_is_large_is_computed_plainly(monkeypatch):
     assert network.network.calls == 12
 
 
-def test_large_batches_let_recordings_go(monkeypatch):
-    monkeypatch.setattr(GraphedModule, "LARGEST", 4)
-    network, recorder = replayed()
-    with torch.no_grad():
-        for size in (2, 2, 2, 2, 5, 2, 2, 2):
-            network(*batch(size, 0)[:2])
-    assert recorder.recorded == 1
-    assert recorder.replayed == 1
-
-
 def test_old_recordings_are_let_go(monkeypatch):
     monkeypatch.setattr(GraphedModule, "SHAPES", 2)
     network, recorder = replayed()

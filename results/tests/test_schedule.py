@@ -1,11 +1,10 @@
 """Learning rates and averages over the share of the budget that is used."""
 
-import argparse
 import math
 
 import pytest
 from comparison.cli import UserError, make_parser
-from comparison.schedule import DECAYS, Schedule, add_schedule_options, ema_rate
+from comparison.schedule import Schedule, add_schedule_options, ema_rate
 from comparison.training import Budget
 
 
@@ -34,16 +33,6 @@ def test_factor_rises_stays_and_falls_to_the_floor():
     assert [Schedule().factor(p) for p in (0.0, 0.3, 1.0)] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-def test_factor_never_leaves_its_range(decay):
-    schedule = Schedule(warmup=0.05, decay=decay, decay_from=0.05, floor=0.01)
-    assert all(0 <= schedule.factor(p / 1000) <= 1 for p in range(1001))
-
-
-def test_a_decay_from_the_very_end_never_begins():
-    assert Schedule(decay="linear", decay_from=1.0).factor(1.0) == 1.0
-
-
 def test_warm_up_that_reaches_into_the_decay_is_refused():
     parser = make_parser("")
     add_schedule_options(parser)
@@ -60,11 +49,6 @@ def test_flag_of_a_decay_without_a_decay_is_refused(name):
     add_schedule_options(parser)
     with pytest.raises(UserError, match=rf"--{name} 0\.5 needs --lr_decay linear or cosine"):
         Schedule.of(parser.parse_args([f"--{name}", "0.5"]))
-
-
-def test_decay_of_a_scripts_own_is_none_here():
-    args = argparse.Namespace(lr_warmup=0.0, lr_decay="published", lr_decay_from=None, lr_floor=0.0)
-    assert Schedule.of(args).is_constant()
 
 
 def test_average_reaches_back_over_a_share_of_the_updates():
