@@ -112,9 +112,3 @@ def test_sampling_line_scores_the_samples_of_epoch_50_against_the_batches(traine
     assert facts["fid_reference"] == "denoising-diffusion-gan/data/cifar-10-batches-py/"
     assert facts["fid"] > 0
     assert f"FID {facts['fid']:.3f} (8 images" in (checkout / OUT / "test_ddgan_cifar50.log").read_text()
-
-
-def test_losses_of_the_run_are_drawn_by_its_name(trained, run_here, checkout):
-    status, _, err = run_here(["denoising-diffusion-gan/loss_graph.py", "ddgan_cifar10_exp1"], checkout)
-    assert status == 0, err
-    assert (checkout / OUT / "loss_ddgan_cifar10_exp1.png").is_file()
