@@ -150,10 +150,6 @@ class TestCheckpoints:
 
 
 class TestRandomness:
-    def test_draws_depend_on_the_key_alone(self):
-        assert torch.equal(rng.normal((3, 2), 1, 5, "noise"), rng.normal((3, 2), 1, 5, "noise"))
-        assert not torch.equal(rng.normal((3, 2), 1, 5, "noise"), rng.normal((3, 2), 1, 5, "t"))
-
     def test_rows_are_a_slice_of_the_global_draw(self):
         assert torch.equal(rng.normal((8, 2), 0, rows=slice(4, 8)), rng.normal((8, 2), 0)[4:])
 

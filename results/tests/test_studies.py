@@ -1,4 +1,4 @@
-"""The studies: plans, resuming, pages from study.json, sentences that follow the intervals."""
+"""The studies: plans, resuming, pages from study.json."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import runpy
 import signal
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -94,25 +93,6 @@ def read_study(folder):
     return json.loads((folder / "out" / "study.json").read_text())
 
 
-@pytest.mark.parametrize("preset", ["quick", "cpu", "gpu"])
-@pytest.mark.parametrize(("name", "cell"), [("few_steps", "ddpm"), ("cost", "ddpm-w16-b16-bf16")])
-def test_cells_and_presets_name_one_sampler(script, pictures, tmp_path, monkeypatch, name, cell, preset):
-    commands = []
-
-    def stop(command, console):
-        commands.append(command)
-        if "sample" in command[0]:
-            raise UserError("seen")
-        FakeModels(script, pictures)(command, console)
-
-    monkeypatch.setattr(jobs, "run", stop)
-    result = run(script, tmp_path, name, pictures, "--cells", cell, "--preset", preset)
-    assert "seen" in result.stderr
-    value = dict(pairwise(commands[-1]))
-    older = value.get("--use_ddim") == "True" or value.get("--timestep_respacing")
-    assert bool(older) != ("--sampler" in value)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_second_call_reuses_every_finished_cell(script, finished, pictures, monkeypatch, name):
     folder, scripts = finished[name]
@@ -187,7 +167,7 @@ def test_page_of_a_damaged_study_is_refused_and_the_old_one_kept(tmp_path):
     assert (tmp_path / "README.md").read_text() == "old"
 
 
-def test_study_of_losses_compares_each_part_and_counts_divergences(finished, tmp_path):
+def test_study_of_losses_compares_each_part_and_counts_divergences(finished):
     folder, scripts = finished["gan_losses"]
     found = [(c["--loss"], c["--penalty"], c["--seed"]) for c in scripts.commands(models.MODELS[models.GAN].train)]
     cells = [("ns", "none"), ("relativistic", "none"), ("relativistic", "r1r2")]

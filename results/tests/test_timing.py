@@ -13,7 +13,7 @@ from comparison.rng import SampleNoise
 from comparison.runs import Run
 from comparison.sampling import timing
 from comparison.sampling.interpolation import COLUMNS, WALKS, WalkNoise, draw_interpolation, slerp
-from comparison.sampling.timing import benchmark, count_flop, sweep_batch_sizes, write_benchmark
+from comparison.sampling.timing import benchmark, count_flop, sweep_batch_sizes
 from PIL import Image
 
 CPU = torch.device("cpu")
@@ -112,24 +112,6 @@ class TestBenchmark:
         found, reason = sweep_batch_sizes(attempt, start)
         assert [entry["batch_size"] for entry in found] == [256, 512, 1024]
         assert reason == "throughput no longer rises"
-
-    def test_same_measurement_is_not_repeated_and_another_one_is(self, tmp_path, capsys):
-        toy = Toy()
-
-        def write(**facts):
-            write_benchmark(
-                tmp_path / "settings" / "a" / "timing.json", toy.draw, [toy.network], toy.evaluate,
-                image_size=8, device=CPU, facts={**FACTS, **facts}, min_seconds=1e-5,
-            )  # fmt: skip
-
-        write()
-        calls = len(toy.sizes)
-        write()
-        assert len(toy.sizes) == calls
-        assert "measured already" in capsys.readouterr().out
-        write(checkpoint="d.pt")
-        assert len(toy.sizes) > calls
-        assert read_json(tmp_path / "settings" / "a" / "timing.json")["checkpoint"] == "d.pt"
 
 
 class TestFlop:

@@ -99,11 +99,6 @@ def test_progress_bar_ends_where_uneven_updates_have_seen_the_images(micro, accu
         assert len(list(loop)) == loop.bar.total
 
 
-def test_progress_is_a_share_of_the_whole_budget(run):
-    loop = make_loop(run, Budget(max_images=40), stop_after=12, step=1)
-    assert [loop.progress for _ in loop] == [0.1, 0.2]
-
-
 def test_divergence_is_refused_and_leaves_no_row(run):
     loop = make_loop(run, advice="lower --lr")
     next(iter(loop))
