@@ -1,4 +1,4 @@
-"""Reference arrays, networks filled from parameter names, a GPU without one, scripts run as a user runs them."""
+"""Reference arrays, networks filled from parameter names, scripts run as a user runs them."""
 
 import contextlib
 import importlib.util
@@ -10,7 +10,6 @@ import runpy
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -19,13 +18,9 @@ import numpy as np
 import torch
 from improved_diffusion.script_util import model_and_diffusion_defaults
 from PIL import Image
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 FOLDER = Path(__file__).resolve().parents[1]
 REFERENCE = FOLDER.parent / "tests" / "reference"
-VALUE_READ = (DataDependentOutputException, DynamicOutputShapeException)  # see fake_cuda
 
 
 class Archive:
@@ -157,54 +152,3 @@ def tiny_flags(**changes: Any) -> dict[str, Any]:
     """Return the flags of a network that a CPU trains in milliseconds."""
     tiny = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "diffusion_steps": 100}
     return {**model_and_diffusion_defaults(), **tiny, **changes}
-
-
-class Waits(TorchDispatchMode):
-    """Collects the copies between CPU and GPU for which the host waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        taken = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        before = {tensor.device.type for tensor in taken}
-        after = {leaf.device.type for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)}
-        name = func.name().removeprefix("aten::").split(".")[0]
-        copies = name in ("_to_copy", "copy_")
-        queued = (kwargs or {}).get("non_blocking") or (name == "copy_" and True in args[2:])
-        scalars = not copies and all(tensor.ndim == 0 for tensor in taken if tensor.device.type == "cpu")
-        if "cuda" in before and "cpu" in after:
-            self.found.append(f"{name} from the device")
-        elif "cpu" in before and "cuda" in after and not queued and not scalars:
-            self.found.append(f"{name} to the device")
-        return result
-
-
-@contextlib.contextmanager
-def fake_cuda() -> Iterator[list[str]]:
-    """Pretend that there is a GPU, on tensors without values; yield the copies made for which the host waits.
-
-    Build the network inside `torch.device("cuda")`. Reading a value of a tensor raises one of VALUE_READ, mixing
-    devices a RuntimeError. Without a GPU no backward pass can run: there it only gives the weights gradients.
-    """
-    with contextlib.ExitStack() as stack:
-        if not torch.cuda.is_available():
-            stack.enter_context(mock.patch.object(torch.Tensor, "backward", _give_gradients))
-            stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
-            stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))  # for constants that come from NumPy
-        yield stack.enter_context(Waits()).found
-
-
-def _give_gradients(loss: torch.Tensor) -> None:
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes.extend(following for following, _ in node.next_functions)
-        if hasattr(node, "variable"):
-            node.variable.grad = torch.zeros_like(node.variable)

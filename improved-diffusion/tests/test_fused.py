@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comparison.gpu.group_norm import group_norm, is_fused
-from improved_diffusion.nn import GroupNorm32, NormKernel, norm_silu, use_norm_kernel
+from improved_diffusion.nn import GroupNorm32, NormKernel, use_norm_kernel
 from improved_diffusion.unet import AttentionBlock, UNetModel
 from torch import Tensor
 
@@ -58,25 +58,3 @@ def test_fused_network_is_the_plain_one(monkeypatch, use_scale_shift_norm):
         for one, other in zip(found, expected, strict=True):
             error = (one.cpu() - other).norm() / other.norm()
             assert error < (0.03 if dtype == torch.bfloat16 else 3e-3)
-
-
-def test_norms_use_the_kernel_that_they_are_handed():
-    torch.manual_seed(0)
-    x, scale, shift = torch.randn(2, 8, 4, 4), torch.randn(2, 8), torch.randn(2, 8)
-    norm = filled(GroupNorm32(2, 8))
-    expected = [norm(x), norm_silu(norm, x), norm_silu(norm, x, scale, shift)]
-    calls = []
-
-    def apply(x: Tensor, groups: int, scale: Tensor, shift: Tensor, *, eps: float, silu: bool) -> Tensor:
-        calls.append(silu)
-        h = torch.nn.functional.group_norm(x, groups, eps=eps) * scale[..., None, None] + shift[..., None, None]
-        return torch.nn.functional.silu(h) if silu else h
-
-    use_norm_kernel(norm, NormKernel(lambda x: x.shape[0] == 2, apply))
-    found = [norm(x), norm_silu(norm, x), norm_silu(norm, x, scale, shift)]
-    torch.testing.assert_close(found, expected)
-    assert calls == [False, True, True]
-    norm(x[:1])  # which it does not take
-    use_norm_kernel(norm, None)
-    norm_silu(norm, x)
-    assert len(calls) == 3

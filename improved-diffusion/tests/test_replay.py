@@ -69,34 +69,6 @@ def test_recorded_updates_are_the_plain_ones(options, extra):
     assert recorded_means == means
 
 
-def test_batch_of_another_size_is_computed_plainly():
-    trainer, recorder = recorded_trainer()
-    train(trainer, 4)
-    x, t, noise = tiny_batch(5)
-    found = trainer.update(4, x, t, noise)
-    expected, _ = recorded_trainer()
-    train(expected, 4)
-    torch.testing.assert_close(found, expected.accumulate(x, t, noise), rtol=0, atol=0)
-    assert recorder.replayed == 1
-
-
-def test_failing_to_record_costs_a_warning_only():
-    def refuse(work):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    with pytest.warns(UserWarning, match="costs speed only: operation not permitted when stream is capturing$"):
-        found, _ = train(tiny_trainer(replayed=by(refuse)), 5)
-    plain, _ = train(tiny_trainer(), 5)
-    torch.testing.assert_close(found, plain, rtol=0, atol=0)
-
-
-def test_fp16_is_not_recorded():
-    trainer, recorder = recorded_trainer(autocast_dtype=torch.float16)
-    assert trainer.scaler.is_enabled()
-    assert trainer._replayed is None
-    assert recorder.replayed == 0
-
-
 def test_trainer_is_gone_with_its_last_reference():
     trainer = tiny_trainer()
     train(trainer, 2)
