@@ -93,28 +93,11 @@ def test_mistakes_are_told_at_the_call(changes, message, tmp_path, monkeypatch):
         load_data(**{"data_dir": "set", "batch_size": 2, "image_size": 8, **changes})
 
 
-def test_fewer_images_than_a_batch_for_each_process_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_datasets, "get_world_size", lambda: 2)
-    folder = write(tmp_path, [f"{i}.png" for i in range(6)])
-    with pytest.raises(ValueError, match="6 images are too few for batches of 4 for each of 2 processes"):
-        load_data(data_dir=folder, batch_size=4, image_size=8)
-
-
 def test_damaged_image_is_named(tmp_path):
     folder = write(tmp_path, ["a.png", "b.png"])
     (tmp_path / "b.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"b\.png: not readable as an image"):
         next(load_data(data_dir=folder, batch_size=2, image_size=8, num_workers=0))
-
-
-def test_images_are_read_from_the_cloud(tmp_path, monkeypatch):
-    from cloud_stand_in import install
-
-    write(tmp_path / "cloud" / "bucket" / "set", ["x/cat_0.png", "dog_1.png"])
-    install(tmp_path / "cloud", monkeypatch.setattr)
-    data = load_data(data_dir="gs://bucket/set", batch_size=2, image_size=8, class_cond=True, num_workers=0)
-    images, cond = next(data)
-    assert sorted(zip(numbers(images), cond["y"].tolist(), strict=True)) == [(0, 0), (1, 1)]
 
 
 def test_a_restarted_job_begins_with_other_images(tmp_path):

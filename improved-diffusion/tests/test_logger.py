@@ -101,15 +101,6 @@ def test_other_processes_write_files_of_their_own(tmp_path, monkeypatch):
     assert rows_of(tmp_path / "progress-rank002.csv") == [{"a": "1"}]
 
 
-def test_default_folder_is_below_the_working_directory_and_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    logger.configure()
-    folder = logger.get_dir()
-    assert folder.startswith("runs/openai-")
-    assert f"Logging to {folder}" in capsys.readouterr().out
-    assert (tmp_path / folder / "log.txt").is_file()
-
-
 def test_scoped_log_leaves_the_outer_one_as_it_was(tmp_path):
     logger.configure(tmp_path / "outer", ["log"])
     with logger.scoped_configure(tmp_path / "inner", ["log"]):

@@ -1,10 +1,8 @@
 """The variational bound against a closed form, and image_nll.py as a user runs it."""
 
-import errno
 import json
 import math
 
-import measure_nll
 import numpy as np
 import pytest
 import torch
@@ -90,17 +88,6 @@ def test_files_hold_the_terms_from_the_noisiest_to_the_decoder(run_dir, capsys):
     assert sorted(path.name for path in run_dir.glob("nll*")) == ["nll.json", "nll.png"]
     assert nll(run_dir, "--batch_size 2") == 0
     assert "measured already" in capsys.readouterr().out
-
-
-def test_sums_that_do_not_fit_on_the_disk_are_named(tmp_path, monkeypatch):
-    sums = measure_nll.Sums(tmp_path / "nll.part-1.npz", 2, 3)
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match=r"nll\.part-1\.npz: could not be written \(No space left on device; "):
-        sums.save()
 
 
 def test_interrupted_measurement_goes_on_and_counts_every_image_once(run_dir, tmp_path, monkeypatch):

@@ -11,10 +11,6 @@ from PIL import Image
 
 SAMPLE = "scripts/image_sample.py"
 CPU = "--device cpu --precision float32 --threads 1 --batch_size 8"
-TIMING_KEYS = {
-    *("schema", "protocol", "model", "sampler", "checkpoint", "network", "precision", "device", "threads", "versions"),
-    *("parameters", "nfe", "gflop_per_evaluation", "gflop_per_image", "batches", "best", "largest", "skipped"),
-}
 
 
 @pytest.fixture
@@ -39,7 +35,6 @@ def test_benchmark_writes_timing_instead_of_samples(run_dir):
     assert sample(run_dir, flags, "--out_dir", out) == 0
     assert [path.name for path in out.iterdir()] == ["timing.json"]
     timing = json.loads((out / "timing.json").read_text())
-    assert timing.keys() >= TIMING_KEYS
     assert (timing["sampler"], timing["network"], timing["nfe"]) == ("DDIM, 3 steps, eta 0", "ema", 3)
     assert timing["gflop_per_image"] == pytest.approx(3 * timing["gflop_per_evaluation"], rel=1e-4)
 
@@ -86,8 +81,6 @@ def drawn(run_dir, *flags, out="out"):
     [
         ("--sampler dpmpp --num_sampling_steps 3", "DPM-Solver++ 2M, 3 steps, logsnr", 3),
         ("--sampler unipc", "UniPC, 20 steps, logsnr", 20),
-        ("--sampler unipc --num_sampling_steps 3 --sigma_max 10", "UniPC, 3 steps, logsnr, sigma_max 10", 3),
-        ("--sampler dpmpp-sde --num_sampling_steps 4", "DPM-Solver++ 2M SDE, 4 steps, logsnr", 4),
         ("--sampler ddim --eta 0.5 --num_sampling_steps 2 --spacing karras", "DDIM, 2 steps, eta 0.5, karras", 2),
         ("--sampler ancestral --num_sampling_steps 2 --spacing uniform", "ancestral, 2 steps, uniform", 2),
     ],
@@ -115,14 +108,6 @@ def test_another_setting_is_drawn_anew_and_the_same_is_not(run_dir, capsys):
     assert capsys.readouterr().out.count("drawn already") == 5
 
 
-def test_a_run_s_own_respacing_does_not_bind_a_sampler(run_dir):
-    config = json.loads((run_dir / "config.json").read_text())
-    config["options"]["timestep_respacing"] = "10"
-    (run_dir / "config.json").write_text(json.dumps(config))
-    _, _, facts = drawn(run_dir, "--sampler unipc --num_sampling_steps 12")
-    assert facts["nfe"] == 12
-
-
 def test_guidance_passes_twice_the_images_and_changes_them(run_dir):
     flags = "--sampler unipc --num_sampling_steps 3"
     plain, labels, facts = drawn(run_dir, flags, out="plain")
@@ -146,14 +131,10 @@ def test_one_class_is_drawn_where_one_is_asked_for(run_dir):
     ("flags", "words"),
     [
         ("--sampler dpmpp --use_ddim True", "--sampler dpmpp and --use_ddim True exclude each other"),
-        ("--sampler dpmpp --timestep_respacing 10", "--sampler dpmpp and --timestep_respacing 10 exclude each other"),
         ("--num_sampling_steps 10", "--num_sampling_steps 10 needs --sampler"),
-        ("--spacing karras", "--spacing karras needs --sampler"),
-        ("--sigma_max 10", "--sigma_max 10.0 needs --sampler"),
         ("--sampler unipc --spacing uniform --sigma_max 10", "--sigma_max is of the spacings logsnr and karras"),
         ("--eta 1", "--eta 1 needs --use_ddim True or --sampler ddim"),
         ("--sampler unipc --eta 1", "--eta 1 is DDIM's, and --sampler unipc adds no noise"),
-        ("--sampler dpmpp-sde --eta 1", "--eta 1 is DDIM's, and --sampler dpmpp-sde has its own noise"),
         ("--guidance_scale 1e300", "--guidance_scale 1e.300: must be at most"),
         ("--sampler dpmpp --num_sampling_steps 101", "from 1 to the process's 100, not 101"),
     ],
