@@ -55,22 +55,6 @@ def test_function_at_whole_timesteps_is_the_predicted_image_of_the_process(predi
     torch.testing.assert_close(image, diffusion._pred_xstart(output, x, t, False, None), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
-def test_function_of_an_image_without_noise_is_the_image(prediction):
-    diffusion = process(prediction)
-    y, sigma = torch.randn(4, 3, 4, 4), torch.full((4,), 1e-7, dtype=torch.float64)
-    image = predict(lambda x, t: torch.ones_like(x), diffusion, NoiseLevels(diffusion.alphas_cumprod), y, sigma)
-    torch.testing.assert_close(image, y, atol=1e-6, rtol=0)
-
-
-def test_no_level_of_the_grids_has_two_destinations():
-    levels = [level for grid in GRIDS.values() for level in grid]
-    assert len(set(levels)) == len(levels)
-    for count, grid in GRIDS.items():
-        assert len(grid) == count
-        assert list(grid) == sorted(grid, reverse=True)
-
-
 @pytest.mark.parametrize(("high", "low"), [(80.0, 4.0), (4.0, 1.4), (1.0, 0.0), (20.0, 0.0)])
 def test_step_towards_the_target_ends_on_the_exact_path(high, low):
     diffusion = process()

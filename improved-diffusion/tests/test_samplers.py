@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 from improved_diffusion import solvers
-from improved_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from improved_diffusion.samplers import SAMPLERS, SPACINGS, classifier_free, sample
 from improved_diffusion.schedules import get_named_beta_schedule
 from improved_diffusion.script_util import create_gaussian_diffusion
-
-DETERMINISTIC = ("ddim", "dpmpp", "unipc")
 
 
 class Network:
@@ -65,20 +62,6 @@ def test_ddim_and_uniform_is_the_loop_of_the_respaced_process(eta, clip_denoised
     settings = {"sampler": "ddim", "num_sampling_steps": 25, "spacing": "uniform"}
     drawn = sample(Network(True), create_gaussian_diffusion(**common), noise(), **settings, **shared)
     torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=2e-4)
-
-
-def test_all_steps_of_a_process_that_predicts_the_previous_image_are_its_own_loop():
-    betas = get_named_beta_schedule("linear", 50)
-    types = {"model_mean_type": ModelMeanType.PREVIOUS_X, "model_var_type": ModelVarType.LEARNED}
-    diffusion = GaussianDiffusion(betas=betas, loss_type=LossType.MSE, **types)
-
-    def network(x, t):
-        return torch.cat([0.9 * x, -4 - torch.cos(x)], dim=1)
-
-    common = {"noise": noise(), "step_noise": step_noise, "clip_denoised": False}
-    expected = diffusion.p_sample_loop(network, (3, 3, 4, 4), **common)
-    drawn = sample(network, diffusion, sampler="ancestral", num_sampling_steps=50, **common)
-    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_dpm_solver_of_first_order_is_ddim_and_of_second_the_published_update():
@@ -170,40 +153,6 @@ def test_a_respaced_process_counts_its_own_steps():
     assert [int(t[0]) for t in network.told] == respaced.timestep_map[::-1]
     with pytest.raises(ValueError, match="from 1 to the process's 10, not 11"):
         sample(network, respaced, noise(), sampler="ancestral", num_sampling_steps=11)
-
-
-@pytest.mark.parametrize("sampler", DETERMINISTIC)
-def test_values_for_the_variance_do_not_change_a_deterministic_sampler(sampler):
-    drawn = [
-        sample(Network(double), create_gaussian_diffusion(steps=100, learn_sigma=learn), noise(), **settings)
-        for settings in [{"sampler": sampler, "num_sampling_steps": 7}]
-        for double, learn in ((False, False), (True, True), (True, False), (False, True))
-    ]
-    for other in drawn[1:]:
-        assert torch.equal(other, drawn[0])
-
-
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp-sde"])
-def test_a_generator_repeats_a_noisy_sampler(sampler):
-    diffusion = create_gaussian_diffusion(steps=100)
-    settings = {"sampler": sampler, "num_sampling_steps": 5, "eta": 1.0 if sampler == "ddim" else 0.0}
-    drawn = [
-        sample(Network(), diffusion, noise(), **settings, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    ]
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-
-
-def test_sampling_leaves_no_graph_and_takes_a_network_of_lower_precision():
-    weight = torch.nn.Parameter(torch.tensor(0.5))
-    diffusion = create_gaussian_diffusion(steps=100)
-    for dtype in (torch.float32, torch.bfloat16):
-        drawn = sample(
-            lambda x, t, dtype=dtype: (weight * x).to(dtype), diffusion, noise(), sampler="unipc", num_sampling_steps=3
-        )
-        assert not drawn.requires_grad
-        assert drawn.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -142,17 +141,6 @@ def test_training_is_continued_by_the_same_command_and_refused_for_other_sizes(t
         call_script(TRAIN, *command, 8, "--small_size 4")
 
 
-def test_default_run_folder_names_data_and_sizes(images, monkeypatch, tmp_path):
-    import comparison.cli
-
-    monkeypatch.setattr(comparison.cli, "repo_root", lambda: tmp_path)
-    monkeypatch.delenv("OPENAI_LOGDIR", raising=False)
-    flags = [TINY, "--batch_size 4 --max_steps 1 --grid_images 0", "--data_dir", images]
-    assert call_script(TRAIN, *flags) == 0
-    folder = tmp_path / "results" / "runs" / "improved-diffusion-sr" / f"{images.name}-8to16"
-    assert (folder / "model000001.pt").is_file()
-
-
 def test_enlarged_images_keep_the_order_and_labels_of_the_base_whatever_the_batch_size(trained, base, tmp_path):
     drawn = []
     for batch_size in (3, 10):
@@ -173,37 +161,12 @@ def test_enlarged_images_keep_the_order_and_labels_of_the_base_whatever_the_batc
     assert np.array_equal(high, drawn[0][1])
 
 
-def test_guidance_needs_labels_withheld_in_training_and_counts_twice(trained, base, tmp_path):
-    with pytest.raises(UserError, match="--guidance_scale 2: the model was trained with --class_dropout 0"):
-        sample(trained, base, tmp_path / "out", "--guidance_scale 2")
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    config = json.loads((run / "config.json").read_text())
-    config["options"]["class_dropout"] = 0.1
-    (run / "config.json").write_text(json.dumps(config))
-    assert sample(run, base, tmp_path / "plain") == 0
-    assert sample(run, base, tmp_path / "guided", "--guidance_scale 4") == 0
-    facts = json.loads((tmp_path / "guided" / "sampling.json").read_text())
-    assert (facts["nfe"], facts["sampler"]) == (6, "DDIM, 3 steps, eta 0, guidance 4")
-    one, other = (np.load(tmp_path / name / "samples_10x16x16x3.npz")["arr_0"] for name in ("plain", "guided"))
-    assert not np.array_equal(one, other)
-
-
 def test_first_images_of_a_folder_are_reduced_and_enlarged(trained, images, tmp_path):
     assert sample(trained, images, tmp_path / "out", "--num_samples 3 --eta 1") == 0
     with np.load(tmp_path / "out" / "samples_3x16x16x3.npz") as archive:
         assert archive["arr_0"].shape == (3, 16, 16, 3)
         assert archive["arr_1"].tolist() == [0, 0, 0]  # cat_01, cat_03, cat_05 by name
     assert np.array_equal(pixels(tmp_path / "out" / "comparison.png")[2, 2], [12, 0, 243])
-
-
-def test_fast_samplers_enlarge_too(trained, base, tmp_path):
-    path = trained / "ema_0.9999_000004.pt"
-    flags = ["--device cpu --threads 1 --sampler unipc --num_sampling_steps 5 --model_path", path]
-    assert call_script(SAMPLE, *flags, "--base_samples", base, "--out_dir", tmp_path / "out") == 0
-    facts = json.loads((tmp_path / "out" / "sampling.json").read_text())
-    assert facts["nfe"] == 5
-    assert "UniPC" in facts["sampler"]
 
 
 def test_base_images_that_do_not_fit_are_refused(trained, base, tmp_path):
