@@ -8,7 +8,6 @@ import torch
 import train_ddgan
 from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
-from ddgan.options import ARCHITECTURE, defaults, is_value
 from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 
 
@@ -66,12 +65,6 @@ def test_damaged_state_is_refused_and_nothing_overwritten(trained, run_folder, d
     assert {path: path.read_bytes() for path in run_folder.iterdir()} == before
 
 
-def test_a_generator_is_no_state_to_resume_from(trained, run_folder):
-    shutil.copy(run_folder / "netG_1.pth", run_folder / "content.pth")
-    with pytest.raises(UserError, match=r"content\.pth: holds a generator"):
-        train(run_folder, trained[1], 2)
-
-
 @pytest.mark.parametrize("value", [None, "x", [], -1])
 @pytest.mark.parametrize("name", ["config", "generator", "step", "images_seen"])
 def test_a_generator_with_a_part_of_another_kind_is_refused(name, value, run_folder):
@@ -96,10 +89,6 @@ def test_a_generator_with_impossible_flags_is_refused(name, value, run_folder):
     change(path, "config", {**torch.load(path, weights_only=True)["config"], name: value})
     with pytest.raises(UserError, match=r"netG_1\.pth"):
         test_ddgan.main(test_ddgan.parse_args(["--exp", f"{run_folder}/", "--device", "cpu"]))
-
-
-def test_the_published_defaults_are_values_of_their_flags():
-    assert all(is_value(name, defaults()[name]) for name in ARCHITECTURE)
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])

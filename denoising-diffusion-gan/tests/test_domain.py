@@ -42,13 +42,6 @@ def test_haar_coefficients_are_the_mean_and_half_differences_of_each_square():
     np.testing.assert_allclose(found, [mean, 10 * columns, 10 * rows, 10 * diagonals])
 
 
-def test_each_colour_keeps_its_channels():
-    picture = torch.zeros(1, 3, 4, 4)
-    picture[:, 1] = 1
-    folded = Domain("haar", 3, 4).transform(picture)
-    assert folded[0, :, 0, 0].tolist() == [0] * 4 + [1, 0, 0, 0] + [0] * 4
-
-
 @pytest.mark.parametrize(("name", "scale"), FOLDS)
 def test_the_posterior_of_folded_images_is_the_folded_posterior(name, scale):
     process, domain = DenoisingProcess(4), Domain(name, 3, 8, scale)

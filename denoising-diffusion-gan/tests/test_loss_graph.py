@@ -72,36 +72,12 @@ def test_each_further_column_gets_a_panel_with_the_rows_that_have_it(runs, figur
     np.testing.assert_allclose(panels[1].get_lines()[0].get_xdata(), 8 * np.arange(1, 41, 2))
 
 
-def test_several_runs_share_the_picture_by_name(runs, figures, tmp_path):
-    call(*runs, "--out", tmp_path / "loss.png")
-    names = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
-    assert names == [f"{part}, s{n}" for part in ("discriminator", "generator") for n in range(3)]
-
-
 def test_mean_of_seeds_is_drawn_as_far_as_all_runs_reach(tmp_path, figures):
     losses = [write_run(tmp_path / f"s{seed}", seed, rows) for seed, rows in enumerate((40, 30))]
     call(f"{tmp_path}/s0", f"{tmp_path}/s1", "--mean", "--out", tmp_path / "loss.png")
     line = figures[0].axes[0].get_lines()[0]
     np.testing.assert_array_equal(line.get_xdata(), 8 * np.arange(1, 31))
     np.testing.assert_allclose(line.get_ydata(), (losses[0][:30, 0] + losses[1][:, 0]) / 2)
-
-
-def test_picture_goes_beside_the_script_unless_told(runs, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(loss_graph, "__file__", str(tmp_path / "loss_graph.py"))
-    call(runs[0])
-    call(*runs)
-    assert capsys.readouterr().out.split() == [
-        str(tmp_path / "out" / name) for name in ("loss_s0.png", "loss_s0_and_2_more.png")
-    ]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["loss_s0.png", "loss_s0_and_2_more.png"]
-
-
-def test_values_that_no_axis_can_hold_are_left_out(tmp_path, figures):
-    write_run(tmp_path / "s0", rows=4)
-    with open(tmp_path / "s0" / "progress.csv", "a") as file:
-        file.write("5,40,5.5,1e308,-1e308,,0.0002\n6,48,6.5,1,1,1e300,0.0002\n")
-    call(tmp_path / "s0", "--also", "r1", "--out", tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from ddgan.checkpoints import seeded_networks
 from ddgan.draws import Batch
 from ddgan.ema import Ema
 from ddgan.losses import fake_loss, r1_penalty, real_loss
-from ddgan.meters import LossMeter
 from ddgan.process import DenoisingProcess
 from ddgan.training import Trainer, cosine_lr
 from joint_batches import CONFIG
@@ -100,11 +99,3 @@ def test_learning_rate_falls_along_half_a_cosine_per_update():
     assert cosine_lr(1.6e-4, 25, 50) == pytest.approx((1.6e-4 + 1e-5) / 2)
     assert cosine_lr(1.6e-4, 50, 50) == pytest.approx(1e-5)
     assert cosine_lr(1.6e-4, 7, 0) == 1.6e-4
-
-
-def test_meter_averages_each_name_over_its_own_reports():
-    meter = LossMeter()
-    meter.add({"loss_d": torch.tensor(1.0), "r1": torch.tensor(4.0)})
-    meter.add({"loss_d": torch.tensor(3.0)})
-    assert meter.take() == {"loss_d": 2.0, "r1": 4.0}
-    assert meter.take() == {}

@@ -84,16 +84,6 @@ def test_the_last_step_returns_the_prediction_exactly(num_timesteps):
     assert torch.equal(process.q_sample_pairs(x_0, t, noise, noise)[0], x_0)
 
 
-@pytest.mark.parametrize("num_timesteps", [2, 4, 8])
-def test_posterior_and_forward_step_agree_on_the_marginal(num_timesteps):
-    tables = DenoisingProcess(num_timesteps).tables
-    before, after = tables["signal_scale"], np.sqrt(tables["alpha_bar"])
-    c1, c2 = tables["posterior_coef_x_0"], tables["posterior_coef_x_t_plus_1"]
-    np.testing.assert_allclose(c1 + c2 * after, before, atol=1e-12)
-    variance = c2**2 * (1 - tables["alpha_bar"]) + tables["posterior_variance"]
-    np.testing.assert_allclose(variance, 1 - before**2, atol=1e-12)
-
-
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_a_step_from_the_true_x_0_gives_the_forward_marginal_for_every_eta(eta):
     """Mean and variance of x_t given x_0, in closed form from those of x_{t+1}."""

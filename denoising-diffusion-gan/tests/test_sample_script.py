@@ -1,9 +1,6 @@
 """test_ddgan.py as a user runs it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,6 @@ import pytest
 import test_ddgan as sampling
 import torch
 import train_ddgan
-from comparison import files
 from comparison.checkpoints import save_checkpoint
 from comparison.cli import UserError
 from comparison.data import shapes
@@ -19,7 +15,7 @@ from comparison.data.images import load_images, save_npz
 from comparison.scores import inception, statistics
 from comparison.scores.metrics import frechet
 from ddgan import fid
-from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING, make_images
+from helpers_ddgan import TINY_NETWORK, TINY_TRAINING, make_images
 from PIL import Image
 
 CPU = ["--device", "cpu", "--precision", "float32", "--threads", "1"]
@@ -61,11 +57,6 @@ def test_images_do_not_depend_on_the_batch_size(run_folder):
         assert (abs(first - again) <= 1).mean() >= 0.999
 
 
-def test_seeds_give_other_images(run_folder):
-    first, second = (draw(run_folder, "--num_samples", "8", "--seed", seed) for seed in ("1", "2"))
-    assert (first != second).any(axis=(1, 2, 3)).all()
-
-
 def test_grid_of_the_training_shows_what_the_script_draws_from_the_average(run_folder):
     draw(run_folder, "--num_samples", "64", "--seed", "0", "--epoch_id", "2")  # the seed of the training
     drawn, grid = (np.asarray(Image.open(run_folder / name)).astype(int) for name in ("samples.png", "grid.png"))
@@ -93,7 +84,6 @@ def test_repeated_flags_may_agree(run_folder):
         (["--dataset", "cifar10"], "--dataset cifar10 given"),
         (["--real_img_dir", "/none", "--compute_fid"], "--real_img_dir /none"),
         (["--out", "samples.jpg"], "--out samples.jpg"),
-        (["--out", "/dev/null/a/samples.npz"], "--out /dev/null/a: /dev/null is not a folder"),
         (["--class_label", "3"], "--class_label 3: the network is unconditional"),
         (["--class_cond"], "--class_cond True given, False in the checkpoint"),
         (["--benchmark", "--num_process_per_node", "2"], "--benchmark: measures a single process"),
@@ -101,12 +91,8 @@ def test_repeated_flags_may_agree(run_folder):
         (["--exp", "/no/run"], "--exp /no/run: no run in /no/run"),
         (["--epoch_id", "7"], "--epoch_id 7"),
         (["--epoch_id", "2", "--checkpoint", "netG_2.pth"], "--checkpoint: not allowed with"),
-        (["--num_samples", "0"], "--num_samples"),
         (["--out", "gs://bucket/samples.npz"], "--out: must be a path on this machine"),
-        (["--png_dir", "/dev/null/a"], "--png_dir /dev/null/a: /dev/null is not a folder"),
         (["--inception_weights", "/none"], "--inception_weights /none: no such file"),
-        (["--node_rank", "1"], "--node_rank 1: must be below --num_proc_node 1"),
-        (["--attn_resolutions", "big"], "--attn_resolutions"),
     ],
 )
 def test_wrong_flags_are_named_and_nothing_is_drawn(run_folder, arguments, message, capsys):
@@ -115,16 +101,6 @@ def test_wrong_flags_are_named_and_nothing_is_drawn(run_folder, arguments, messa
         draw(run_folder, *arguments)
     assert message in (capsys.readouterr().err or str(caught.value))
     assert {path: path.stat().st_mtime_ns for path in run_folder.iterdir()} == before
-
-
-def test_wrong_flag_is_one_sentence_before_torch_is_imported(run_folder, tmp_path):
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    command = [sys.executable, str(FOLDER / "test_ddgan.py"), "--exp", f"{run_folder}/", "--epoch_id", "7"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 2, result.stderr
-    assert "--epoch_id 7" in result.stderr
-    assert result.stderr.count("\n") == 1
 
 
 def test_missing_truncated_and_foreign_checkpoints_are_refused(run_folder, tmp_path):
@@ -148,8 +124,6 @@ def test_without_inception_weights_fid_says_which_file_goes_where(run_folder, mo
     for flags in ((), ("--inception_weights", str(target))):
         with pytest.raises(UserError, match="damaged"):
             draw(run_folder, "--num_samples", "4", "--compute_fid", *flags)
-    with pytest.raises(UserError, match=r"--inception_weights .*x: no such file"):
-        draw(run_folder, "--num_samples", "4", "--compute_fid", "--inception_weights", str(tmp_path / "x"))
 
 
 def moments_of_pixels(images, library, *, weights, device):
@@ -157,22 +131,6 @@ def moments_of_pixels(images, library, *, weights, device):
     assert (library, weights.name) == ("pytorch-fid", "weights.pth")
     x = images[:, :, ::8, ::8].flatten(1).double()
     return x.mean(0), torch.cov(x.T)
-
-
-def write_reference(kind: str, folder: Path, images: torch.Tensor) -> Path:
-    """Write (N, 3, 16, 16) uint8 images, or their statistics, as one kind of --real_img_dir."""
-    pixels = images.permute(0, 2, 3, 1).numpy()
-    if kind == "samples.npz":
-        save_npz(folder / kind, pixels)
-    else:
-        mu, sigma = (
-            part.numpy() for part in moments_of_pixels(images, "pytorch-fid", weights=Path("weights.pth"), device=None)
-        )
-        if kind == "statistics.npz":
-            np.savez(folder / kind, mu=mu, sigma=sigma)
-        else:
-            np.save(folder / kind, {"mu": mu, "sigma": sigma}, allow_pickle=True)
-    return folder / kind
 
 
 def test_weights_are_exported_under_the_names_of_nvlabs_and_sample_the_same(run_folder, tmp_path):
@@ -186,13 +144,6 @@ def test_weights_are_exported_under_the_names_of_nvlabs_and_sample_the_same(run_
         assert sampling.main(sampling.parse_args([*words, *common, str(tmp_path / f"{name}.npz")])) == 0
     ours, theirs = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("ours", "theirs"))
     assert np.array_equal(ours, theirs)
-
-
-def test_export_that_does_not_fit_on_the_disk_names_the_file(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
-    with pytest.raises(UserError, match=r"netG_2\.pth: needs .* on the disk"):
-        sampling.main(sampling.parse_args(["--exp", f"{run_folder}/", "--export_nvlabs", str(tmp_path / "netG_2.pth")]))
-    assert list(tmp_path.glob("netG*")) == []
 
 
 @pytest.fixture
@@ -213,12 +164,16 @@ def distance_to(run_folder: Path, images: torch.Tensor) -> float:
     return frechet(*(part for x in (drawn, images) for part in moments_of_pixels(x, "pytorch-fid", **common)))
 
 
-@pytest.mark.parametrize("kind", ["samples.npz", "statistics.npz", "statistics.npy"])
+@pytest.mark.parametrize("kind", ["images", "statistics"])
 def test_fid_is_that_of_the_samples_and_the_real_images_or_statistics(
     run_folder, pixels_for_inception, tmp_path, kind, capsys
 ):
-    real = shapes.dataset(200, 16, limit=30)[0]
-    reference = write_reference(kind, tmp_path, real)
+    real, reference = shapes.dataset(200, 16, limit=30)[0], tmp_path / "real.npz"
+    if kind == "images":
+        save_npz(reference, real.permute(0, 2, 3, 1).numpy())
+    else:
+        mu, sigma = moments_of_pixels(real, "pytorch-fid", weights=Path("weights.pth"), device=None)
+        np.savez(reference, mu=mu.numpy(), sigma=sigma.numpy())
     draw(run_folder, "--num_samples", "8", *pixels_for_inception, "--real_img_dir", str(reference))
     facts = json.loads((run_folder / "sampling.json").read_text())
     assert facts["fid"] == pytest.approx(distance_to(run_folder, real), rel=1e-6)

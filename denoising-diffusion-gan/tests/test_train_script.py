@@ -1,10 +1,7 @@
 """train_ddgan.py as a user runs it: resuming, refusing, finishing."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,7 @@ import train_ddgan
 from comparison.checkpoints import load_torch, save_checkpoint
 from comparison.cli import UserError
 from comparison.runs import read_progress
-from helpers_ddgan import FOLDER, TINY_NETWORK, TINY_TRAINING
-
-SCRIPT = FOLDER / "train_ddgan.py"
+from helpers_ddgan import TINY_NETWORK, TINY_TRAINING
 
 
 def flags(pictures: Path, folder: Path, *more: str) -> list[str]:
@@ -86,11 +81,6 @@ def test_resumed_run_equals_unbroken_run(pictures, tmp_path, unbroken):
     assert_same_state(folder, unbroken)
 
 
-def test_without_num_epoch_the_learning_rate_is_constant(pictures, tmp_path):
-    assert train(pictures, tmp_path / "run", "--num_epoch", "0", "--max_steps", "8") == 0
-    assert {row["lr"] for row in read_progress(tmp_path / "run" / "progress.csv")} == {1.5e-4}
-
-
 def test_run_cut_short_goes_on_with_its_schedules_as_if_it_had_not_been(pictures, tmp_path):
     schedules = ("--lr_warmup", "0.2", "--lr_decay", "linear", "--lr_decay_from", "0.4", "--ema_horizon", "0.5")
     bound = ("--num_epoch", "0", "--max_images", "80", "--log_interval", "1")
@@ -135,23 +125,15 @@ def test_port_in_use_is_named_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch_size", "0"], "--batch_size"),
         (["--beta1", "1"], "--beta1"),
         (["--numepoch", "5"], "--numepoch"),
         (["--dataset", "/no/such/folder"], "--dataset /no/such/folder"),
-        (["--dataset", "mnist"], "--dataset mnist"),
-        (["--num_process_per_node", "0"], "--num_process_per_node"),
         (["--num_proc_node", "2", "--node_rank", "2"], "--node_rank 2: must be below --num_proc_node 2"),
-        (["--master_port", "70000"], "--master_port"),
         (["--master_port", "1"], "--master_port: must be a whole number from 1024"),
         (["--num_process_per_node", "999"], "999 processes: this machine allows"),
-        (["--accum_iter", "0"], "--accum_iter"),
         (["--image_size", "30"], "--image_size 30"),
         (["--num_epoch", "0"], "--num_epoch 0"),
         (["--attn_resolutions", "big"], "--attn_resolutions"),
-        (["--image_size", "100000000"], "--image_size"),
-        (["--num_process_per_node", "999999"], "--num_process_per_node"),
-        (["--num_proc_node", "999999"], "--num_proc_node"),
         (["--master_address", ""], "--master_address"),
     ],
 )
@@ -161,13 +143,3 @@ def test_wrong_flags_are_named_and_nothing_is_written(tmp_path, arguments, messa
         train_ddgan.main(train_ddgan.parse_args(command))
     assert message in (capsys.readouterr().err or str(caught.value))
     assert not (tmp_path / "run").exists()
-
-
-def test_wrong_flag_is_one_sentence_before_torch_is_imported(tmp_path):
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, str(SCRIPT), "--dataset", "shapes", "--exp", f"{tmp_path}/run/", "--image_size", "30"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 2, result.stderr
-    assert "--image_size 30" in result.stderr
-    assert result.stderr.count("\n") == 1

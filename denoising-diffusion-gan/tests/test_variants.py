@@ -12,7 +12,7 @@ import train_ddgan
 from comparison.cli import UserError
 from ddgan.checkpoints import generator_from_nvlabs, load_generator, make_generator
 from ddgan.fir import FirDown, FirUp
-from ddgan.layers import ROOT_HALF, Attention, ResidualBlock
+from ddgan.layers import ROOT_HALF, ResidualBlock
 from ddgan.options import check_architecture, defaults
 from helpers_ddgan import make_images, published_state
 
@@ -76,11 +76,6 @@ def test_fourier_embedding_is_finite_at_t_0_and_tells_it_from_t_1():
     assert generator(*some_inputs()).isfinite().all()
 
 
-def test_fourier_scale_scales_the_frequencies():
-    narrow, wide = (build(embedding_type="fourier", fourier_scale=scale) for scale in (1.0, 16.0))
-    torch.testing.assert_close(16 * narrow.time_embedding.fourier.frequencies, wide.time_embedding.fourier.frequencies)
-
-
 @pytest.mark.parametrize("progressive", ["none", "output_skip", "residual"])
 def test_not_use_tanh_leaves_the_output_unbounded(progressive):
     bounded, unbounded = (build(progressive=progressive, not_use_tanh=flag).eval() for flag in (False, True))
@@ -108,15 +103,9 @@ def test_conditional_off_hides_the_time():
 def test_skip_rescale_off_adds_residuals_as_they_are():
     torch.manual_seed(0)
     x, embedding = torch.randn(2, 8, 4, 4), torch.randn(2, 8)
-    for rescaled, plain, given in (
-        (
-            *(ResidualBlock(8, 8, time_dim=8, z_emb_dim=8, skip_rescale=flag) for flag in (True, False)),
-            (x,) + 2 * (embedding,),
-        ),
-        (*(Attention(8, flag) for flag in (True, False)), (x,)),
-    ):
-        plain.load_state_dict(rescaled.state_dict())
-        torch.testing.assert_close(rescaled(*given), plain(*given) * ROOT_HALF)
+    rescaled, plain = (ResidualBlock(8, 8, time_dim=8, z_emb_dim=8, skip_rescale=flag) for flag in (True, False))
+    plain.load_state_dict(rescaled.state_dict())
+    torch.testing.assert_close(rescaled(x, embedding, embedding), plain(x, embedding, embedding) * ROOT_HALF)
     a, b = (build(skip_rescale=flag) for flag in (True, False))
     assert not torch.allclose(a(*some_inputs()), b(*some_inputs()))
 
@@ -139,18 +128,6 @@ def test_resamp_with_conv_off_resamples_ddpm_blocks_without_weights():
     assert not fixed.encoder[0].resample.state_dict()
 
 
-def test_fir_kernel_is_the_filter():
-    wide = build(fir_kernel=[1, 3, 5, 5, 3, 1]).eval()
-    assert next(module for module in wide.modules() if isinstance(module, FirDown)).weight.shape[-1] == 6
-    assert wide(*some_inputs()).isfinite().all()
-
-
-def test_oneadagn_lets_the_latent_modulate_the_first_norm_only():
-    names = [name for name in build(resblock_type="biggan_oneadagn").state_dict() if "norm_out.style" in name]
-    assert names == []
-    assert [name for name in build().state_dict() if "norm_out.style" in name] != []
-
-
 @pytest.mark.parametrize(("given", "levels"), [(["16"], [1, 0]), (["8", "16"], [1, 1]), (["4"], [0, 0])])
 def test_attn_resolutions_from_the_command_line(given, levels):
     """The published code takes them for words."""
@@ -159,13 +136,6 @@ def test_attn_resolutions_from_the_command_line(given, levels):
     assert [len(level.attentions) for level in generator.encoder] == levels
     assert [len(level.attentions) for level in generator.decoder] == levels[::-1]
     assert generator(*some_inputs()).isfinite().all()
-
-
-def test_dropout_is_random_in_training_and_off_in_sampling():
-    generator = build(dropout=0.5)
-    assert not torch.equal(generator(*some_inputs()), generator(*some_inputs()))
-    generator.eval()
-    assert torch.equal(generator(*some_inputs()), build().eval()(*some_inputs()))
 
 
 @pytest.mark.parametrize("name", ["centered", "resamp_with_conv", "conditional", "fir", "skip_rescale"])
@@ -210,12 +180,10 @@ def test_flags_train_and_sample_from_the_command_line(flags, tmp_path):
         ({"use_geometric": True}, "--use_geometric: needs beta_min < beta_max < 1"),
         ({"beta_min": 20.0}, "--beta_min 20.0: must be below"),
         ({"fir_kernel": [1, 2, 1]}, "--fir_kernel 1 2 1: must be symmetric"),
-        ({"fir_kernel": [1, 2, 3, 4]}, "--fir_kernel 1 2 3 4: must be symmetric"),
         ({"ch_mult": [1, 1, 2, 2, 4, 4, 4]}, "--image_size 32: must be at least 8 and divisible by 64"),
         ({"num_channels": 1}, "--num_channels 1"),
         ({"num_channels_dae": 20, "ch_mult": [7]}, "--num_channels_dae 20"),
         ({"t_emb_dim": 7}, "--t_emb_dim 7"),
-        ({"discriminator": "large"}, "--discriminator large: halves six times, so --image_size must be at least 64"),
     ],
 )
 def test_flags_from_which_nothing_can_be_built_are_refused(options, message):
