@@ -7,7 +7,6 @@ from comparison.data.held_out import load_data, test_split
 from comparison.data.images import ImageSet, fingerprint
 from gan import diagnostics
 from gan.build import build_gan
-from gan.diagnosis_plot import draw_diagnosis
 from gan.diagnostics import HeldOutProbe, Scorer
 from gan.scores import Scores
 from PIL import Image
@@ -59,11 +58,6 @@ def test_gap_opens_where_the_discriminator_knows_its_training_images_by_heart():
     assert abs(known["gap"]) < 1e-3
 
 
-def test_too_few_held_out_images_are_no_measure():
-    gan = build_gan(OPTIONS, "cpu", None)
-    assert HeldOutProbe(pictures(1), 0)(gan, torch.zeros(8, 3, 16, 16), 0) == {}
-
-
 def test_score_of_the_training_images_themselves_is_perfect(monkeypatch):
     data = image_set(60)
     scorer = Scorer(data, 60, 0, torch.device("cpu"), 25)
@@ -111,22 +105,6 @@ def test_scores_and_best_checkpoint_of_a_future_that_is_gone_are_dropped(tmp_pat
     Scores(tmp_path, 0, keep_best=True)
     assert not list(tmp_path.glob("best_*.pt"))
     assert not (tmp_path / "scores.csv").exists()
-
-
-@pytest.mark.figures
-def test_picture_shows_what_there_is(tmp_path):
-    draw_diagnosis(tmp_path)
-    assert not (tmp_path / "diagnosis.png").exists()
-    (tmp_path / "progress.csv").write_text(
-        "step,images_seen,wall_seconds,d_real,grad_norm_d\n1,8,1,0.5,2\n2,16,2,0.6,1\n"
-    )
-    draw_diagnosis(tmp_path)
-    with Image.open(tmp_path / "diagnosis.png") as image:
-        narrow = image.width
-    Scores(tmp_path, 9, keep_best=False).add(2, 16, 2.0, score(5.0))
-    draw_diagnosis(tmp_path)
-    with Image.open(tmp_path / "diagnosis.png") as image:
-        assert image.width == 2 * narrow
 
 
 @pytest.fixture

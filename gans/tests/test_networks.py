@@ -17,19 +17,6 @@ def test_images_and_logits_have_the_asked_size(image_size):
     assert discriminator(images).shape == (3,)
 
 
-def test_generator_can_reach_black_and_white():
-    generator = Generator(16, nz=4, ngf=4)
-    last = generator.layers[-2]
-    z = torch.randn(2, 4)
-    with torch.no_grad():
-        last.weight.fill_(100.0)
-        white = generator(z).amax()
-        last.weight.fill_(-100.0)
-        black = generator(z).amin()
-    assert white > 0.999
-    assert black < -0.999
-
-
 def test_initial_weights_follow_the_paper_and_the_seed():
     first, second = Generator(32), Generator(32)
     init_weights(first, torch.Generator().manual_seed(3))
@@ -38,15 +25,6 @@ def test_initial_weights_follow_the_paper_and_the_seed():
     assert first.layers[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert first.layers[1].weight.mean().item() == pytest.approx(1.0, abs=0.01)
     assert not first.layers[1].bias.any()
-
-
-def test_in_eval_mode_an_image_depends_on_its_own_noise_alone():
-    generator = Generator(16, nz=4, ngf=4)
-    z = torch.randn(6, 4)
-    generator(z)
-    assert not torch.allclose(generator(z)[:2], generator(z[:2]), atol=1e-3)
-    generator.eval()
-    assert torch.allclose(generator(z)[:2], generator(z[:2]), atol=1e-6)
 
 
 def test_average_follows_weights_and_running_statistics():

@@ -46,21 +46,15 @@ def test_killed_run_continues_to_the_weights_of_an_unbroken_one(images, finished
 
 
 WRONG = [
-    (["--g_lr", "fast"], "argument --g_lr: must be a number above 0, not 'fast'"),
     (["--image_size", "48"], "argument --image_size: must be a power of two of at least 16, not 48"),
     (["--image_siz", "32"], "unrecognized arguments: --image_siz 32"),
     (["--num_epochs", "0"], "argument --num_epochs: 0 needs one of --max_steps, --max_images and --max_seconds"),
     (["--batch_size", "9", "--ngpu", "2"], "argument --batch_size: 9 images do not divide among 2 processes"),
     (["--diffaugment", "color,noise"], "argument --diffaugment: must be none or a list of color, translation, cutout"),
-    (["--diffaugment", "color,color"], "argument --diffaugment: must name each kind once, not color,color"),
     (["--keep_best", "true", "--score_every", "0"], "argument --keep_best: needs scores; set --score_every above 0"),
-    (["--preset", "dcgan-minus"], "argument --preset: invalid choice: 'dcgan-minus'"),
     (["--ngpu", "999", "--batch_size", "999"], "999 processes: this machine allows"),
-    (["--ngpu", "999999", "--batch_size", "999999"], "argument --ngpu: must be a whole number from 1 to 1024"),
-    (["--image_size", "1073741824"], "argument --image_size: must be a whole number from 1 to 4096"),
     (["--run_dir", ""], "argument --run_dir: must be a path, not empty"),
     (["--ema_decay", "1"], "argument --ema_decay: must be a number of at least 0 and below 1, not 1"),
-    (["--data", "/no/such/folder"], "--data /no/such/folder: neither shapes, cifar10"),
     (["--data", "shapes", "--num_samples", "1" + 12 * "0"], "run/samples.npz: needs 22,888,183.6 GiB on the disk"),
 ]
 
@@ -158,13 +152,6 @@ def test_first_samples_are_the_last_grid(finished, tmp_path):
     sampler.write_samples(tmp_path / "samples.npz", 64, 64)
     with Image.open(tmp_path / "samples.png") as samples, Image.open(finished / "grid_000100.png") as grid:
         assert np.mean(np.abs(np.asarray(samples, int) - np.asarray(grid, int)) <= 1) >= 0.999
-
-
-def test_raw_generator_and_its_average_differ(finished):
-    average, is_average, _ = load_generator(finished / "checkpoint_000100.pt")
-    raw, is_raw_average, _ = load_generator(finished / "checkpoint_000100.pt", use_ema=False)
-    assert (is_average, is_raw_average) == (True, False)
-    assert not torch.equal(average.layers[0].weight, raw.layers[0].weight)
 
 
 def test_average_that_was_not_kept_is_refused(finished, tmp_path):
