@@ -90,15 +90,6 @@ def test_restored_game_with_every_switch_on_goes_on_bit_for_bit():
             assert torch.equal(value, theirs.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("name", ["loss", "d_norm", "diffaugment", "r1_gamma", "beta1", "beta2"])
-def test_every_switch_changes_the_game(name):
-    sizes = {size: OPTIONS[size] for size in ("nz", "ngf", "ndf", "batch_size")}
-    off = {**PRESETS["dcgan"], **sizes, "g_lr": 1e-3, "d_lr": 1e-3}
-    on = {**off, name: OPTIONS[name], "r1_every": 1}
-    first, second = (helpers_gans.play(make_gan(**options), 0, 3)[-1]["loss_g"].item() for options in (off, on))
-    assert first != second
-
-
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
 def test_bfloat16_stays_close_to_float32_with_every_switch_on(norm):
     exact, rounded = (helpers_gans.play(make_gan(dtype, d_norm=norm), 0, 3)[-1] for dtype in (None, torch.bfloat16))

@@ -12,7 +12,6 @@ import pytest
 import torch
 from diffusion_testing import run_script, script_env, tiny_flags, words, write_images
 from improved_diffusion import logger, train_util
-from improved_diffusion.checkpoints import fill_network
 from improved_diffusion.resample import LossSecondMomentResampler
 from improved_diffusion.script_util import create_model_and_diffusion
 
@@ -243,13 +242,6 @@ def test_checkpoints_that_cannot_be_continued_are_refused(loop, tmp_path):
     (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ValueError, match=r"torn\.pt: not readable as a checkpoint"):
         loop(resume_checkpoint=str(tmp_path / "torn.pt"))
-
-
-def test_networks_of_the_user_with_integer_buffers_are_loaded():
-    saved, network = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    saved.num_batches_tracked += 5
-    fill_network(network, saved.state_dict(), "own.pt")
-    assert network.num_batches_tracked == 5
 
 
 def test_checkpoint_without_its_last_file_does_not_count(loop, tmp_path):

@@ -71,20 +71,6 @@ def test_step_towards_the_target_ends_on_the_exact_path(high, low):
     assert miss(64) < miss(4)
 
 
-def test_paths_with_different_numbers_of_steps_do_not_mix():
-    diffusion = process()
-    loss = TrajectoryLoss(diffusion, gaussian_teacher(diffusion), GRIDS)
-    y = torch.randn(3, 3, 4, 4)
-    high, low = torch.tensor([[20.0, 1.0, 4.0], [0.0, 0.0, 1.4]], dtype=torch.float64)
-    substeps = torch.tensor([8, 4, 2])
-    together = loss.target(y, high, low, substeps, {})
-    for i in range(3):
-        part = slice(i, i + 1)
-        torch.testing.assert_close(
-            loss.target(y[part], high[part], low[part], substeps[part], {}), together[part], rtol=1e-5, atol=1e-5
-        )
-
-
 def test_student_learns_the_paths_of_gaussian_data_in_one_and_two_evaluations():
     torch.manual_seed(0)
     diffusion = process()

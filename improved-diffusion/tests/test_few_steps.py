@@ -144,10 +144,3 @@ def test_distilled_model_is_not_distilled_again(runs, tmp_path):
     model = runs / "classes" / "ema_0.9999_000004.pt"
     with pytest.raises(UserError, match="already distilled; give its teacher"):
         call_script(DISTILL, SMALL, "--model_path", model, "--run_dir", tmp_path)
-
-
-def test_evaluations_are_numbers_from_one_to_four(capsys):
-    with pytest.raises(SystemExit) as end:
-        call_script(DISTILL, "--model_path x.pt --evaluations 2,5")
-    assert end.value.code == 2
-    assert "must be different numbers from 1 to 4" in capsys.readouterr().err

@@ -60,20 +60,6 @@ def test_line_that_was_cut_short_does_not_spoil_the_next(tmp_path):
     assert rows_of(tmp_path / "progress.csv") == [{"loss": "0.5", "step": "1"}, {"loss": "0.25", "step": "2"}]
 
 
-def test_levels_pass_over_what_is_below_them(tmp_path):
-    logger.configure(tmp_path, ["log"])
-    logger.set_level(logger.WARN)
-    logger.info("not this")
-    logger.debug("nor this")
-    logger.warn("this")
-    logger.error("and this")
-    logger.set_level(logger.DISABLED)
-    logger.error("nothing")
-    logger.logkv("a", 1)
-    logger.dumpkvs()
-    assert (tmp_path / "log.txt").read_text().splitlines()[1:] == ["this", "and this"]
-
-
 def test_environment_names_folder_and_formats(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_LOGDIR", str(tmp_path / "run"))
     monkeypatch.setenv("OPENAI_LOG_FORMAT", "log, json")
@@ -108,21 +94,6 @@ def test_scoped_log_leaves_the_outer_one_as_it_was(tmp_path):
     logger.log("outside")
     assert (tmp_path / "inner" / "log.txt").read_text().splitlines()[1:] == ["inside"]
     assert (tmp_path / "outer" / "log.txt").read_text().splitlines()[1:] == ["outside"]
-
-
-def test_communicator_averages_over_processes_by_their_counts(tmp_path):
-    class TwoProcesses:
-        """This process, and one that has seen three values of 4 and another key."""
-
-        def Get_rank(self):
-            return 0
-
-        def allgather(self, own):
-            return [own, {"loss": (12.0, 3), "lr": (0.5, 1)}]
-
-    logger.configure(tmp_path, ["csv"], comm=TwoProcesses())
-    logger.logkv_mean("loss", 0.0)
-    assert logger.dumpkvs() == {"loss": 3.0, "lr": 0.5}
 
 
 def test_tensorboard_events_hold_the_values(tmp_path):

@@ -1,7 +1,5 @@
 """Recorded updates are the updates that they were recorded from; a CPU's stand-in for CUDA graphs shows it."""
 
-import weakref
-
 import pytest
 import torch
 from comparison.gpu.cuda_graphs import GraphedFunction, by_cuda_graph
@@ -67,14 +65,6 @@ def test_recorded_updates_are_the_plain_ones(options, extra):
     assert recorder.replayed == 6 - GraphedFunction.WARM_UP
     torch.testing.assert_close(recorded, plain, rtol=0, atol=0)
     assert recorded_means == means
-
-
-def test_trainer_is_gone_with_its_last_reference():
-    trainer = tiny_trainer()
-    train(trainer, 2)
-    gone = weakref.ref(trainer)
-    del trainer
-    assert gone() is None  # not only when cycles are next looked for
 
 
 @pytest.mark.filterwarnings("error:not recorded")

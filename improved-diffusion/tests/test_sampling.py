@@ -54,21 +54,6 @@ def test_samples_of_another_setting_lie_in_a_folder_of_their_own(run_dir, capsys
         assert np.abs(walk[0] - images[2 * row]).max() <= 1
 
 
-def test_walks_of_ancestral_steps_share_their_noise(run_dir):
-    assert sample(run_dir, "--timestep_respacing 2 --num_samples 8 --interpolation") == 0
-    images = np.load(run_dir / "samples_8x16x16x3.npz")["arr_0"].astype(int)
-    for row, walk in enumerate(cells(run_dir / "interpolation.png")):
-        assert np.abs(walk[0] - images[2 * row]).max() <= 1
-        assert np.abs(walk[7] - images[2 * row]).max() > 1
-
-
-def test_training_of_a_foreign_file_is_unknown(run_dir):
-    foreign = (run_dir / "ema_0.99_000020.pt").rename(run_dir / "cifar10_uncond_50M_500K.pt")
-    assert call_script(SAMPLE, CPU, "--timestep_respacing 1 --num_samples 1 --model_path", foreign) == 0
-    facts = json.loads((run_dir / "sampling.json").read_text())
-    assert facts["trained"] == {"step": None, "images_seen": None, "wall_seconds": None}
-
-
 def drawn(run_dir, *flags, out="out"):
     """Draw 8 images; return them with their labels and what sampling.json says."""
     assert sample(run_dir, "--num_samples 8", *flags, "--out_dir", run_dir / out) == 0

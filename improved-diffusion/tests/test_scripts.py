@@ -211,18 +211,6 @@ def test_checkpoints_that_do_not_fit_are_refused(trained, images, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_run_from_before_predictions_and_schedules_is_known_as_finished(trained, images, tmp_path, capsys):
-    config = json.loads((trained / "config.json").read_text())
-    newer = ("prediction", "loss_weighting", "snr_gamma", "patch_size", "lr_decay", "ema_every", "beta2")
-    config["options"] = {name: value for name, value in config["options"].items() if name not in newer}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    common = (TINY, "--data_dir", images, "--run_dir", tmp_path, "--max_steps 20 --save_interval 10")
-    assert call_script(TRAIN, *common) == 0
-    assert "finished (max_steps 20)" in capsys.readouterr().out
-    with pytest.raises(UserError, match="prediction epsilon there, velocity here"):
-        call_script(TRAIN, *common, "--prediction velocity")
-
-
 def test_flags_that_disagree_with_the_run_are_refused(trained, tmp_path):
     flags = ["--model_path", trained / "model000020.pt", "--out_dir", tmp_path / "out"]
     refused(run_script(SAMPLE, *flags, "--noise_schedule", "linear"), "--noise_schedule linear", "cosine")

@@ -6,10 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from diffusion_testing import call_script, run_script, same_weights, script_command, script_env, write_images
-from PIL import Image
 
 TINY = (
     "--image_size 16 --num_channels 32 --num_res_blocks 1 --learn_sigma True --dropout 0.1 --diffusion_steps 50 "
@@ -66,17 +64,3 @@ def test_interrupted_run_from_disk_equals_unbroken_run_from_memory(from_memory, 
     assert done.returncode == 0, done.stderr
     assert "continue after step 6, 18 images" in done.stdout
     assert same_weights(run_dir, from_memory, 12)
-
-
-def test_super_resolution_trains_and_draws_its_grid_from_disk(images, tmp_path, monkeypatch):
-    flags = (
-        "--large_size 16 --small_size 8 --num_channels 32 --num_res_blocks 1 --diffusion_steps 50 --batch_size 4 "
-        "--grid_images 9 --grid_steps 1 --threads 1 --max_steps 1 --num_workers 0"
-    )
-    for memory in ("0", "8"):
-        monkeypatch.setenv("DATA_MEMORY", memory)
-        run = ["--data_dir", images, "--run_dir", tmp_path / memory]
-        assert call_script("scripts/super_res_train.py", flags, *run) == 0
-    assert same_weights(tmp_path / "0", tmp_path / "8", 1)
-    grids = [np.asarray(Image.open(tmp_path / memory / "grid_000001.png")) for memory in ("0", "8")]
-    assert np.array_equal(*grids)

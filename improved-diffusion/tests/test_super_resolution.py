@@ -132,15 +132,6 @@ def test_training_writes_a_run_of_its_own_family_with_rows_in_the_grid(trained):
     assert (grid[56:, 2 + 2 * 18 :] == 255).all()
 
 
-def test_training_is_continued_by_the_same_command_and_refused_for_other_sizes(trained, images, capsys):
-    flags = [TINY, "--class_cond True --batch_size 4 --save_interval 2 --log_interval 2 --grid_images 0"]
-    command = [*flags, "--data_dir", images, "--run_dir", trained, "--max_steps"]
-    assert call_script(TRAIN, *command, 4) == 0
-    assert "finished" in capsys.readouterr().out
-    with pytest.raises(UserError, match="small_size 8 there, 4 here"):
-        call_script(TRAIN, *command, 8, "--small_size 4")
-
-
 def test_enlarged_images_keep_the_order_and_labels_of_the_base_whatever_the_batch_size(trained, base, tmp_path):
     drawn = []
     for batch_size in (3, 10):
