@@ -1,4 +1,4 @@
-"""The classifier: small enough, the network that was trained, and what its facts say."""
+"""The classifier: small enough, and the network that was trained."""
 
 import json
 

@@ -13,10 +13,6 @@ def matched(images):
     return modes[modes >= 0]
 
 
-def covered(images):
-    return len(matched(images).unique())
-
-
 @pytest.mark.parametrize("count", [10, 100, 200, 1000])
 def test_every_picture_is_matched_to_its_own_mode(count):
     images, labels = shapes.dataset(count, 32, split="test", limit=600)
