@@ -13,7 +13,7 @@ from comparison.data.images import fingerprint, save_npz
 from comparison.png import save_grid
 from comparison.report import explore, page, tables
 from comparison.report.pictures import PICTURES
-from comparison.report.rows import by_training, read_rows
+from comparison.report.rows import by_training, pool_trainings, read_rows
 
 RUNS = [f"runs/{model}/made" for model in ("gans", "improved-diffusion", "denoising-diffusion-gan")]
 
@@ -160,6 +160,13 @@ def test_further_trainings_are_pooled_and_their_range_is_stated(copy, no_picture
     assert cell(tables.quality_table(report["controls"], report["models"]), "DCGAN", "Frechet") == (
         "33.9 ± 1.1 [18.9 to 45.2]"
     )
+
+
+def test_pooled_interval_of_a_fraction_stays_between_0_and_1():
+    trainings = [{"precision": {"value": value, "interval": [0.9, 1.0]}} for value in (0.999, 1.0)]
+    low, high = pool_trainings(trainings)["precision"]["interval"]
+    assert low == pytest.approx(0.9995 - (0.099**2 + 0.1**2) ** 0.5 / 2)
+    assert high == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

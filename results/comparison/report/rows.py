@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import contract, formatting
+from comparison import contract
 from comparison.cli import UserError
 from comparison.data.images import fingerprint, load_npz
 from comparison.models import label_of
@@ -113,8 +113,12 @@ def pool_trainings(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if len(entries) == len(metrics):
             values = [entry["value"] for entry in entries]
             mean = sum(values) / len(values)
-            half = math.hypot(*map(formatting.half_width, entries)) / len(values)  # of a mean of independent samples
-            pooled[name] = {**first, "value": mean, "interval": [mean - half, mean + half], "trainings": values}
+            sides = [entry.get("interval") or (entry["value"], entry["value"]) for entry in entries]
+            low, high = (  # of a mean of independent samples; each side by itself, so that a fraction stays in [0, 1]
+                math.hypot(*(side[end] - value for side, value in zip(sides, values, strict=True))) / len(values)
+                for end in (0, 1)
+            )
+            pooled[name] = {**first, "value": mean, "interval": [mean - low, mean + high], "trainings": values}
     return pooled
 
 
