@@ -3,10 +3,13 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
 INSTALLED = $(VENV)/.installed
 
-.PHONY: compare test test-all lint
+.PHONY: compare samples test test-all lint
 
 compare: $(INSTALLED)
 	PYTHON=$(VENV)/bin/python bash results/compare.sh --data shapes --preset quick --name quick $(if $(FRESH),--fresh)
+
+samples: $(INSTALLED)
+	$(VENV)/bin/python results/sample_all.py
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

@@ -42,6 +42,7 @@ OTHER_TOOLS = {  # flags of torchrun, mpirun and SLURM
 # Commands that set up the machine, or that this suite is: named here so that a new one cannot slip through.
 NOT_RUN = (
     "make compare",  # its line of compare.sh is read below
+    "make samples",  # its script is run with other runs
     "make test",
     "python3 -m venv .venv",
     ". .venv/bin/activate",
@@ -242,8 +243,9 @@ def test_every_script_is_documented(scripts):
 def test_make_runs_the_documented_scripts_and_the_tests(shell):
     line = "bash results/compare.sh --data shapes --preset quick --name quick"
     assert line in JOBS
-    targets = shell("make -n compare && make -n compare FRESH=1 && make -n test").stdout
+    targets = shell("make -n compare && make -n compare FRESH=1 && make -n samples test").stdout
     assert f"{line} \n" in targets
     assert f"{line} --fresh" in targets
+    assert "results/sample_all.py" in targets
     assert "pytest" in targets
     assert "make test" in (ROOT / ".ci" / "run").read_text()

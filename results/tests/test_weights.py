@@ -1,6 +1,7 @@
 """Weights in 16 bits: exact return, damaged files, --checkpoint pretrained:RUN in every sampling script."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from comparison import cli, weights
 from comparison.checkpoints import load_torch
 from comparison.cli import UserError
 
+RUNS = Path(__file__).parents[1] / "runs"
 PAYLOAD = {
     "model": "gans",
     "step": 7,
@@ -83,3 +85,11 @@ def test_pretrained_names_a_run_with_weights(tmp_path, monkeypatch):
     assert weights.out_folder(run / weights.NAME) == run / "pretrained"
     with pytest.raises(argparse.ArgumentTypeError, match="no pretrained:other; there are: first"):
         read("pretrained:other")
+
+
+def test_committed_weights_are_whole_and_small():
+    paths = sorted(RUNS.glob(f"*/cifar10-jpeg-cpu/{weights.NAME}"))
+    assert {"gans", "improved-diffusion"} <= {path.parts[-3] for path in paths}
+    for path in paths:
+        assert path.stat().st_size <= 10e6
+        assert weights.load_weights(path)["model"] == path.parts[-3]
