@@ -98,8 +98,9 @@ case "${PRESET:-seed}" in
     DDGAN_SAMPLE_FLAGS="--batch_size 100 --eta 0"
     ;;
   quick)
-    # DDPM in 150 s of two cores: 1,900 updates, 90% of 1,000 samples show one of 180 modes (seed 1: 175). At lr 2e-3
-    # seed 0 reached 87%, and seed 1 diverged. With mirrored images 81 to 85% of 400 samples show a mode.
+    # DDPM in 150 s of two cores: 1,900 updates, 90% of 1,000 samples show one of 180 modes (seed 1: 175); on a slower
+    # machine 1,230 updates, 75% and 167. At lr 2e-3 seed 0 reached 87%, and seed 1 diverged. With mirrored images 81 to
+    # 85% of 400 samples show a mode.
     MODEL_FLAGS="--image_size 32 --patch_size 0 --num_channels 64 --num_res_blocks 1 --norm_groups 16"
     MODEL_FLAGS="$MODEL_FLAGS --attention_resolutions 8"
     DIFFUSION_FLAGS="--diffusion_steps 1000 --noise_schedule cosine --prediction x_start --loss_weighting min-snr"

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         command = [model.sample, "--checkpoint", str(path), "--out", str(folder / model.samples), *own, *flags]
         jobs.run(command, folder / "console.txt")
         rows.append((model, path.parent, folder))
-    draw(rows, args.num_samples, out)
+    draw(rows, args.name, args.num_samples, out)
     print(out)
 
 
@@ -65,8 +65,11 @@ def find_weights(name: str) -> list[tuple[Model, Path]]:
     return found
 
 
-def draw(rows: list[tuple[Model, Path, Path]], count: int, out: Path) -> None:
-    """Draw a row of samples for each model, titled with its label, evaluations and time per image."""
+def draw(rows: list[tuple[Model, Path, Path]], name: str, count: int, out: Path) -> None:
+    """Draw a row of samples for each model at twice their size, titled with its label, evaluations and time per image.
+
+    The title of a run with another name than `name` has that too.
+    """
     from comparison.data.images import load_npz
     from comparison.files import read_json
     from comparison.png import grid
@@ -79,8 +82,9 @@ def draw(rows: list[tuple[Model, Path, Path]], count: int, out: Path) -> None:
         facts = read_json(folder / "sampling.json")
         plural = "" if facts["nfe"] == 1 else "s"
         each = formatting.seconds(facts["seconds_per_image"])
-        title = f"{label} ({run.name}): {facts['nfe']:g} evaluation{plural}, {each} per image"
-        images = load_npz(find_samples(folder))[0][:count]
+        of_run = "" if run.name == name else f" ({run.name})"
+        title = f"{label}{of_run}: {facts['nfe']:g} evaluation{plural}, {each} per image"
+        images = load_npz(find_samples(folder))[0][:count].repeat_interleave(2, 2).repeat_interleave(2, 3)
         sheets.append(Sheet(title, model.colour, grid(images, columns=count)))
     draw_sheets(sheets, out)
 
