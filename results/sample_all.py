@@ -66,7 +66,7 @@ def find_weights(name: str) -> list[tuple[Model, Path]]:
 
 
 def draw(rows: list[tuple[Model, Path, Path]], name: str, count: int, out: Path) -> None:
-    """Draw a row of samples for each model at twice their size, titled with its label, evaluations and time per image.
+    """Draw the samples of each model under its label, evaluations and time per image.
 
     The title of a run with another name than `name` has that too.
     """
@@ -84,8 +84,8 @@ def draw(rows: list[tuple[Model, Path, Path]], name: str, count: int, out: Path)
         each = formatting.seconds(facts["seconds_per_image"])
         of_run = "" if run.name == name else f" ({run.name})"
         title = f"{label}{of_run}: {facts['nfe']:g} evaluation{plural}, {each} per image"
-        images = load_npz(find_samples(folder))[0][:count].repeat_interleave(2, 2).repeat_interleave(2, 3)
-        sheets.append(Sheet(title, model.colour, grid(images, columns=count)))
+        images = load_npz(find_samples(folder))[0][:count]
+        sheets.append(Sheet(title, model.colour, grid(images)))
     draw_sheets(sheets, out)
 
 
