@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import shlex
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,27 @@ def test_help_and_wrong_flags_need_no_torch(without_torch, scripts):
         assert "usage:" in out, script
         assert (wrong_status, wrong.count("\n")) == (2, 1), (script, wrong)
         assert "error:" in wrong, script
+
+
+UNUSABLE_PATHS = [
+    ("gans/cifar_gan.py --data {missing}", "missing"),
+    ("gans/cifar_gan.py --data {empty}", "no image found"),
+    ("gans/sample_gan.py --checkpoint {missing}.pt", "missing.pt"),
+    ("results/studies/gan_losses.py --data {missing}", "missing"),
+    ("improved-diffusion/scripts/image_train.py --data_dir {missing}", "missing"),
+    ("improved-diffusion/scripts/image_train.py --data_dir {empty}", "no image found"),
+    ("denoising-diffusion-gan/test_ddgan.py --dataset shapes --exp {missing}", "missing"),
+    ("results/evaluate.py {missing} --reference shapes", "missing"),
+    ("results/report.py --name x --anchors {missing}.json {empty}", "missing.json"),
+    ("results/train_classifier.py --data {missing} --test {empty}", "missing"),
+    ("results/studies/few_steps.py --data {missing}", "missing"),
+]
+
+
+def test_unusable_paths_are_refused_before_torch_is_imported(without_torch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    names = {"missing": tmp_path / "missing", "empty": tmp_path / "empty"}
+    answers = without_torch([shlex.split(line.format(**names)) for line, _ in UNUSABLE_PATHS])
+    for (line, message), (status, _, err) in zip(UNUSABLE_PATHS, answers, strict=True):
+        assert (status, err.count("\n")) == (2, 1), (line, err)
+        assert message in err, line

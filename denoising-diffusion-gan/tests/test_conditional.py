@@ -139,3 +139,9 @@ def test_training_script_refuses_classes_of_images_without_any(tmp_path):
     with pytest.raises(UserError, match=r"--class_cond: .*pictures has no classes"):
         train_ddgan.main(train_ddgan.parse_args([*flags, *TINY_TRAINING, "--class_cond", "--max_steps", "1"]))
     assert not list(tmp_path.glob("run/*.pth"))
+
+
+def test_initial_weights_of_a_seed_are_those_of_earlier_versions():
+    generator, discriminator = seeded_networks(SMALL, "small", 5)
+    sums = [sum(p.double().abs().sum().item() for p in network.parameters()) for network in (generator, discriminator)]
+    assert sums == pytest.approx([4037.191311, 1350.429831], rel=1e-6)

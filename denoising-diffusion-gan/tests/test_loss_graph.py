@@ -96,3 +96,11 @@ def test_mistakes_are_one_sentence_and_draw_nothing(runs, tmp_path, arguments, s
     with pytest.raises(UserError, match=sentence):
         call(*(argument.format(tmp_path) for argument in arguments))
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_values_that_no_axis_can_hold_are_left_out(tmp_path, figures):
+    write_run(tmp_path / "s0", rows=4)
+    with open(tmp_path / "s0" / "progress.csv", "a") as file:
+        file.write("5,40,5.5,1e308,-1e308,,0.0002\n6,48,6.5,1,1,1e300,0.0002\n")
+    call(tmp_path / "s0", "--also", "r1", "--out", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").is_file()

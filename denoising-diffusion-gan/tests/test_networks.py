@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ddgan.checkpoints import generator_from_nvlabs, make_generator
+from ddgan.discriminator import Discriminator
 from ddgan.fir import FirDown, FirUp, Resample, fir_weight
 from ddgan.layers import MinibatchStddev
 from helpers_ddgan import archive, config_of, discriminator_from_nvlabs, weights_by_recipe
@@ -53,6 +54,7 @@ def test_published_weights_of_another_configuration_are_refused():
         ({"ch_mult": [1, 2, 2, 2], "n_mlp": 4}, 48_432_515),
         ({"ch_mult": [1, 2, 2, 2], "n_mlp": 3}, 48_366_723),
         ({"ch_mult": [1, 2, 2, 2], "n_mlp": 4, "resblock_type": "biggan_oneadagn"}, 45_155_715),
+        ({"ch_mult": [1, 1, 2, 2, 4, 4], "num_channels_dae": 64, "image_size": 256}, 39_726_979),
     ],
 )
 def test_generator_has_the_published_number_of_parameters(config, count):
@@ -111,3 +113,9 @@ def test_minibatch_stddev_takes_any_batch(n, group):
     strided = x[:: n // group]  # image 0 with the others of its group
     expected = (strided.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
     torch.testing.assert_close(feature[0], expected.expand(4, 4))
+
+
+@pytest.mark.parametrize(("size", "count"), [("small", 12_741_633), ("large", 27_737_217)])
+def test_discriminator_has_the_published_number_of_parameters(size, count):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Discriminator(size).parameters()) == count

@@ -8,6 +8,7 @@ import pytest
 import test_ddgan as sampling
 import torch
 import train_ddgan
+from comparison import files
 from comparison.checkpoints import save_checkpoint
 from comparison.cli import UserError
 from comparison.data import shapes
@@ -216,3 +217,10 @@ def test_settings_folder_gets_samples_walks_and_the_training_behind_them(run_fol
     }  # fmt: skip
     assert Image.open(out.parent / "interpolation.png").size == (2 + 8 * 18, 2 + 4 * 18)
     assert len(images) == 8
+
+
+def test_export_that_does_not_fit_on_the_disk_names_the_file(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    with pytest.raises(UserError, match=r"netG_2\.pth: needs .* on the disk"):
+        sampling.main(sampling.parse_args(["--exp", f"{run_folder}/", "--export_nvlabs", str(tmp_path / "netG_2.pth")]))
+    assert list(tmp_path.glob("netG*")) == []

@@ -1,10 +1,12 @@
 """The search for training flags: the space, workers that share a study, trials that end early, the page."""
 
 import argparse
+import contextlib
 import csv
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -319,3 +321,15 @@ def test_no_two_workers_take_the_same_queued_training(tmp_path):
     for worker in workers:
         worker.join()
     assert sorted(taken) == list(range(20))
+
+
+def test_study_of_another_version_and_a_name_with_options_are_refused(tmp_path):
+    tuning.open_study(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("update alembic_version set version_num = 'v9.9.9.a'")
+    with pytest.raises(UserError, match=r"study\.db: not readable as a study"):
+        tuning.open_study(tmp_path)
+    args = tune_ddgan.parse_args(["--study", f"{tmp_path}/q?a/s", "--trials", "1"])
+    with pytest.raises(UserError, match=r"must not contain '\?'"):
+        tune_ddgan.main(args)
+    assert not (tmp_path / "q").exists()

@@ -14,11 +14,11 @@ from improved_diffusion.script_util import create_model_and_diffusion, model_and
 SMALL = {"num_channels": 16, "norm_groups": 8, "num_res_blocks": 1, "image_size": 16, "num_heads": 1}
 CASES = {
     "openai": {
+        "learn_sigma": True,
         "image_size": 32,
         "num_heads": 4,
         "attention_resolutions": "16,8",
         "diffusion_steps": 4000,
-        "learn_sigma": True,
     },
     "velocity": {"prediction": "velocity", "noise_schedule": "cosine", "num_heads": 1, "use_scale_shift_norm": False},
     "classes": {"class_cond": True, "prediction": "x_start", "num_res_blocks": 2, "attention_resolutions": "8"},
@@ -43,7 +43,7 @@ def test_pipeline_has_the_outputs_of_the_network(tmp_path, case):
     assert main(parse_args([*words, "--out_dir", str(tmp_path / "out")])) == 0
     assert (tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "out")
-    size = pipeline.unet.config.sample_size
+    size = network_size(pipeline)
     x, t = torch.randn(4, 3, size, size), torch.tensor([0, 1, 500, 999])
     y = torch.tensor([0, 4, 2, 1]) if network.num_classes else None
     with torch.no_grad():
@@ -55,6 +55,33 @@ def test_pipeline_has_the_outputs_of_the_network(tmp_path, case):
         images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
         assert images.shape == (2, size, size, 3)
         assert np.isfinite(images).all()
+
+
+def test_export_that_fails_leaves_the_folder_and_one_that_works_replaces_it(tmp_path, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    _, words, _, _ = save_network(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "unet").touch()
+    saved = diffusers.DDIMPipeline.save_pretrained
+    full = OSError(28, "No space left on device")
+
+    def fails(self, folder):
+        saved(self, folder)
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusers.DDIMPipeline, "save_pretrained", fails)
+        with pytest.raises(UserError, match=r"out: could not be written \(No space left"):
+            main(parse_args([*words, "--out_dir", str(out)]))
+    assert [path.name for path in out.iterdir()] == ["unet"]
+    assert main(parse_args([*words, "--out_dir", str(out)])) == 0
+    assert (out / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert not out.with_name("out.partial").exists()
+
+
+def network_size(pipeline):
+    return pipeline.unet.config.sample_size
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x_start", "velocity"])
@@ -108,3 +135,15 @@ def test_distilled_network_and_a_missing_package_are_refused(tmp_path, monkeypat
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="export its teacher"):
         main(parse_args(words))
+
+
+def test_converted_network_that_differs_is_not_written(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    import diffusers_pipeline
+
+    _, words, _, _ = save_network(tmp_path)
+    whole = diffusers_pipeline.convert
+    monkeypatch.setattr(diffusers_pipeline, "convert", lambda network: {k: 1.1 * v for k, v in whole(network).items()})
+    with pytest.raises(UserError, match=r"the converted network differs by .*; nothing is written"):
+        main(parse_args([*words, "--out_dir", str(tmp_path / "out")]))
+    assert not (tmp_path / "out").exists()

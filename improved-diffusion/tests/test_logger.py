@@ -118,3 +118,18 @@ def test_remote_folder_is_refused(monkeypatch):
     monkeypatch.setenv("OPENAI_LOGDIR", "gs://bucket/run")
     with pytest.raises(ValueError, match=r"gs://bucket/run: the log needs a local folder"):
         logger.configure(format_strs=["log"])
+
+
+def test_communicator_averages_over_processes_by_their_counts(tmp_path):
+    class TwoProcesses:
+        """This process, and one that has seen three values of 4 and another key."""
+
+        def Get_rank(self):
+            return 0
+
+        def allgather(self, own):
+            return [own, {"loss": (12.0, 3), "lr": (0.5, 1)}]
+
+    logger.configure(tmp_path, ["csv"], comm=TwoProcesses())
+    logger.logkv_mean("loss", 0.0)
+    assert logger.dumpkvs() == {"loss": 3.0, "lr": 0.5}

@@ -83,8 +83,13 @@ def test_damaged_picture_and_wrong_paths_are_named(tmp_path):
     (tmp_path / "damaged" / "data.mdb").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not readable as an LMDB database"):
         call_script(LSUN, tmp_path / "damaged", tmp_path / "out")
-    with pytest.raises(UserError, match=r"--prefix .*: must be the beginning of a file name"):
-        call_script(LSUN, broken, tmp_path / "out", "--prefix ../bed")
+    for prefix in ("bed/room", "../bed", ".bed"):
+        with pytest.raises(UserError, match=r"--prefix .*: must be the beginning of a file name"):
+            call_script(LSUN, broken, tmp_path / "out", f"--prefix {prefix}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(UserError, match="good: not readable as an image"):
+            call_script(LSUN, broken, tmp_path / "bomb", "--image_size 8 --num_images 1")
 
 
 def test_package_is_named_where_it_is_missing(database, tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """The variational bound against a closed form, and image_nll.py as a user runs it."""
 
+import errno
 import json
 import math
 
+import measure_nll
 import numpy as np
 import pytest
 import torch
@@ -149,3 +151,14 @@ def test_two_processes_share_the_images_and_find_the_same(run_dir, tmp_path):
     assert two[0]["bits_per_dim"] == pytest.approx(one[0]["bits_per_dim"], rel=1e-5)
     np.testing.assert_allclose(two[1], one[1], rtol=1e-3, atol=1e-6)
     assert not list((tmp_path / "two").glob("*part*"))
+
+
+def test_sums_that_do_not_fit_on_the_disk_are_named(tmp_path, monkeypatch):
+    sums = measure_nll.Sums(tmp_path / "nll.part-1.npz", 2, 3)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match=r"nll\.part-1\.npz: could not be written \(No space left on device; "):
+        sums.save()

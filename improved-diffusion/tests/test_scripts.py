@@ -269,3 +269,21 @@ def test_any_folder_of_classes_becomes_the_training_folder(images, tmp_path):
     assert len(names) == 6
     assert {name.split("_")[0] for name in names} == {"cat", "dog"}
     assert not (tmp_path / "cifar_test").exists()
+
+
+def test_rows_of_a_damaged_progress_json_are_those_of_progress_csv(trained, images, tmp_path):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    (run_dir / "progress.json").write_text('{"step": 3}\n{"step": garbage\n')
+    assert call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 21) == 0
+    lines = [json.loads(line) for line in (run_dir / "progress.json").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12, 15, 18, 20, 21]
+    assert lines[0]["loss"] > 0
+
+
+@pytest.mark.parametrize("meter", ["text", {"sums": 3}, [1]])
+def test_sums_of_another_kind_are_refused_in_one_sentence(trained, images, tmp_path, meter):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    payload = torch.load(run_dir / "opt000020.pt", weights_only=True)
+    torch.save({**payload, "meter": meter}, run_dir / "opt000020.pt")
+    with pytest.raises(UserError, match="the sums of the next row beside it do not fit"):
+        call_script(TRAIN, TINY, "--data_dir", images, "--run_dir", run_dir, "--max_steps", 21)

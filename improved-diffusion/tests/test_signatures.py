@@ -156,3 +156,44 @@ def test_flags_and_defaults_are_the_published_ones():
     }
     assert model_and_diffusion_defaults().items() >= {**common, "image_size": 64, "sigma_small": False}.items()
     assert sr_model_and_diffusion_defaults().items() >= {**common, "large_size": 256, "small_size": 64}.items()
+
+
+CONSTANTS = {
+    "script_util.NUM_CLASSES": 1000,
+    "train_util.INITIAL_LOG_LOSS_SCALE": 20.0,
+    "dist_util.GPUS_PER_NODE": 8,
+    "dist_util.SETUP_RETRY_COUNT": 3,
+    "logger.DEBUG": 10,
+    "logger.INFO": 20,
+    "logger.WARN": 30,
+    "logger.ERROR": 40,
+    "logger.DISABLED": 50,
+}
+
+
+MEMBERS = {
+    "ModelMeanType": ["PREVIOUS_X", "START_X", "EPSILON", "VELOCITY"],  # VELOCITY is this project's
+    "ModelVarType": ["LEARNED", "FIXED_SMALL", "FIXED_LARGE", "LEARNED_RANGE"],
+    "LossType": ["MSE", "RESCALED_MSE", "KL", "RESCALED_KL"],
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_are_the_published_ones(name):
+    module, constant = name.split(".")
+    assert getattr(importlib.import_module(f"improved_diffusion.{module}"), constant) == CONSTANTS[name]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_types_of_process_have_the_published_members(name):
+    from improved_diffusion import gaussian_diffusion
+
+    assert [member.name for member in getattr(gaussian_diffusion, name)] == MEMBERS[name]
+
+
+def test_samplers_have_the_published_family():
+    from improved_diffusion import resample
+
+    assert issubclass(resample.UniformSampler, resample.ScheduleSampler)
+    assert issubclass(resample.LossAwareSampler, resample.ScheduleSampler)
+    assert issubclass(resample.LossSecondMomentResampler, resample.LossAwareSampler)
