@@ -131,15 +131,19 @@ def _draw_speed(axes: Axes, timed: Sequence[Row], rows: Sequence[Row]) -> None:
     axes.set_xscale("log")
     times = [row["seconds_per_image"] for row in timed]
     axes.set_xlim(min(times) / 4, max(times) * 4)
+    labels: list[tuple[float, tuple[float, float]]] = []  # evaluations, and where they stand
     for name, colour, marker, group in _series(rows):
         points = sorted((row for row in group if row in timed), key=lambda row: row["seconds_per_image"])
         x, entries = [row["seconds_per_image"] for row in points], [row["metrics"][QUALITY] for row in points]
         if points:
             _draw_line(axes, name, colour, marker, x, entries)
         for row in (row for row in points if row["nfe"]):
-            point = (row["seconds_per_image"], row["metrics"][QUALITY]["value"])
-            look: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": 9}
-            axes.annotate(f"{row['nfe']:g}", point, (6, 5), **look)
+            nfe, point = row["nfe"], (row["seconds_per_image"], row["metrics"][QUALITY]["value"])
+            if any(nfe == other and _overlap(point, place) for other, place in labels):
+                continue
+            labels.append((nfe, point))
+            look: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": 9, "ha": "center"}
+            axes.annotate(f"{nfe:g}", point, (0, 7), **look)
     front = pareto_front(rows)
     x = [*(row["seconds_per_image"] for row in front), axes.get_xlim()[1]]
     y = [row["metrics"][QUALITY]["value"] for row in front]
@@ -148,6 +152,11 @@ def _draw_speed(axes: Axes, timed: Sequence[Row], rows: Sequence[Row]) -> None:
     )
     axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
     axes.set_xlabel("time per image (log; numbers: network evaluations)")
+
+
+def _overlap(point: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Return whether the labels of two points would lie on each other."""
+    return all(max(pair) < 1.2 * min(pair) for pair in zip(point, other, strict=True))
 
 
 def _draw_training(axes: Axes, rows: Sequence[Row]) -> None:
