@@ -85,8 +85,8 @@ case "${PRESET:-seed}" in
     R3GAN_FLAGS="--preset r3gan-tiny --image_size 32 --num_epochs 0 --grid_every 5 --score_every 0"
     R3GAN_FLAGS="$R3GAN_FLAGS --r1_gamma 0.5 --g_lr 5e-4 --d_lr 5e-4 --beta2 0.99"
     GAN_FLAGS=$R3GAN_FLAGS
-    # DDGAN as in `quick`, with mirrored images, a longer denoiser phase and discriminator steps in it: 21,700 updates,
-    # Frechet distance 103.4, of which 103.5 after 27 minutes; the published recipe reached 231.8
+    # DDGAN as in `quick`, with mirrored images, a longer denoiser phase and discriminator steps in it: Frechet distance
+    # 103.4 after 36 minutes and 21,700 updates, 103.5 after 27; the published recipe reached 231.8
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 64 --ch_mult 1 1 --num_res_blocks 1"
     DDGAN_FLAGS="$DDGAN_FLAGS --attn_resolutions 8 --resblock_type ddpm --progressive_input none --fir --resamp_with_conv"
     DDGAN_FLAGS="$DDGAN_FLAGS --nz 64 --z_emb_dim 128 --t_emb_dim 64 --n_mlp 2 --num_timesteps 4 --beta_max 12"
@@ -120,8 +120,9 @@ case "${PRESET:-seed}" in
     DCGAN_PLUS_FLAGS="$DCGAN_PLUS_FLAGS --keep_best false"
     R3GAN_FLAGS="--preset r3gan-tiny $DCGAN_FLAGS"
     GAN_FLAGS=$R3GAN_FLAGS
-    # DDGAN in 150 s of a machine half as fast: 1,300 updates, Frechet distance 33, 15% of 1,000 samples show one of 24
-    # modes; as a denoiser alone 154, 5% and 30. Ablation: results/studies/hybrid
+    # DDGAN in 150 s of two cores, three seeds: 1,570 to 1,690 updates, Frechet distance 42 (34 to 49), 15% of 1,000
+    # samples show one of 34 modes; on a slower machine 33, 15% and 24, and as a denoiser alone 154, 5% and 30.
+    # Ablation: results/studies/hybrid
     DDGAN_FLAGS="--image_size 32 --num_channels 3 --domain patch --num_channels_dae 64 --ch_mult 1 1"
     DDGAN_FLAGS="$DDGAN_FLAGS --num_res_blocks 1 --attn_resolutions 8 --resblock_type ddpm --progressive_input none --fir"
     DDGAN_FLAGS="$DDGAN_FLAGS --resamp_with_conv --nz 64 --z_emb_dim 128 --t_emb_dim 64 --n_mlp 2"

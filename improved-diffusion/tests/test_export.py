@@ -14,11 +14,11 @@ from improved_diffusion.script_util import create_model_and_diffusion, model_and
 SMALL = {"num_channels": 16, "norm_groups": 8, "num_res_blocks": 1, "image_size": 16, "num_heads": 1}
 CASES = {
     "openai": {
-        "learn_sigma": True,
         "image_size": 32,
         "num_heads": 4,
         "attention_resolutions": "16,8",
         "diffusion_steps": 4000,
+        "learn_sigma": True,
     },
     "velocity": {"prediction": "velocity", "noise_schedule": "cosine", "num_heads": 1, "use_scale_shift_norm": False},
     "classes": {"class_cond": True, "prediction": "x_start", "num_res_blocks": 2, "attention_resolutions": "8"},
@@ -43,7 +43,7 @@ def test_pipeline_has_the_outputs_of_the_network(tmp_path, case):
     assert main(parse_args([*words, "--out_dir", str(tmp_path / "out")])) == 0
     assert (tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "out")
-    size = network_size(pipeline)
+    size = pipeline.unet.config.sample_size
     x, t = torch.randn(4, 3, size, size), torch.tensor([0, 1, 500, 999])
     y = torch.tensor([0, 4, 2, 1]) if network.num_classes else None
     with torch.no_grad():
@@ -78,10 +78,6 @@ def test_export_that_fails_leaves_the_folder_and_one_that_works_replaces_it(tmp_
     assert main(parse_args([*words, "--out_dir", str(out)])) == 0
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert not out.with_name("out.partial").exists()
-
-
-def network_size(pipeline):
-    return pipeline.unet.config.sample_size
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x_start", "velocity"])

@@ -11,9 +11,10 @@ from comparison.cli import UserError
 from comparison.data import shapes
 from comparison.data.images import fingerprint, save_npz
 from comparison.png import save_grid
-from comparison.report import explore, page, tables
+from comparison.report import charts, explore, page, tables
 from comparison.report.pictures import PICTURES
 from comparison.report.rows import by_training, pool_trainings, read_rows
+from matplotlib.figure import Figure
 
 RUNS = [f"runs/{model}/made" for model in ("gans", "improved-diffusion", "denoising-diffusion-gan")]
 
@@ -399,3 +400,20 @@ def test_wrong_arguments_are_one_sentence(copy, report, args, says):
     shutil.copy(copy / "report/anchors.json", copy / "old.json")
     change(copy / "old.json", lambda a: a["checks"][0].pop("verdict"))
     refused(report(*args), says)
+
+
+def test_equal_numbers_of_evaluations_at_one_place_are_written_once():
+    shared = {"series": "improved DDPM", "model": "improved-diffusion", "setting": None, "label": "improved DDPM"}
+    points = [
+        ("dpmpp", 2, 0.0030, 712.3),
+        ("unipc", 2, 0.0031, 712.2),
+        ("unipc", 4, 0.006, 244.0),
+        ("few", 4, 0.006, 84),
+    ]
+    rows = [
+        {**shared, "sampler": sampler, "nfe": nfe, "seconds_per_image": time, "metrics": {charts.QUALITY: {"value": y}}}
+        for sampler, nfe, time, y in points
+    ]
+    axes = Figure().subplots()
+    charts._draw_speed(axes, rows, rows)
+    assert sorted(text.get_text() for text in axes.texts) == ["2", "4", "4"]
